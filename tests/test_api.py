@@ -304,3 +304,14 @@ def test_importing_thumbnet_still_imports_no_torch_and_no_console() -> None:
     code = "import sys, thumbnet; print(sorted(m for m in ('torch', 'rich', 'thumbnet.api') if m in sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_an_export_finds_the_runs_data_or_says_how_to_name_their_new_place(tmp_path: Path) -> None:
+    pictures = write_class_folders(tmp_path / "pictures", ["train", "test"], per_class=8)
+    run = thumbnet.train(pictures, "one-cycle", overrides=ONE, out=tmp_path / "run", progress=False)
+    out = tmp_path / "a.safetensors"
+    assert thumbnet.export(run, "safetensors", out, progress=False).source == str(pictures)
+    moved = pictures.rename(tmp_path / "moved")
+    with pytest.raises(ThumbnetError, match=r"name their new place: thumbnet\.export\('.*run', data=DATA\)$"):
+        thumbnet.export(run, "safetensors", out, progress=False)
+    assert thumbnet.export(run, "safetensors", out, data=moved, progress=False).source == str(moved)

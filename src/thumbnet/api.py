@@ -15,7 +15,7 @@ from torch import nn
 
 from thumbnet.data.corrections import Labels
 from thumbnet.data.splits import Data
-from thumbnet.errors import InterruptedRunError, RecipeError
+from thumbnet.errors import DataError, InterruptedRunError, RecipeError
 from thumbnet.invocation import rank
 from thumbnet.models.registry import name_of, provide
 from thumbnet.recipes.recipe import Recipe, assignments_of
@@ -91,8 +91,7 @@ def train(
         KeyboardInterrupt: it was stopped before its first step, or a second time.
     """
     settings = _with_model(overrides, model)
-    again = {"data": _is_in_memory(data), "model": model is not None}
-    with _followed(progress, listener, track) as told, _continued_by("resume", again):
+    with _followed(progress, listener, track) as told, _continued_by("resume", data, model):
         return training.train(
             data,
             recipe,
@@ -150,8 +149,7 @@ def resume(
         DataError: its data cannot be loaded, or have changed.
         InterruptedRunError, KeyboardInterrupt: as for :func:`train`.
     """
-    again = {"data": _is_in_memory(data), "model": model is not None}
-    with _followed(progress, listener, track) as told, _continued_by("resume", again):
+    with _followed(progress, listener, track) as told, _continued_by("resume", data, model):
         return training.resume(
             os.fspath(run_path),
             device=device,
@@ -207,8 +205,7 @@ def tune(
     settings = _with_model(overrides, model)
     from thumbnet.tuning import tune as tuning
 
-    again = {"data": _is_in_memory(data), "model": model is not None}
-    with _searched(progress, listener) as told, _continued_by("resume_tuning", again):
+    with _searched(progress, listener) as told, _continued_by("resume_tuning", data, model):
         return tuning.tune(
             data,
             recipe,
@@ -251,8 +248,7 @@ def resume_tuning(
     """
     from thumbnet.tuning import tune as tuning
 
-    again = {"data": _is_in_memory(data), "model": model is not None}
-    with _searched(progress, listener) as told, _continued_by("resume_tuning", again):
+    with _searched(progress, listener) as told, _continued_by("resume_tuning", data, model):
         return tuning.resume_tuning(os.fspath(path), device=device, listener=told, data=data, model=model)
 
 
@@ -325,19 +321,36 @@ def _with_model(
 
 def _data_for(run: str, fingerprint: str, data: Any, data_dir: str | Path | None) -> Data | None:
     """The data on which an export is compared with its run, as the command finds them."""
+    from thumbnet.cli.console import note
+    from thumbnet.runs.data import Wanted, load_wanted, open_run
+    from thumbnet.runs.finding import are_gone
+    from thumbnet.runs.provenance import recipe_of
+
     if isinstance(data, Data):
         return data  # read and split already, as for a training
     if data is not None and not isinstance(data, str | Path):
-        from thumbnet.runs.provenance import recipe_of
-
         return load_data(data, data_dir=data_dir, settings=recipe_of(run).data, one_class=True)
-    from thumbnet.cli import parse
-    from thumbnet.cli.run_data import known_data_of_run
-
-    options = parse(["export", "RUN"])
-    options.run, options.data = run, None if data is None else str(data)
-    options.data_dir = data_dir
-    return known_data_of_run(options, fingerprint)
+    trained = open_run(run)
+    own = None if trained is None else trained.settings.get("data")
+    source = own if data is None else str(data)
+    if source is None:
+        return None
+    try:
+        return load_wanted(
+            Wanted(
+                source,
+                recipe_of(run).data,
+                trained,
+                fingerprint,
+                data_dir=None if data_dir is None else str(data_dir),
+                tell=lambda text: note(f"thumbnet: {text}"),
+            )
+        )
+    except DataError as error:
+        if data is None and are_gone(own):
+            again = f"thumbnet.export({run!r}, data=DATA)"
+            raise DataError(f"{error}\nIf the run's data have moved, name their new place: {again}") from None
+        raise
 
 
 def _is_in_memory(data: Any) -> bool:
@@ -382,17 +395,18 @@ def _searched(progress: bool, listener: TuneListener | None) -> Iterator[TuneLis
 
 
 @contextmanager
-def _continued_by(function: str, needed: Mapping[str, bool]) -> Iterator[None]:
+def _continued_by(function: str, data: Any, model: Callable[..., nn.Module] | None) -> Iterator[None]:
     """If the work is stopped, let the error name the call that continues it.
 
     Args:
         function: the function of this package.
-        needed: whether the call needs ``data``, because they were in memory, and ``model``.
+        data: what the call was given; data in memory have to be given again.
+        model: the same.
     """
     try:
         yield
     except InterruptedRunError as error:
-        more = "".join(f", {name}={name.upper()}" for name, wanted in needed.items() if wanted)
+        more = ", data=DATA" * _is_in_memory(data) + ", model=MODEL" * (model is not None)
         call = f"thumbnet.{function}({str(error.path)!r}{more}"
         error.continue_by(f"{call})", f"{call}, finish=True)")
         raise

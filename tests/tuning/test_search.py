@@ -374,12 +374,17 @@ def test_data_in_memory_need_to_be_given_again(pretend: Pretend, tmp_path: Path)
     assert resume_tuning(out, data=data, device="cpu").summary["trials"] == 2
 
 
+def pictures_and_corrections(tmp_path: Path) -> tuple[Path, Path]:
+    """A folder of 48 pictures, half of them for the test, and a file that drops one of train's."""
+    labels = tmp_path / "labels.csv"
+    labels.write_text("picture,label,split,was,decision\ntrain/red/0.png,,train,red,drop\n")
+    return write_class_folders(tmp_path / "pictures", ["train", "test"], per_class=8), labels
+
+
 def test_corrections_of_labels_reach_the_trials_and_the_final_training(
     pretend: Pretend, tmp_path: Path
 ) -> None:
-    folder = write_class_folders(tmp_path / "pictures", ["train", "test"], per_class=8)
-    labels, out = tmp_path / "labels.csv", tmp_path / "search"
-    labels.write_text("picture,label,split,was,decision\ntrain/red/0.png,,train,red,drop\n")
+    (folder, labels), out = pictures_and_corrections(tmp_path), tmp_path / "search"
     with pytest.raises(InterruptedTuneError):
         tune(
             folder,
@@ -400,9 +405,7 @@ def test_corrections_of_labels_reach_the_trials_and_the_final_training(
 def test_data_that_are_corrected_already_are_read_again_with_their_corrections(
     pretend: Pretend, tmp_path: Path
 ) -> None:
-    folder = write_class_folders(tmp_path / "pictures", ["train", "test"], per_class=8)
-    labels, out = tmp_path / "labels.csv", tmp_path / "search"
-    labels.write_text("picture,label,split,was,decision\ntrain/red/0.png,,train,red,drop\n")
+    (folder, labels), out = pictures_and_corrections(tmp_path), tmp_path / "search"
     data = load_data(folder, labels=labels)
     with pytest.raises(InterruptedTuneError):
         tune(data, "small", trials=2, overrides=SHORTEST, out=out, device="cpu", listener=Stop(2))

@@ -26,7 +26,6 @@ from typing import TypeVar
 
 import numpy as np
 import PIL
-import psutil
 import torch
 from torch import Tensor
 
@@ -320,7 +319,7 @@ def _in_parallel(work: Callable[[int], T | None], split: Split, progress: Progre
     done = min(size, total)
     each = (time.perf_counter() - started) / done
     rest = math.ceil(total / size) - 1
-    with ThreadPoolExecutor(psutil.cpu_count() or 1) as pool, contextlib.ExitStack() as stack:
+    with ThreadPoolExecutor(usable_cores()) as pool, contextlib.ExitStack() as stack:
         parts: Iterable[object]
         if each > _WORTH_A_THREAD:
             parts = pool.map(lambda part: do(part + 1), range(rest))

@@ -38,6 +38,7 @@ from thumbnet.evaluation import Evaluation, evaluate_logits
 from thumbnet.files import user_path
 from thumbnet.multilabel import LabelEvaluation, evaluate_labels
 from thumbnet.recipes.settings import AUTO
+from thumbnet.runs.weights import HUB
 from thumbnet.runs.weights_info import TTA_NAMES, WeightsInfo
 
 if TYPE_CHECKING:
@@ -118,7 +119,7 @@ class Classifier(ABC):
 
     def loaded_from(self, path: str | Path) -> Self:
         """This classifier, which remembers that it was loaded from ``path``."""
-        self.place = str(path) if str(path).startswith("hf:") else str(user_path(path).absolute())
+        self.place = str(path) if str(path).startswith(HUB) else str(user_path(path).absolute())
         return self
 
     @abstractmethod

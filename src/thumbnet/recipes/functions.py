@@ -13,20 +13,18 @@ file that may come from a stranger allows nothing. Imports no torch.
 from __future__ import annotations
 
 import inspect
-import re
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 from thumbnet.errors import ModelCodeError, OwnCodeError, RecipeError, nearest
 from thumbnet.recipes import networks
-from thumbnet.recipes.networks import is_import_path
+from thumbnet.recipes.networks import is_import_path, is_name
 from thumbnet.recipes.own_code import import_object, path_of
 
 Function = Callable[..., Any]
 F = TypeVar("F", bound=Function)
 
 CROSS_ENTROPY = "cross-entropy"
-_LONGEST = 200  # characters
 
 
 class Functions:
@@ -55,10 +53,8 @@ class Functions:
         Raises:
             RecipeError: it does not have that form.
         """
-        if not isinstance(name, str) or len(name) > _LONGEST:
+        if self.is_own(name) and not is_name(name):
             raise self._unknown(str(name))
-        if self.is_own(name) and not re.fullmatch(r"\w[\w.-]*", name) and not is_import_path(name):
-            raise self._unknown(name)
 
     def accept(self, name: str) -> None:
         """Accept a ``name`` from the user. An import path is allowed from now on; another must be known.

@@ -39,12 +39,21 @@ def is_module(name: str) -> bool:
     return all(part.isidentifier() for part in name.split("."))
 
 
+def is_name(name: object) -> bool:
+    """Whether ``name`` has the form of what a user registers or names by its import path."""
+    if not isinstance(name, str) or len(name) > _LONGEST:
+        return False
+    return bool(re.fullmatch(r"\w[\w.-]*", name)) or is_import_path(name)
+
+
 def check_name(name: str) -> None:
     """Check that ``name`` has the form of a network's name; :func:`accept` checks that the network is known.
 
     Raises:
         RecipeError: it does not have that form.
     """
+    if is_name(name):
+        return
     if not isinstance(name, str) or len(name) > _LONGEST:
         raise unknown(str(name))
     if is_timm(name):
@@ -55,8 +64,7 @@ def check_name(name: str) -> None:
             ". thumbnet takes only the networks that come with timm, and neither a repository (hf-hub:) nor "
             "a folder (local-dir:)"
         )
-    if not re.fullmatch(r"\w[\w.-]*", name) and not is_import_path(name):
-        raise unknown(name)
+    raise unknown(name)
 
 
 def accept(name: str) -> None:

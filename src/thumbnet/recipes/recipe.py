@@ -13,7 +13,7 @@ import dataclasses
 import os
 import tomllib
 import typing
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib import resources
 from itertools import takewhile
@@ -38,7 +38,7 @@ from thumbnet.recipes.settings import (
     check,
     kept_per_epoch,
 )
-from thumbnet.recipes.tables import build, differences, known_keys, plain, unknown_key
+from thumbnet.recipes.tables import build, by_key, differences, flattened, known_keys, plain, unknown_key
 
 _LONGEST = 1 << 20  # bytes of a recipe's file
 
@@ -199,21 +199,12 @@ def assignments_of(overrides: Iterable[str] | Mapping[str, Any]) -> list[str]:
             "a dictionary, such as {'training.epochs': 5}"
         )
     if isinstance(overrides, Mapping):
-        return list(_assigned(overrides, ""))
+        return [f"{key}={_as_toml(value, key)}" for key, value in flattened(overrides).items()]
     found: list[Any] = list(overrides)
     for one in found:
         if not isinstance(one, str):
             raise RecipeError(f"overrides holds {one!r}: expected strings such as 'optimizer.lr=0.05'")
     return found
-
-
-def _assigned(table: Mapping[str, Any], prefix: str) -> Iterator[str]:
-    for name, value in table.items():
-        key = f"{prefix}{name}"
-        if isinstance(value, Mapping):
-            yield from _assigned(value, f"{key}.")
-        else:
-            yield f"{key}={_as_toml(value, key)}"
 
 
 def _as_toml(value: Any, key: str) -> str:
@@ -335,7 +326,7 @@ def _read_toml(name: str, seen: tuple[str, ...]) -> dict[str, Any]:
     if base.endswith(".toml"):
         base = str(path.parent / base)
     inherited = _read_toml(base, (*seen, place))
-    return _merge(_giving_way(inherited, _by_key(settings)), settings)
+    return _merge(_giving_way(inherited, by_key(settings)), settings)
 
 
 def _read_text(path: Path) -> str:
@@ -368,12 +359,6 @@ def _merge(base: dict[str, Any], top: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def _by_key(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings of all sections by their whole key, such as ``optimizer.name``."""
-    sections = {section: table for section, table in settings.items() if isinstance(table, dict)}
-    return {f"{section}.{key}": value for section, table in sections.items() for key, value in table.items()}
-
-
 def _giving_way(base: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
     """The settings ``base`` without those that do not go with ``changes``; see :meth:`Recipe.override`.
 
@@ -381,7 +366,7 @@ def _giving_way(base: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, A
         base: nested tables of valid or invalid settings.
         changes: new settings by their whole key.
     """
-    own = _by_key(base)
+    own = by_key(base)
     before = own.get("optimizer.name", OptimizerSettings.name)
     if changes.get("optimizer.name", before) != before and "optimizer.groups" not in changes:
         base = _merge(base, {"optimizer": {"groups": _without_rates(own.get("optimizer.groups", []))}})

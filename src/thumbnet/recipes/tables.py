@@ -42,6 +42,25 @@ def differences(settings: dict[str, Any], base: dict[str, Any]) -> dict[str, Any
     return different
 
 
+def flattened(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested tables as one, with dotted keys.
+
+    >>> flattened({"model": {"width": 2}, "seed": 1})
+    {'model.width': 2, 'seed': 1}
+    """
+    flat: dict[str, Any] = {}
+    for key, value in table.items():
+        inner = isinstance(value, Mapping)
+        flat |= flattened(value, f"{prefix}{key}.") if inner else {f"{prefix}{key}": value}
+    return flat
+
+
+def by_key(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of all sections by their whole key, such as ``optimizer.name``; values stay whole."""
+    sections = {section: table for section, table in settings.items() if isinstance(table, dict)}
+    return {f"{section}.{key}": value for section, table in sections.items() for key, value in table.items()}
+
+
 def known_keys(cls: Any, prefix: str = "") -> list[str]:
     """All dotted keys of a dataclass of dataclasses."""
     keys = []

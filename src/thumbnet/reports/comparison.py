@@ -19,6 +19,7 @@ from thumbnet.files import user_path
 from thumbnet.invocation import command
 from thumbnet.recipes.recipe import Recipe
 from thumbnet.recipes.settings import SMALLEST_BATCH
+from thumbnet.recipes.tables import flattened
 from thumbnet.reports.summary import ended_early, headline_key
 from thumbnet.runs.finding import FINAL_RUN, is_finished, is_run, is_search, no_run
 from thumbnet.runs.folder import CORRECTIONS_NAME, Run, without_length
@@ -223,19 +224,12 @@ def _described(run: Run) -> dict[str, Any]:
     return described | {"minutes": minutes, "fingerprint": run.settings.get("fingerprint"), "ended": ended}
 
 
-def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings with dotted keys; those of a group of parameters have its pattern in the key."""
-    flat: dict[str, Any] = {}
-    for key, value in settings.items():
-        if isinstance(value, dict):
-            flat |= _flat(value, f"{prefix}{key}.")
-        elif key == "groups":
-            for group in value:
-                of_group = {name: one for name, one in group.items() if name != "match"}
-                flat |= _flat(of_group, f"{prefix}groups {group['match']} ")
-        else:
-            flat[prefix + key] = value
-    return flat
+def _flat(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """A recipe's settings with dotted keys; those of a group of parameters have its pattern in the key."""
+    optimizer = dict(settings["optimizer"])
+    for group in optimizer.pop("groups"):
+        optimizer |= {f"groups {group['match']} {key}": one for key, one in group.items() if key != "match"}
+    return flattened({**settings, "optimizer": optimizer})
 
 
 def _differing(runs: Sequence[Run]) -> list[dict[str, Any]]:

@@ -16,7 +16,7 @@ from thumbnet.errors import RunError, printable
 from thumbnet.files import finite
 from thumbnet.invocation import command
 from thumbnet.recipes.recipe import Recipe, recipe_names
-from thumbnet.recipes.tables import differences
+from thumbnet.recipes.tables import differences, flattened
 from thumbnet.runs.folder import Run
 from thumbnet.training.choose import asked_recipe
 from thumbnet.training.mirror_names import named_keys
@@ -47,7 +47,7 @@ def what_was_asked(recipe: str | Path | Recipe | None, overrides: Sequence[str])
         name = DEFAULT if recipe is None else str(recipe)
         settings = {key: _at(whole, key) for key in named_keys(None, overrides)}
     else:
-        name, settings = OWN, _flat(differences(whole, Recipe().to_dict()))
+        name, settings = OWN, flattened(differences(whole, Recipe().to_dict()))
     kept = {key: settings[key] for key in sorted(settings) if _has_effect(key)}
     return {"recipe": name, "settings": finite(kept)}  # as JSON keeps it
 
@@ -110,12 +110,3 @@ def _at(table: Mapping[str, Any], key: str) -> Any:
     for part in key.split("."):
         found = found.get(part) if isinstance(found, Mapping) else None
     return found
-
-
-def _flat(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested tables as one, with dotted keys."""
-    flat: dict[str, Any] = {}
-    for key, value in table.items():
-        inner = isinstance(value, Mapping)
-        flat |= _flat(value, f"{prefix}{key}.") if inner else {f"{prefix}{key}": value}
-    return flat

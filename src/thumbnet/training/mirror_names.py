@@ -13,6 +13,7 @@ import numpy as np
 from thumbnet.data.splits import Data
 from thumbnet.errors import UnreadableImageError, printable
 from thumbnet.recipes.recipe import Recipe
+from thumbnet.recipes.tables import by_key
 
 _NUMBERS = [
     "zero",
@@ -171,8 +172,7 @@ def named_keys(recipe: object, overrides: Sequence[str]) -> frozenset[str]:
             settings = tomllib.loads(Path(recipe).read_text("utf-8-sig"))
         except (OSError, ValueError, RecursionError):
             return frozenset(keys)
-        tables = {section: table for section, table in settings.items() if isinstance(table, dict)}
-        keys |= {f"{section}.{key}" for section, table in tables.items() for key in table}
+        keys |= by_key(settings).keys()
     return frozenset(keys)
 
 

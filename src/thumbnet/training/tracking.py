@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from thumbnet.errors import InterruptedRunError, MissingExtraError, ThumbnetError
 from thumbnet.invocation import rank
+from thumbnet.recipes.tables import flattened
 from thumbnet.training.listener import Listener, Listeners
 from thumbnet.training.tracker import Facts, How, Tracker
 
@@ -222,17 +223,12 @@ class Guarded(Listener):
 
 def parameters_of(recipe: Recipe) -> dict[str, str | int | float]:
     """A recipe's settings by key, such as ``optimizer.lr``. Empty ones are left out, lists are JSON."""
-    found: dict[str, str | int | float] = {}
-
-    def add(prefix: str, table: Mapping[str, Any]) -> None:
-        for key, value in table.items():
-            if isinstance(value, dict):
-                add(f"{prefix}{key}.", value)
-            elif value not in ("", []):
-                found[prefix + key] = json.dumps(value) if isinstance(value, list) else value
-
-    add("", recipe.to_dict())
-    return found
+    settings = flattened(recipe.to_dict())
+    return {
+        key: json.dumps(value) if isinstance(value, list) else value
+        for key, value in settings.items()
+        if value not in ("", [])
+    }
 
 
 def tags_of(run: Run) -> dict[str, str]:

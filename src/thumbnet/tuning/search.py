@@ -37,8 +37,6 @@ from thumbnet.tuning.space import Knob, recipe_at
 from thumbnet.tuning.study import Record, Study, Suggestion, best_of
 from thumbnet.tuning.trial import HopelessTrialError, run_trial
 
-SETTINGS = SEARCH
-RUN = FINAL_RUN
 LATE = 1.1  # a trial is given up once it has taken this many times the time that was left for it
 # Trials in a row that find nothing better, after which the final training has the rest of the time. As many
 # as there are guesses after the first trial.
@@ -64,7 +62,7 @@ class Tuned:
     @property
     def start(self) -> Recipe:
         """The recipe where the search started."""
-        return recipe_from_toml(read_json(self.path / SETTINGS).get("recipe"))
+        return recipe_from_toml(read_json(self.path / SEARCH).get("recipe"))
 
     @property
     def summary(self) -> dict[str, Any]:
@@ -132,7 +130,7 @@ class Tuner:
         if search.parts.skipped:
             resumed.append(f"{search.parts.skipped} picture(s) cannot be read and are left out")
         self.listener.on_search(search.path, [*search.parts.notes, judged, *notes, *resumed])
-        if self._best() is None or not (search.path / RUN).exists():
+        if self._best() is None or not (search.path / FINAL_RUN).exists():
             self._try_settings()
             self._write_page(None)
         best = best_of(self.records)
@@ -325,7 +323,7 @@ class Tuner:
         if deadline is not None and search.settings["same_time"]:
             minutes = round(max(deadline - WRITING / 2 - time.perf_counter(), 1.0) / 60, 3)
         self.listener.on_final(best, minutes)
-        out = search.path / RUN
+        out = search.path / FINAL_RUN
         try:
             if is_run(out):  # begun for the time that was left then, which its recipe records
                 return resume(
@@ -384,7 +382,7 @@ class Tuner:
             "start_recipe": search.recipe.name,
             "changed": best.point,
             "importances": self.study.importances(),
-            "run": RUN,
+            "run": FINAL_RUN,
             "split": final["split"],
             "accuracy": final["accuracy"],
             "map": final.get("map"),

@@ -39,6 +39,7 @@ from thumbnet.kernels.library import load_kernels
 from thumbnet.models.registry import find_builder, provide
 from thumbnet.recipes.recipe import Recipe, recipe_from_toml
 from thumbnet.runs.fields import items, optional_text
+from thumbnet.runs.finding import SEARCH, is_search
 from thumbnet.runs.folder import CORRECTIONS_NAME, LOCK_NAME, Run
 from thumbnet.sources.load import where_again
 from thumbnet.training.choose import choose_recipe, load_for
@@ -50,7 +51,7 @@ from thumbnet.tuning.listener import TuneListener
 from thumbnet.tuning.page import check_page
 from thumbnet.tuning.parts import Parts, divide, held_out_of
 from thumbnet.tuning.plan import Cost, plan
-from thumbnet.tuning.search import SETTINGS, Search, Tuned, Tuner
+from thumbnet.tuning.search import Search, Tuned, Tuner
 from thumbnet.tuning.space import Knob, knobs
 from thumbnet.tuning.study import load_optuna
 
@@ -138,7 +139,7 @@ def tune(
         }
         if loaded.corrected is not None:
             write_file(run.path / CORRECTIONS_NAME, loaded.corrected.content)
-        write_json(run.path / SETTINGS, settings)
+        write_json(run.path / SEARCH, settings)
         return _search(run.path, settings, loaded, parts, start, called)
 
 
@@ -182,7 +183,7 @@ def resume_tuning(
             items(settings.get("named", []), "named")
             _check_asked(settings["minutes"], settings["trials"])
         except (KeyError, TypeError, AttributeError, ValueError, OverflowError, RecipeError) as error:
-            raise RunError(f"{folder / SETTINGS} is damaged ({error}). Start a new search") from None
+            raise RunError(f"{folder / SEARCH} is damaged ({error}). Start a new search") from None
         if model is not None:
             provide(base.model.name, model)
         find_code(base)  # if its code is not allowed, say so before the data are read
@@ -347,11 +348,11 @@ def _settings_of(folder: Path) -> dict[str, Any]:
     Raises:
         RunError: there is no such search, or it is finished.
     """
-    if not (folder / SETTINGS).is_file():
+    if not is_search(folder):
         what = "there is no folder" if not folder.exists() else "there is no search in"
         start = command("tune", "DATA", "--minutes", "20")
-        raise RunError(f"{what} {folder}: {SETTINGS} is missing. Start a search: {start}")
-    settings = read_json(folder / SETTINGS)
+        raise RunError(f"{what} {folder}: {SEARCH} is missing. Start a search: {start}")
+    settings = read_json(folder / SEARCH)
     if (folder / "summary.json").is_file():
         again = command("train", str(settings.get("data") or "DATA"), "--recipe", folder / "recipe.toml")
         raise RunError(f"the search in {folder} is finished. To train with its result again: {again}")
