@@ -25,16 +25,16 @@ PYTEST = $(BIN)/python -m pytest --numprocesses $(JOBS) --dist worksteal
 # COVERAGE=1 also measures which branches the tests take, and prints what they miss; it takes a third longer.
 COVER = $(if $(COVERAGE),--cov=thumbnet --cov-branch --cov-report=term:skip-covered)
 
-# SLOW=1 also tries out the whole benchmark for a GPU, on the CPU: some minutes.
+# FAULTS=small also runs tests/faults, as CI does. SLOW=1 also tries out the whole benchmark for a GPU, on the CPU: some
+# minutes.
 test: $(VENV)/.installed-dev  ## run the tests
 	@$(MAKE) --no-print-directory web-runtime || echo "The tests that need ONNX Runtime Web are skipped." >&2
-	$(if $(SLOW),THUMBNET_SLOW=1) $(PYTEST) $(COVER) --ignore=tests/faults
+	$(if $(SLOW),THUMBNET_SLOW=1) $(if $(FAULTS),THUMBNET_FAULTS=$(FAULTS)) $(PYTEST) $(COVER) $(if $(FAULTS),,--ignore=tests/faults)
 
 # Processes that are killed, disks that are full, links that are cut, broken and hostile files: 25 minutes.
 # FAULTS=small is what CI runs: fewer kills, fewer steps, smaller folders; 4 minutes with JOBS=3.
-FAULTS ?= full
 test-faults: $(VENV)/.installed-dev  ## inject faults, and see that nothing is lost
-	THUMBNET_FAULTS=$(FAULTS) $(PYTEST) -s tests/faults
+	THUMBNET_FAULTS=$(or $(FAULTS),full) $(PYTEST) -s tests/faults
 
 # A seed decides everything: the data, the recipe, and what fails when. SEED=17 replays one seed and prints what happens;
 # FIRST is the first one. About a third of a second of one core per seed.

@@ -23,11 +23,11 @@ from thumbnet.data.splits import Data
 from thumbnet.hardware import choose_device, deterministic
 from thumbnet.recipes.recipe import Recipe
 from thumbnet.sources.load import load_data
+from thumbnet.training.build import build_state
 from thumbnet.training.choose import choose_recipe
 from thumbnet.training.fit import StepResult, fit
 from thumbnet.training.listener import Listener
 from thumbnet.training.schedules import done_at, size_at
-from thumbnet.training.state import build_state
 
 SMOKE = ("training.batch_size=50", "training.epochs=2", "training.min_steps=0", "model.width=0.125")
 SMOKE_PICTURES = 400

@@ -27,7 +27,7 @@ from thumbnet.batches.batches import TrainBatches
 from thumbnet.batches.decoding import decode_split
 from thumbnet.batches.engines import MemoryEngine, WorkerEngine
 from thumbnet.batches.statistics import Normalise
-from thumbnet.data.images import Preprocessing
+from thumbnet.data.rendering import Preprocessing
 from thumbnet.data.splits import Data, FileSplit
 from thumbnet.recipes.recipe import Recipe, load_recipe
 from thumbnet.recipes.settings import AugmentSettings, TrainingSettings

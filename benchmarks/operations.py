@@ -96,7 +96,7 @@ def step_of(module: Any, shape: tuple[int, ...], extra: dict[str, Any]) -> Calla
     gradient = torch.randn_like(forward())
 
     def step(kernels: bool) -> None:
-        with mock.patch.object(calls, "load_kernels", load_kernels if kernels else lambda: None):
+        with mock.patch.object(calls, "load_kernels", load_kernels if kernels else lambda **_: None):
             forward().backward(gradient)
         module.zero_grad()
         x.grad = None

@@ -20,7 +20,7 @@ from thumbnet.batches.engines import MemoryEngine
 from thumbnet.batches.statistics import Normalise
 from thumbnet.classifiers.logits import collect_logits
 from thumbnet.classifiers.torch_classifier import Predictor
-from thumbnet.data.images import Preprocessing
+from thumbnet.data.rendering import Preprocessing
 from thumbnet.hardware import autocast, choose_device, compute_dtype, keep_freed_memory
 from thumbnet.kernels import calls
 from thumbnet.models import build_model

@@ -27,7 +27,7 @@ def epochs(number: int) -> list[str]:
 def run_process(*arguments: str | Path) -> tuple[int, str, str]:
     """Run the real command in a process of its own; returns its status, stdout and stderr."""
     command = [sys.executable, "-m", "thumbnet", *map(str, arguments)]
-    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=500)
     return done.returncode, done.stdout, done.stderr
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
@@ -14,6 +15,7 @@ import torch
 from hypothesis import HealthCheck, settings
 
 from helpers import TINY, coloured_data, coloured_labels
+from order import dealt
 from own_networks import OwnPackage
 from thumbnet.batches.batches import EvalBatches
 from thumbnet.runs.folder import Run
@@ -27,11 +29,13 @@ settings.register_profile(
 settings.load_profile("thumbnet")
 
 WHOLE_PROBE = mirrored.PROBE_VIEWS
+KERNELS = Path(__file__).parents[1] / "build" / "test-kernels"
 
 
 def pytest_configure(config: pytest.Config) -> None:
     """Give the tests, and the processes that they start, a cache of their own, and let Ctrl-C reach them."""
     os.environ["THUMBNET_CACHE"] = tempfile.mkdtemp(prefix="thumbnet-cache-")
+    _keep_kernels(Path(os.environ["THUMBNET_CACHE"]) / "kernels")
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a job that a script started in the background
         signal.signal(signal.SIGINT, signal.default_int_handler)
     if "PYTEST_XDIST_WORKER" in os.environ:  # tests run in parallel, so each gets one thread
@@ -39,9 +43,23 @@ def pytest_configure(config: pytest.Config) -> None:
         torch.set_num_threads(1)
 
 
+def _keep_kernels(folder: Path) -> None:
+    """Let the kernels compiled in this cache serve other workers and later tests: gcc takes seconds for them.
+
+    The name of a library depends on its sources and on the processor, so an old one is never loaded.
+    """
+    with contextlib.suppress(OSError):  # nothing can be written here
+        KERNELS.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if KERNELS.stat().st_uid == os.geteuid():  # thumbnet loads no library of another user
+            folder.symlink_to(KERNELS, target_is_directory=True)
+
+
+@pytest.hookimpl(trylast=True)  # after -k and -m have left out tests
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Start the long tests first, so that no worker waits at the end while another runs one."""
-    items.sort(key=lambda item: item.get_closest_marker("long") is None)
+    """Give each worker its share of the long tests first."""
+    workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    if workers > 1:
+        items[:] = dealt(items, workers)
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:

@@ -52,12 +52,14 @@ def on_threads(count: int) -> Iterator[None]:
 @contextmanager
 def loaded(kernels: ctypes.CDLL, has_tiles: bool) -> Iterator[None]:
     """Make all operations in the context use this library."""
-    before = library._loaded
-    library._loaded = dataclasses.replace(library._kernels(), library=kernels, has_tiles=has_tiles)
+    before = dict(library._loaded)
+    whole = dataclasses.replace(library._kernels(), library=kernels, has_tiles=has_tiles)
+    library._loaded.update({False: whole, True: whole})
     try:
         yield
     finally:
-        library._loaded = before
+        library._loaded.clear()
+        library._loaded.update(before)
 
 
 def pictures(*shape: int, seed: int = 0, scale: float = 1.0, shift: float = 0.0) -> Tensor:

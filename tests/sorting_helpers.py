@@ -8,7 +8,7 @@ import numpy as np
 
 from helpers import write_picture
 from thumbnet.classifiers.base import Classifier
-from thumbnet.data.images import Preprocessing
+from thumbnet.data.rendering import Preprocessing
 from thumbnet.recipes.settings import ModelSettings
 from thumbnet.runs.certainty import LOOKS, Threshold, Thresholds, Unlikeness
 from thumbnet.runs.weights_info import WeightsInfo

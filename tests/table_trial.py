@@ -11,7 +11,7 @@ import copy
 import fnmatch
 import math
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ from thumbnet.classifiers.load import load_classifier
 from thumbnet.classifiers.onnx_classifier import OnnxClassifier
 from thumbnet.classifiers.torch_classifier import Predictor
 from thumbnet.data.calibration import with_calibration_split
-from thumbnet.data.images import Preprocessing
+from thumbnet.data.rendering import Preprocessing
 from thumbnet.errors import InterruptedRunError
 from thumbnet.hardware import has_fast_bf16
 from thumbnet.kernels import library
@@ -50,11 +50,12 @@ from thumbnet.runs.weights_info import WeightsInfo
 from thumbnet.seeds import derive_seed
 from thumbnet.training import graphed as graphed_module
 from thumbnet.training import session as session_module
+from thumbnet.training.build import build_state
 from thumbnet.training.fit import StepResult, fit
 from thumbnet.training.graphed import why_not_graphed
 from thumbnet.training.listener import Listener
 from thumbnet.training.recording import Recorder
-from thumbnet.training.state import TrainingState, build_state
+from thumbnet.training.state import TrainingState
 from thumbnet.training.train import resume, train
 from training_helpers import StopAfter
 
@@ -101,7 +102,7 @@ def surroundings(cell: Cell) -> Iterator[None]:
         enter(mock.patch("os.fsync", return_value=None))  # other tests lose power
         enter(mock.patch.object(exporting, "load_runtime", return_value=RUNTIME))
         if cell.device == "cpu without kernels":
-            enter(mock.patch.object(library, "_loaded", library._Kernels(why_off="THUMBNET_KERNELS=0")))
+            enter(kernels_off("THUMBNET_KERNELS=0"))
         if cell.device == "simulated GPU":
             enter(simulated_gpu(fast_bf16=has_fast_bf16(CPU)))
         if cell.steps == "as CUDA graphs":  # what is recorded is called directly
@@ -442,7 +443,7 @@ def assert_computes_the_same(cell: Cell, recipe: Recipe, ours: Steps) -> None:
         recipe, data=replace(recipe.data, engine="memory"), training=replace(recipe.training, compile=False)
     )
     model = begun(plain)
-    with no_kernels():
+    with kernels_off("a plain computation"):
         same = plain_steps(copy.deepcopy(model), plain, prepared_for(plain, "cpu"), cell.precision)
         exact = same
         if cell.precision != "fp32":
@@ -576,7 +577,7 @@ def assert_exports(cell: Cell, run: Run, out: Path) -> None:
         exact = network(x).numpy() / info.temperature
         with (
             torch.autocast("cpu", dtype=DTYPES[cell.precision], enabled=cell.precision != "fp32"),
-            no_kernels(),
+            kernels_off("a plain computation"),
         ):
             own = network(x).float().numpy() / info.temperature
     largest = np.abs(exact).max()
@@ -597,10 +598,9 @@ def channels(info: WeightsInfo, name: str) -> Tensor:
     return torch.tensor(getattr(info.preprocessing, name)).view(3, 1, 1)
 
 
-@contextmanager
-def no_kernels() -> Iterator[None]:
-    with mock.patch.object(library, "_loaded", library._Kernels(why_off="a plain computation")):
-        yield
+def kernels_off(why: str) -> AbstractContextManager[Any]:
+    off = library._Kernels(why_off=why)
+    return mock.patch.object(library, "_loaded", {False: off, True: off})
 
 
 def logits_of(out: Path, cell: Cell, pixels: np.ndarray) -> np.ndarray:

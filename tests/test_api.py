@@ -19,9 +19,9 @@ from thumbnet.data.splits import Data
 from thumbnet.errors import InterruptedRunError, ModelCodeError, NetworkError, RecipeError, ThumbnetError
 from thumbnet.models import registry
 from thumbnet.runs.folder import Run
+from thumbnet.training.epochs import EpochResult
 from thumbnet.training.fit import StepResult
 from thumbnet.training.listener import Listener, StoppableListener
-from thumbnet.training.state import EpochResult
 from training_helpers import StopAfter
 
 ONE = [*TINY, "training.epochs=1"]

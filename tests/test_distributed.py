@@ -24,7 +24,7 @@ from thumbnet import distributed
 from thumbnet.batches.batches import NO_LABEL, Batch, EvalBatches, TrainBatches
 from thumbnet.batches.engines import MemoryEngine
 from thumbnet.batches.statistics import Normalise
-from thumbnet.data.images import Preprocessing
+from thumbnet.data.rendering import Preprocessing
 from thumbnet.data.splits import ArraySplit
 from thumbnet.distributed import (
     ALONE,

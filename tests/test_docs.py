@@ -74,6 +74,21 @@ def test_the_page_about_own_functions_shows_both_examples() -> None:
     assert shown == [(ROOT / "examples" / name).read_text() for name in names]
 
 
+def test_the_pattern_for_near_copies_puts_them_into_one_group() -> None:
+    page = (ROOT / "docs" / "howto" / "folder.md").read_text("utf-8")
+    (pattern,) = re.findall(r"--group-by '(\^.*)'$", page, re.MULTILINE)
+
+    def group(name: str) -> str:
+        match = re.search(pattern, name)
+        assert match, name
+        return match[1]
+
+    near = ("IMG_1.HEIC", "IMG_1.jpg", "IMG_1 (1).jpg", "IMG_1(2).jpg", "IMG_1-edited.jpg", "IMG_1_copy.png")
+    assert {group(f"cat/anna/{name}") for name in near} == {"cat/anna/IMG_1"}
+    assert group("cat/anna/IMG_12.jpg") == "cat/anna/IMG_12"
+    assert group("cat/ben/IMG_1.jpg") == "cat/ben/IMG_1"
+
+
 def test_the_architecture_page_lists_every_source_file() -> None:
     text = (ROOT / "docs" / "architecture.md").read_text()
     (tree,) = re.findall(r"^```\nsrc/thumbnet/\n(.*?)^```", text, re.DOTALL | re.MULTILINE)

@@ -25,18 +25,23 @@ EXAMPLES = [
 ]
 
 
+@pytest.fixture(scope="module")
+def digits_run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """The run of the example of ``train``, which other examples load."""
+    out = tmp_path_factory.mktemp("digits") / "run"
+    settings = ["training.epochs=1"]
+    return thumbnet.train("digits", "digits", overrides=settings, out=out, device="cpu", progress=False)
+
+
 @pytest.mark.parametrize("module", EXAMPLES)
 @pytest.mark.usefixtures("own")  # restores the registry of networks afterwards
 def test_docstring_examples_give_the_results_that_they_show(
-    module: str, tiny_run: Run, tmp_path: Path
+    module: str, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     imported = importlib.import_module(module)
-    run = tiny_run
-    if module.startswith("thumbnet.classifiers."):  # the examples use the run of the example of train
-        from thumbnet.training.train import train
-
-        run = train("digits", "digits", overrides=["training.epochs=1"], out=tmp_path / "run", device="cpu")
-    given = {"load_classifier": thumbnet.load_classifier, "tmp": tmp_path, "run": run}
+    given: dict[str, object] = {"load_classifier": thumbnet.load_classifier, "tmp": tmp_path}
+    if module.startswith("thumbnet.classifiers."):
+        given["run"] = request.getfixturevalue("digits_run")
     finder, runner = doctest.DocTestFinder(recurse=True), doctest.DocTestRunner()
     for test in finder.find(imported, extraglobs=given):
         if test.examples:

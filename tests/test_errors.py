@@ -65,12 +65,16 @@ def test_a_stopped_run_says_how_to_resume(tmp_path: Path) -> None:
     error.continue_by("the same command")
     assert str(error).endswith("Continue to exactly the same result: the same command")
     assert error.path == tmp_path / "my run"
+    error.continue_with("--device", "cpu")
+    assert str(error).endswith(f"train --resume '{tmp_path}/my run' --model-code a:B --device cpu --finish")
 
 
 def test_a_stopped_search_says_how_to_go_on(tmp_path: Path) -> None:
     error = InterruptedTuneError(tmp_path / "my search", 3, ["--model-code", "a:B"])
     assert str(error).endswith(f"tune --resume '{tmp_path}/my search' --model-code a:B")
     assert "3 finished trial(s) are kept" in str(error)
+    error.continue_with("--device", "cpu")
+    assert str(error).endswith(f"tune --resume '{tmp_path}/my search' --model-code a:B --device cpu")
 
 
 @pytest.mark.parametrize(

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+
+from program_helpers import NARROW, run_program
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 SHOWS = {
@@ -25,11 +25,9 @@ def test_every_example_is_tested() -> None:
 
 @pytest.mark.parametrize("name", SHOWS)
 def test_every_example_program_runs(name: str, tmp_path: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, str(EXAMPLES / name)], cwd=tmp_path, capture_output=True, text=True, timeout=300
-    )
-    assert done.returncode == 0, done.stderr
-    assert re.search(SHOWS[name], done.stdout), done.stdout
+    program = f"import runpy\nrunpy.run_path({str(EXAMPLES / name)!r}, run_name='__main__')"
+    printed = run_program(program, tmp_path)
+    assert re.search(SHOWS[name], printed), printed
 
 
 def test_the_notebook_runs(tmp_path: Path) -> None:
@@ -38,6 +36,7 @@ def test_the_notebook_runs(tmp_path: Path) -> None:
     pytest.importorskip("ipykernel")
     notebook = nbformat.read(EXAMPLES / "tour.ipynb", as_version=4)
     assert all(not cell.get("outputs") for cell in notebook.cells)  # the committed notebook has no outputs
+    notebook.cells.insert(0, nbformat.v4.new_code_cell(NARROW))
     nbclient.NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(tmp_path)}}).execute()
     printed = [
         output.get("text", "") or output.get("data", {}).get("text/plain", "")
@@ -45,7 +44,7 @@ def test_the_notebook_runs(tmp_path: Path) -> None:
         for output in cell.get("outputs", [])
     ]
     (accuracy,) = re.findall(r"accuracy (\d+\.\d+) %, 95", "".join(printed))
-    assert float(accuracy) > 95
+    assert float(accuracy) > 90
     assert "epoch 4/4  loss" in "".join(printed)  # training shows its progress
     streams = {o["name"] for cell in notebook.cells for o in cell.get("outputs", []) if "name" in o}
     assert streams == {"stdout"}  # notebooks show stderr in red, like an error

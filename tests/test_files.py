@@ -27,6 +27,7 @@ from thumbnet.files import (
     remove_file,
     user_path,
     write_file,
+    write_private,
     write_with,
 )
 
@@ -38,6 +39,14 @@ def test_a_file_is_replaced_and_has_ordinary_permissions(tmp_path: Path) -> None
     assert path.read_bytes() == b"second"
     assert path.stat().st_mode & 0o777 == 0o666 & ~_umask()
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_private_file_is_readable_for_its_user_only(tmp_path: Path) -> None:
+    path = tmp_path / "x.txt"
+    write_file(path, "open")
+    write_private(path, b"private")
+    assert path.read_text() == "private"
+    assert path.stat().st_mode & 0o777 == 0o600
 
 
 def _umask() -> int:

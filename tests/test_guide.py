@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import io
 import re
-import subprocess
-import sys
 import tokenize
 from pathlib import Path
 
 import pytest
+
+from program_helpers import run_program
 
 GUIDE = Path(__file__).parents[1] / "docs" / "guide"
 CHAPTERS = sorted(path.name for path in GUIDE.glob("*.md"))
@@ -30,11 +30,7 @@ def tokens_of(program: str) -> list[str]:
 
 @pytest.mark.parametrize("name", [name for name in CHAPTERS if programs(GUIDE / name)])
 def test_the_programs_of_a_chapter_run(name: str, tmp_path: Path) -> None:
-    program = "\n".join(programs(GUIDE / name))
-    done = subprocess.run(
-        [sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, timeout=300
-    )
-    assert done.returncode == 0, done.stderr
+    run_program("\n".join(programs(GUIDE / name)), tmp_path)
 
 
 def test_both_languages_have_the_same_chapters() -> None:

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from thumbnet.evaluation import calibration_error, evaluate_logits
+from thumbnet.evaluation import calibration_error, evaluate_logits, wilson_interval
 from thumbnet.multilabel import (
     average_precisions,
     binary_cross_entropy,
@@ -116,6 +116,23 @@ def test_the_interval_of_map_holds_the_value_and_narrows_with_more_pictures() ->
     assert (quick.map_interval, quick.together) == (None, [])
     assert many[1] - many[0] < few[1] - few[0]
     assert bootstrap_interval(logits, targets) == bootstrap_interval(logits, targets)
+
+
+def test_the_intervals_allow_for_groups_of_pictures() -> None:
+    logits, targets = example()
+    copies = np.repeat(np.arange(50), 4)  # fifty pictures, each four times
+    logits, targets = logits[copies, :2], targets[copies, :2]  # the third label is rare
+    groups = np.array([f"p{number}" for number in copies], dtype=object)
+    plain, grouped = (evaluate_labels(logits, targets, NAMES[:2], groups=one) for one in (None, groups))
+    assert (plain.groups, grouped.groups) == (None, 50)
+    assert plain.map == grouped.map
+    assert plain.interval == wilson_interval(round(200 * plain.accuracy), 200)
+    for one, other in ((plain.map_interval, grouped.map_interval), (plain.interval, grouped.interval)):
+        assert one is not None
+        assert other is not None
+        assert other[1] - other[0] > 1.5 * (one[1] - one[0])
+    single = evaluate_labels(logits, targets, NAMES[:2], groups=np.full(200, "p", dtype=object))
+    assert (single.map_interval, single.interval, single.groups) == ((0.0, 1.0), (0.0, 1.0), 1)
 
 
 def test_the_interval_of_map_is_as_wide_as_that_of_new_pictures() -> None:

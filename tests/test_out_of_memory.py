@@ -25,8 +25,8 @@ from thumbnet.models.registry import build
 from thumbnet.publish.export import check_export, export
 from thumbnet.recipes.recipe import load_recipe
 from thumbnet.runs.folder import Run
+from thumbnet.training.build import build_state
 from thumbnet.training.range_test import learning_rate_range_test
-from thumbnet.training.state import build_state
 from thumbnet.training.train import resume, train
 
 CPU = torch.device("cpu")
@@ -115,7 +115,7 @@ PLACES: dict[str, tuple[str, Callable[[Path, Run], object]]] = {
         lambda out, _: begin(out, minutes=0.1),
     ),
     "whitening": ("models.fastnet:FastNet.initialise_from", lambda out, _: begin(out)),
-    "building the network": ("training.state:build_model", lambda out, _: begin(out)),
+    "building the network": ("training.build:build_model", lambda out, _: begin(out)),
     "building the optimizer": ("training.state:build_optimizer", lambda out, _: begin(out)),
     "augmenting": ("batches.augment:Augmentation.apply", lambda out, _: begin(out)),
     "resizing": ("training.step:resize_at", lambda out, _: begin(out)),

@@ -21,8 +21,9 @@ LAYERS = (
 # These start without torch: the commands that only read, and everything that an exported model needs.
 NO_TORCH = (
     "", "version", "invocation", "errors", "files", "seeds", "evaluation", "multilabel", "recipes", "data", "sources",
-    "runs.data", "runs.finding", "runs.provenance", "runs.weights", "runs.weights_info", "runs.certainty",
-    "batches.cores", "batches.forked", "classifiers.base", "classifiers.labels", "classifiers.load",
+    "kernels.library", "runs.data", "runs.finding", "runs.provenance", "runs.weights", "runs.weights_info",
+    "runs.certainty", "batches.cores", "batches.forked", "classifiers.base", "classifiers.given",
+    "classifiers.labels", "classifiers.load",
     "classifiers.onnx_classifier", "classifiers.temperature", "classifiers.thresholds", "classifiers.unlike",
     "classifiers.reading", "classifiers.placing", "classifiers.sorting", "classifiers.words", "reports.answers",
     "cli", "tuning.listener", "__main__",

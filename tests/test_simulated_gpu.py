@@ -28,10 +28,12 @@ from thumbnet.hardware import has_fast_bf16, send
 from thumbnet.recipes.recipe import load_recipe, recipe_names
 from thumbnet.runs.folder import Run
 from thumbnet.training import session as session_module
+from thumbnet.training.build import build_state
+from thumbnet.training.epochs import EpochResult
 from thumbnet.training.fit import LOOK_EVERY, StepResult
 from thumbnet.training.listener import Listener
 from thumbnet.training.range_test import learning_rate_range_test
-from thumbnet.training.state import EpochResult, TrainingState, build_state
+from thumbnet.training.state import TrainingState
 from thumbnet.training.train import resume, train
 
 CPU = torch.device("cpu")

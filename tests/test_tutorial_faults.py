@@ -26,16 +26,16 @@ from thumbnet.batches.augment import mirror
 from thumbnet.batches.dataset import ImageDataset, to_tensor
 from thumbnet.batches.prepare import prepare
 from thumbnet.batches.statistics import Normalise
-from thumbnet.data.images import Preprocessing
+from thumbnet.data.rendering import Preprocessing
 from thumbnet.errors import DataError, RecipeError
 from thumbnet.models import resnet18
 from thumbnet.recipes.recipe import load_recipe
 from thumbnet.sources.folders import label_from_name
 from thumbnet.sources.load import load_data
+from thumbnet.training.build import build_state
 from thumbnet.training.fit import StepResult, fit
 from thumbnet.training.optimizers import set_learning_rate
 from thumbnet.training.schedules import factor_at
-from thumbnet.training.state import build_state
 
 CPU = torch.device("cpu")
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from sources.hub_standin import HubStandIn
+from sources.hub_standin import HubStandIn, instead_of_the_hub
 
 TAG = "r160_in1k"  # of timm's networks for tests, such as timm:test_resnet
 
@@ -60,14 +60,6 @@ def hub_with(
     network: str, files: dict[str, bytes], cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[HubStandIn]:
     """Let huggingface_hub find ``files`` in timm's repository of ``network``, and nothing else."""
-    from huggingface_hub import constants
-
     hub = HubStandIn(f"timm/{network}.{TAG}", files, "models")
-    with hub.serve() as address, monkeypatch.context() as patch:
-        patch.setattr(constants, "ENDPOINT", address)
-        template = address + "/{repo_id}/resolve/{revision}/{filename}"
-        patch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-        patch.setattr(constants, "HF_HUB_CACHE", str(cache))
-        patch.setattr(constants, "HF_HUB_DISABLE_XET", True)
-        patch.setattr(constants, "HF_HUB_OFFLINE", False)
+    with instead_of_the_hub(hub, cache, monkeypatch):
         yield hub

@@ -14,7 +14,7 @@ import pytest
 
 from thumbnet.recipes.recipe import Recipe
 from thumbnet.runs.folder import Run
-from thumbnet.training.state import EpochResult, Score
+from thumbnet.training.epochs import EpochResult, Score
 
 NOTHING: Any = None
 

@@ -54,7 +54,7 @@ class UnreadableImageError(DataError):
         self.name = name
         self.reason = reason
 
-    def __reduce__(self) -> tuple[type[UnreadableImageError], tuple[str, str]]:
+    def __reduce__(self) -> tuple[type[UnreadableImageError], tuple[str, ...]]:
         return type(self), (self.name, self.reason)  # lets it be pickled, to pass between processes
 
 
@@ -63,6 +63,23 @@ class UnknownFormatError(UnreadableImageError):
 
     def __init__(self, name: str, reason: str = "not a picture in a format that thumbnet reads") -> None:
         super().__init__(name, reason)
+
+
+class MissingPluginError(UnknownFormatError):
+    """The picture is in a format that a plug-in would read. The plug-in is not installed.
+
+    Attributes:
+        kind: the format, with its article.
+        package: the package to install.
+    """
+
+    def __init__(self, name: str, kind: str, package: str) -> None:
+        super().__init__(name, f"{kind}; to read it, pip install {package}")
+        self.kind = kind
+        self.package = package
+
+    def __reduce__(self) -> tuple[type[MissingPluginError], tuple[str, ...]]:
+        return type(self), (self.name, self.kind, self.package)
 
 
 class TooManyPixelsError(UnreadableImageError):
@@ -204,12 +221,17 @@ class InterruptedRunError(ThumbnetError):
         self, path: Path, epoch: int, step: int, options: Sequence[str] = (), *, has_end: bool = True
     ) -> None:
         self.path = path
+        self._command: tuple[str | Path, ...] = ("train", "--resume", path, *options)
         self._stopped = (
             f"stopped in epoch {epoch} at step {step}; everything is saved.\n"
             "Continue to exactly the same result"
         )
         self._has_end = has_end
-        again: list[str | Path] = ["train", "--resume", path, *options]
+        self.continue_with()
+
+    def continue_with(self, *options: str) -> None:
+        """Add ``options`` to the commands in the message, such as ``--device cpu``."""
+        again = (*self._command, *options)
         self.continue_by(command(*again), command(*again, "--finish"))
 
     def continue_by(self, again: str, end: str = "") -> None:
@@ -223,9 +245,10 @@ class InterruptedTuneError(InterruptedRunError):
 
     def __init__(self, path: Path, trials: int, options: Sequence[str] = ()) -> None:
         self.path = path
+        self._command = ("tune", "--resume", path, *options)
         self._stopped = f"stopped; {trials} finished trial(s) are kept.\nGo on"
         self._has_end = False
-        self.continue_by(command("tune", "--resume", path, *options))
+        self.continue_with()
 
 
 class LostContactError(ThumbnetError):

@@ -199,6 +199,11 @@ def write_file(path: Path, content: bytes | str) -> None:
     write_with(path, lambda file: file.write(data))
 
 
+def write_private(path: Path, content: bytes) -> None:
+    """Write ``content`` to ``path`` so that only this user can read it; see :func:`write_with`."""
+    write_with(path, lambda file: file.write(content), private=True)
+
+
 def check_output(path: Path) -> None:
     """Check that a file can be written at ``path``. Call this before long work.
 
@@ -242,10 +247,11 @@ def _to_replace(path: Path) -> Path:
         raise RunError(f"cannot write {path}: {reason(error)}") from None
 
 
-def write_with(path: Path, write: Callable[[IO[bytes]], object]) -> None:
+def write_with(path: Path, write: Callable[[IO[bytes]], object], *, private: bool = False) -> None:
     """Let ``write`` fill a temporary file in the same folder, sync it to disk, and rename it to ``path``.
 
     If anything fails, ``path`` keeps its former content. A symbolic link stays one: its file is replaced.
+    Only this user can read a ``private`` file.
 
     Raises:
         RunError: the file cannot be written: no space, no permission, no such folder, or ``path`` is no file.
@@ -260,7 +266,8 @@ def write_with(path: Path, write: Callable[[IO[bytes]], object]) -> None:
             write(file)
             file.flush()
             os.fsync(file.fileno())
-        temporary.chmod(0o666 & ~_umask())
+        if not private:  # the temporary file is
+            temporary.chmod(0o666 & ~_umask())
         temporary.replace(real)
         temporary = None
         _sync_folder(real.parent)

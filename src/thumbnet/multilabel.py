@@ -17,7 +17,15 @@ from typing import Any
 
 import numpy as np
 
-from thumbnet.evaluation import Z95, calibration_error, curve_of, wilson_interval
+from thumbnet.evaluation import (
+    Z95,
+    calibration_error,
+    curve_of,
+    grouped_interval,
+    student_degrees,
+    student_quantiles,
+    wilson_interval,
+)
 
 HALF = 0.5  # the threshold of a label for which no other was chosen
 FEWEST_POSITIVES = 5  # pictures with a label; with fewer, its threshold would be a guess
@@ -73,7 +81,7 @@ class LabelEvaluation:
     Attributes:
         pictures: the number of pictures.
         map: mean average precision (mAP) over the labels that some picture has; nan if there is none.
-        map_interval: its 95 % confidence interval, by bootstrap over the pictures; None if it was not
+        map_interval: its 95 % confidence interval, see :func:`bootstrap_interval`; None if it was not
             computed or no picture has a label.
         loss: binary cross-entropy, summed over the labels and averaged over the pictures, in nats.
         calibration_error: mean difference between probability and frequency, over 15 equal bins of
@@ -83,6 +91,10 @@ class LabelEvaluation:
         labels: the measures of each label.
         together: counts of pictures by pairs of labels that they have, one row and one column per label. The
             diagonal has the counts of single labels. Empty if it was not computed.
+        interval: the 95 % confidence interval of :attr:`accuracy`, by
+            :func:`thumbnet.evaluation.wilson_interval`, or by :func:`thumbnet.evaluation.grouped_interval` if
+            the pictures have groups.
+        groups: the number of groups; None if the pictures have none.
     """
 
     pictures: int
@@ -94,16 +106,13 @@ class LabelEvaluation:
     at_thresholds: Decisions
     labels: list[LabelScore]
     together: list[list[int]]
+    interval: tuple[float, float]
+    groups: int | None = None
 
     @property
     def accuracy(self) -> float:
         """The share of pictures whose labels are all right at the network's thresholds."""
         return self.at_thresholds.exact_match
-
-    @property
-    def interval(self) -> tuple[float, float]:
-        """The 95 % confidence interval of :attr:`accuracy` (Wilson 1927)."""
-        return wilson_interval(round(self.accuracy * self.pictures), self.pictures)
 
     def pairs(self) -> list[tuple[int, str, str]]:
         """The pairs of labels that pictures have together, most frequent first: how many, and two names."""
@@ -125,6 +134,7 @@ def evaluate_labels(
     targets: np.ndarray,
     class_names: Sequence[str],
     thresholds: Sequence[float] = (),
+    groups: np.ndarray | None = None,
     *,
     quick: bool = False,
 ) -> LabelEvaluation:
@@ -135,6 +145,8 @@ def evaluate_labels(
         targets: whether each picture has each label: bool, or 0 and 1, [N, labels].
         class_names: the names of the labels.
         thresholds: one per label; empty for 0.5.
+        groups: each picture's group, str [N], if pictures come in groups, such as those of one patient. Only
+            the intervals depend on it.
         quick: leave out the interval of mAP and the pairs of labels.
     """
     truth = targets.astype(bool)
@@ -154,17 +166,24 @@ def evaluate_labels(
         )
         for i, name in enumerate(class_names)
     ]
+    exact = (given == truth).all(axis=1)
     ones = np.zeros((0, 0)) if quick else truth.astype(np.float64)
     return LabelEvaluation(
         pictures=len(truth),
         map=_mean(precisions),
-        map_interval=None if quick else bootstrap_interval(probabilities, truth),
+        map_interval=None if quick else bootstrap_interval(probabilities, truth, groups),
         loss=float(binary_cross_entropy(logits, truth).sum(axis=1).mean()),
         calibration_error=calibration_error(probabilities.ravel(), truth.ravel()),
         at_half=_decisions(half, truth),
         at_thresholds=_decisions(given, truth),
         labels=scores,
         together=(ones.T @ ones).astype(np.int64).tolist(),
+        interval=(
+            wilson_interval(int(exact.sum()), len(exact))
+            if groups is None
+            else grouped_interval(exact, groups)
+        ),
+        groups=None if groups is None else len(np.unique(groups)),
     )
 
 
@@ -224,11 +243,17 @@ class _Ranked:
         return float((gains * hits / np.maximum(taken, 1e-12)).sum())
 
 
-def bootstrap_interval(scores: np.ndarray, truth: np.ndarray) -> tuple[float, float] | None:
+def bootstrap_interval(
+    scores: np.ndarray, truth: np.ndarray, groups: np.ndarray | None = None
+) -> tuple[float, float] | None:
     """The 95 % interval of mAP, from its standard deviation over ``RESAMPLES`` resamples of the pictures.
 
     The standard deviation is that of the bootstrap (Efron 1979). Its percentiles would lie too high, because
     a picture that is drawn several times helps its own precision. The resamples are always the same.
+
+    If the pictures have groups, whole groups are drawn, and the interval reaches to both sides as far as
+    Student's t distribution says, see :func:`thumbnet.evaluation.student_degrees`. It is 0 to 1 for a single
+    group.
 
     Returns:
         None if no picture has any label.
@@ -236,19 +261,29 @@ def bootstrap_interval(scores: np.ndarray, truth: np.ndarray) -> tuple[float, fl
     Args:
         scores: float [N, labels].
         truth: bool [N, labels].
+        groups: each picture's group, str [N]; None if each picture stands for itself.
     """
-    count = len(truth)
     ranked = [_Ranked(scores[:, i], truth[:, i]) for i in np.flatnonzero(truth.any(axis=0))]
     if not ranked:
         return None
+    unit: np.ndarray = np.arange(len(truth))  # the number of what each picture is drawn with: its own
+    count, reach = len(truth), Z95
+    if groups is not None:
+        _, unit, sizes = np.unique(groups, return_inverse=True, return_counts=True)
+        count = len(sizes)
+        if count < 2:
+            return 0.0, 1.0
+        degrees = student_degrees(sizes.sum(keepdims=True), (sizes**2).sum(keepdims=True))
+        # The resamples vary less than new groups would, by the factor (count - 1) / count in the variance.
+        reach = float(student_quantiles(Z95, degrees)[0]) * math.sqrt(count / (count - 1))
     generator = np.random.default_rng(0)
     found = []
     for _ in range(RESAMPLES):
-        weights = np.bincount(generator.integers(count, size=count), minlength=count)
+        weights = np.bincount(generator.integers(count, size=count), minlength=count)[unit]
         found.append(_mean(np.array([one.precision(weights) for one in ranked])))
     value, spread = (
         _mean(np.array([one.precision() for one in ranked])),
-        Z95 * float(np.nanstd(found, ddof=1)),
+        reach * float(np.nanstd(found, ddof=1)),
     )
     return max(0.0, value - spread), min(1.0, value + spread)
 

@@ -8,17 +8,16 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, TensorDataset
 
 from helpers import coloured_data, write_class_folders
 from thumbnet.batches import decoding, engines
 from thumbnet.batches import prepare as preparing
 from thumbnet.batches.batches import Batch, LoaderBatches, TrainBatches
-from thumbnet.batches.dataset import ImageDataset
 from thumbnet.batches.engines import MemoryEngine
 from thumbnet.batches.prepare import Prepared, prepare
 from thumbnet.batches.statistics import Normalise
-from thumbnet.data.images import Preprocessing
+from thumbnet.data.rendering import Preprocessing
 from thumbnet.data.splits import ArraySplit, Data
 from thumbnet.errors import DataError
 from thumbnet.recipes.recipe import Recipe, load_recipe
@@ -174,12 +173,12 @@ def test_all_unreadable_pictures_are_listed_at_once(tmp_path: Path) -> None:
         prepare(load_data(tmp_path), recipe(), CPU)
 
 
-def test_a_data_loader_can_provide_the_batches() -> None:
-    dataset = ImageDataset(coloured_data().splits["train"], transform=lambda image: np.asarray(image) / 255)
-    loader: DataLoader[Any] = DataLoader(dataset, batch_size=16, shuffle=True)
-    batches = LoaderBatches(loader)
-    assert sum(len(b.labels) for b in batches.epoch(0)) == 60
-    assert len(batches) == len(list(batches.epoch(0))) == 4
+def test_a_loader_goes_on_at_the_step_where_a_training_stopped() -> None:
+    batches = LoaderBatches(
+        DataLoader(TensorDataset(torch.zeros(20, 3, 4, 4), torch.arange(20)), batch_size=8)
+    )
+    assert len(batches) == len(list(batches.epoch(0))) == 3
+    assert [one.labels.tolist() for one in batches.epoch(0, 1)] == [[*range(8, 16)], [*range(16, 20)]]
 
 
 def test_derived_seeds_depend_on_every_part_of_their_path() -> None:

@@ -11,8 +11,9 @@ from torch.utils.data import DataLoader
 
 from helpers import write_class_folders, write_picture
 from thumbnet.batches.dataset import ImageDataset
-from thumbnet.data.images import Rendering
-from thumbnet.errors import DataError
+from thumbnet.data.rendering import Rendering
+from thumbnet.errors import DataError, DataWarning
+from thumbnet.sources.load import load_data
 
 
 @pytest.fixture(scope="module")
@@ -99,6 +100,22 @@ def test_torchvision_itself_works_if_it_is_installed(root: Path) -> None:
 def test_pictures_can_be_resized_to_one_size(root: Path) -> None:
     image, _ = ImageDataset(root, image_size=(24, 32))[0]
     assert image.shape == (3, 24, 32)
+
+
+def test_without_splits_a_fifth_is_set_aside_and_a_note_says_so(tmp_path: Path) -> None:
+    root = write_class_folders(tmp_path, [""], per_class=10)
+    dataset = ImageDataset(root)
+    assert len(dataset) == 24
+    assert any("20% of each class was set aside as test" in note for note in dataset.notes)
+    assert len(ImageDataset(load_data(root, test_fraction=0.0).split("train"))) == 30
+
+
+def test_warnings_about_the_data_are_given(tmp_path: Path) -> None:
+    write_class_folders(tmp_path, ["train", "test"])
+    (tmp_path / "train" / "red" / "scan.dcm").write_bytes(b"x")
+    with pytest.warns(DataWarning, match=r"^1 file\(s\) skipped, each a DICOM file"):
+        dataset = ImageDataset(tmp_path)
+    assert any(note.startswith("warning: 1 file(s) skipped") for note in dataset.notes)
 
 
 def test_an_unknown_split_is_named(root: Path) -> None:

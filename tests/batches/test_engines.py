@@ -25,6 +25,7 @@ from thumbnet.batches.engines import (
     sample_positions,
 )
 from thumbnet.batches.statistics import count_values
+from thumbnet.data.repeats import picture_digests
 from thumbnet.data.splits import ArraySplit, Split
 from thumbnet.errors import UnreadableImageError
 from thumbnet.sources.load import load_data
@@ -53,6 +54,16 @@ def test_known_counts_are_not_computed_again(split: Split) -> None:
     known = torch.full((3, 256), 7)
     assert MemoryEngine(images, torch.arange(2), known).value_counts() is known
     assert torch.equal(MemoryEngine(images, torch.arange(2)).value_counts(), count_values(images))
+
+
+def test_digests_are_computed_once_from_the_pictures_as_they_are_stored(
+    split: Split, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = decode_split(split, (16, 16), "pad").images
+    memory = MemoryEngine(images, torch.arange(len(images)))
+    assert np.array_equal(memory.digests, picture_digests(images.permute(0, 2, 3, 1).numpy()))
+    monkeypatch.setattr(engines, "picture_digests", lambda *_: pytest.fail("computed again"))
+    assert len(memory.digests) == len(images)
 
 
 def test_a_picture_that_a_worker_cannot_read_raises_an_error_with_its_name(

@@ -16,6 +16,7 @@ from thumbnet.batches.leaks import (
     NO_DIGESTS,
     RepeatSearch,
     are_among,
+    belonging,
     engine_digests,
     lines_about,
     snapshot,
@@ -146,3 +147,12 @@ def test_a_search_that_fails_costs_the_training_nothing_but_the_comparison(
     monkeypatch.setattr(leaks, "find_repeats", fail)
     found = search(split_of([1, 2], [0, 1], "train"), split_of([3], [0], "test")).finish(tmp_path)
     assert found == {"lines": ["pictures were not compared: ValueError: unexpected"]}
+
+
+def test_copies_and_pictures_of_a_group_belong_together() -> None:
+    split = split_of([1, 2, 1, 3, 4], [0, 1, 0, 1, 0], "train")
+    assert belonging(engine_of(split), None).tolist() == [0, 1, 0, 3, 4]
+    groups = np.array(["a", "b", "c", "b", "c"], dtype=object)
+    assert belonging(engine_of(split), groups).tolist() == [0, 1, 0, 1, 0]
+    workers = WorkerEngine(split, (16, 16), "crop", 0)
+    assert belonging(workers, groups).tolist() == [0, 1, 2, 1, 2]

@@ -32,6 +32,20 @@ def test_unreadable_pictures_are_skipped_and_listed_if_the_recipe_says_so(tmp_pa
     assert len(prepared.train.engine.labels) == 17
 
 
+def test_groups_stay_with_their_pictures_if_damaged_ones_are_skipped(tmp_path: Path) -> None:
+    write_class_folders(tmp_path, ["train", "test"])
+    (tmp_path / "test" / "blue" / "3.png").write_bytes(b"broken")
+    data = load_data(tmp_path)
+    names = {name: [split.name(i) for i in range(len(split))] for name, split in data.splits.items()}
+    data = replace(data, groups={name: np.array(found, dtype=object) for name, found in names.items()})
+    recipe = load_recipe("tutorial", ["data.on_bad_image=skip"])
+    first = prepare(data, recipe, CPU)
+    for prepared in (first, prepare(data, recipe, CPU, skipped=first.skipped)):
+        assert {name: len(found) for name, found in prepared.groups.items()} == {"train": 18, "test": 17}
+        split = prepared.splits["test"]
+        assert prepared.groups["test"].tolist() == [split.name(i) for i in range(17)]
+
+
 def test_a_class_without_readable_pictures_is_named(tmp_path: Path) -> None:
     write_class_folders(tmp_path, ["train"], per_class=2)
     for number in range(2):
@@ -169,3 +183,28 @@ def test_a_subset_is_drawn_by_its_own_seed_if_it_has_one() -> None:
         return [train.name(at) for at in range(len(train))]
 
     assert names("seed=3") == names("seed=4", "data.subset_seed=3") != names("seed=4")
+
+
+def test_groups_stay_with_the_pictures_of_a_random_subset(tmp_path: Path) -> None:
+    write_class_folders(tmp_path, ["train", "test"])
+    (tmp_path / "train/red/0.png").write_bytes(b"broken")
+    data = load_data(tmp_path)
+    named = {
+        name: np.array([f"group of {split.name(index)}" for index in range(len(split))], dtype=object)
+        for name, split in data.splits.items()
+    }
+    recipe = load_recipe("tutorial", ["data.on_bad_image=skip", "data.subset_size=9"])
+    prepared = prepare(replace(data, groups=named), recipe, CPU)
+    for name, split in prepared.splits.items():
+        expected = [f"group of {split.name(index)}" for index in range(len(split))]
+        assert prepared.groups[name].tolist() == expected
+    assert len(prepared.groups["train"]) == 9
+    assert prepare(data, recipe, CPU).groups == {}
+
+
+def test_the_pictures_that_the_first_network_does_not_know() -> None:
+    prepared = prepare(coloured_data(6), load_recipe("tutorial"), CPU)
+    assert prepared.unknown("test").tolist() == [0, 1, 2, 3, 4, 5]
+    prepared = replace(prepared, known={"test": np.array([True, False, False, True, True, True])})
+    assert prepared.unknown("test").tolist() == [1, 2]
+    assert prepared.unknown("train").tolist() == [0, 1, 2, 3, 4, 5]

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from thumbnet.batches.statistics import Normalise, channel_statistics, count_values
-from thumbnet.data.images import Preprocessing
+from thumbnet.data.rendering import Preprocessing
 
 CPU = torch.device("cpu")
 
@@ -51,3 +51,15 @@ def test_normalising_follows_its_formula_and_does_not_change_its_input() -> None
     torch.testing.assert_close(normalise(images).double(), expected, atol=1e-5, rtol=0)
     assert torch.equal(images, before)
     assert normalise.mean_pixel.tolist() == [128, 26, 230]
+
+
+@pytest.mark.parametrize(
+    "shape", [(3, 3, 5, 7), (2, 3, 32, 32), (0, 3, 4, 4), (1, 3, 1, 1), (4, 3, 20, 1)], ids=str
+)
+def test_normalising_gives_the_same_bits_in_any_order_in_memory(shape: tuple[int, int, int, int]) -> None:
+    """Pictures that are stored channels last are normalised a row at a time."""
+    normalise = Normalise(Preprocessing((4, 5), "pad", (0.49, 0.48, 0.44), (0.24, 0.23, 0.26)), CPU)
+    images = torch.randint(256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+    plain, last = normalise(images), normalise(images.contiguous(memory_format=torch.channels_last))
+    assert torch.equal(plain, last)
+    assert last.is_contiguous(memory_format=torch.channels_last)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -10,13 +9,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
-from helpers import noise, write_picture
+from helpers import write_picture
 from sorting_helpers import unlike_above
 from thumbnet.classifiers.base import Classifier, Prediction
-from thumbnet.data.images import Preprocessing
+from thumbnet.data.rendering import Preprocessing
 from thumbnet.data.splits import ArraySplit, Data, Split
 from thumbnet.errors import DataError, ThumbnetError, UnreadableImageError, UnreadableImagesError
 from thumbnet.evaluation import log_softmax
@@ -101,6 +99,22 @@ def test_a_split_is_classified_in_batches_and_reports_progress() -> None:
     assert found.logits.argmax(axis=1).tolist() == found.labels.tolist() == [0, 1, 2, 0, 2]
 
 
+def test_an_evaluation_allows_for_the_groups_of_the_pictures_that_could_be_read(tmp_path: Path) -> None:
+    data = pictures_with_bad_ones(tmp_path)
+    split = data.splits["train"]
+    names = [split.name(i) for i in range(len(split))]
+    readable = sum("bad" not in name for name in names)
+    groups = {"train": np.array([name.rpartition("/")[0] for name in names], dtype=object)}
+    plain, grouped = (
+        Brightness().evaluate(one, "train", on_bad_image="skip")
+        for one in (data, replace(data, groups=groups))
+    )
+    assert (plain.pictures, plain.groups) == (readable, None)
+    assert (grouped.pictures, grouped.groups) == (readable, 3)
+    assert grouped.accuracy == plain.accuracy == 1
+    assert grouped.interval[0] < plain.interval[0]
+
+
 def test_labels_are_matched_by_class_name() -> None:
     found = Brightness().classify_split(split_of([255, 0], [0, 1]), ("bright", "dark"))
     assert found.labels.tolist() == [2, 0]
@@ -155,62 +169,6 @@ def test_a_picture_and_a_sequence_of_one_picture_give_the_same(tmp_path: Path) -
         assert classifier.predict(picture) == classifier.predict([picture])
 
 
-def test_an_error_says_what_was_given_instead_of_a_picture() -> None:
-    with pytest.raises(DataError, match=r"expected a picture \(a path, .*\), got a dict"):
-        Brightness().predict([{}])  # type: ignore[list-item]
-    with pytest.raises(UnreadableImageError, match="nowhere"):
-        Brightness().predict("nowhere.png")
-
-
-@pytest.mark.parametrize(
-    ("pixels", "words"),
-    [
-        (np.full((8, 8), np.nan), "not finite"),
-        (np.full((8, 8), 200.0), r"values from 200 to 200: .*floats in \[0, 1\]"),
-    ],
-)
-def test_a_pil_image_of_floats_is_checked_like_an_array(pixels: np.ndarray, words: str) -> None:
-    values = pixels.astype(np.float32)
-    for given in (values, Image.fromarray(values)):
-        with pytest.raises(DataError, match=words):
-            Brightness().predict(given)
-    classifier, half = Brightness(), np.full((8, 8), 0.5, dtype=np.float32)
-    assert classifier.predict(Image.fromarray(half)) == classifier.predict(half)
-
-
-def test_a_pil_image_that_cannot_be_decoded_is_an_unreadable_picture(tmp_path: Path) -> None:
-    path = write_picture(tmp_path / "half.png", noise(0))
-    path.write_bytes(path.read_bytes()[:300])
-    with (
-        Image.open(path) as truncated,
-        pytest.raises(UnreadableImageError, match=r"half\.png: .*truncated"),
-    ):
-        Brightness().predict(truncated)
-    with pytest.raises(UnreadableImageError, match=r"half\.png"):  # it is closed now
-        Brightness().predict(truncated)
-
-
-def test_files_and_bytes_are_refused_and_stay_usable(tmp_path: Path) -> None:
-    path = write_picture(tmp_path / "a.png", noise(0))
-    with path.open("rb") as file:
-        for given, kind in ((file, "BufferedReader"), (io.BytesIO(b"x"), "BytesIO"), (b"x", "bytes")):
-            with pytest.raises(
-                DataError, match=rf"got a {kind}: open encoded pictures with PIL\.Image\.open"
-            ):
-                Brightness().predict(given)  # type: ignore[arg-type]
-        assert file.read(4) == b"\x89PNG"
-    for name in ("a\0.png", "a\ud800.png"):
-        with pytest.raises(UnreadableImageError, match="there is no such file"):
-            Brightness().predict(name)
-
-
-def test_grey_pictures_with_alpha_are_not_taken_for_pictures_of_two_columns() -> None:
-    for given in (np.zeros((32, 32, 2), np.uint8), torch.zeros(32, 32, 2, dtype=torch.uint8)):
-        with pytest.raises(DataError, match="is not a picture"):
-            Brightness().predict(given)
-    assert len(Brightness().predict(np.zeros((2, 32, 32), np.uint8))) == 2
-
-
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -260,44 +218,6 @@ def test_the_score_does_not_depend_on_the_temperature() -> None:
 
 def grey_files(folder: Path, *levels: int) -> list[Path]:
     return [write_picture(folder / f"{n}.png", grey(level)[0]) for n, level in enumerate(levels)]
-
-
-def test_paths_may_come_from_any_iterable_with_an_order(tmp_path: Path) -> None:
-    paths = grey_files(tmp_path, 0, 130, 250)
-    expected = Brightness().predict(paths)
-    assert [one.label for one in expected] == list(NAMES)
-    forms: list[Any] = [iter(paths), map(str, paths), dict(enumerate(paths)).values(), tuple(paths)]
-    for given in forms:
-        assert Brightness().predict(given) == expected
-    assert Brightness().predict(np.array([str(path) for path in paths])) == expected
-    assert Brightness().predict(np.array(paths, dtype=object)) == expected
-
-
-def test_a_column_of_a_table_holds_paths_but_a_table_is_no_picture(tmp_path: Path) -> None:
-    pandas = pytest.importorskip("pandas")
-    paths = grey_files(tmp_path, 250, 0)
-    table = pandas.DataFrame({"path": [str(path) for path in paths]})
-    assert [one.label for one in Brightness().predict(table["path"])] == ["bright", "dark"]
-    with pytest.raises(DataError, match="got a DataFrame"):
-        Brightness().predict(table)
-
-
-@pytest.mark.parametrize(("given", "kind"), [({"a.png"}, "set"), ({"a.png": 1}, "dict")])
-def test_pictures_without_an_order_are_refused(given: Any, kind: str) -> None:
-    with pytest.raises(DataError, match=f"expected a picture .*, got a {kind}"):
-        Brightness().predict(given)
-
-
-def test_a_number_array_of_one_axis_is_no_picture() -> None:
-    with pytest.raises(DataError, match=r"an array of float64 \[5\] is not a picture"):
-        Brightness().predict(np.zeros(5))
-
-
-def test_a_folder_among_pictures_names_the_method_that_takes_folders(tmp_path: Path) -> None:
-    forms: list[Any] = [tmp_path, str(tmp_path), [tmp_path]]
-    for given in forms:
-        with pytest.raises(DataError, match="is a folder: use predict_files"):
-            Brightness().predict(given)
 
 
 def test_the_first_picture_that_cannot_be_read_stops_predict(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -193,6 +194,28 @@ def test_a_network_without_thresholds_needs_one_from_the_user(tmp_path: Path) ->
     found = old.sort(tmp_path / "in", tmp_path / "out", threshold=0.9)
     assert found.counts["unlike"] == 0  # it cannot tell, so it says nothing
     assert sum(found.counts.values()) == 6
+
+
+def test_thresholds_that_were_measured_with_other_views_are_refused(tmp_path: Path) -> None:
+    folder, out = inbox(tmp_path / "in"), tmp_path / "out"
+    choices: list[dict[str, Any]] = [{}, {"precision": 0.9}]
+    for options in choices:
+        with pytest.raises(
+            RunError, match=r"measured with test-time augmentation none, so with mirror no prec"
+        ):
+            Grey().sort(folder, out, tta="mirror", **options)
+        with pytest.raises(RunError, match=r"Leave out --tta, or .* --threshold 0\.9"):
+            list_folder(Grey(), folder, tmp_path / "list.csv", tta="mirror", **options)
+    assert not out.exists()
+    assert Grey().sort(folder, out, tta="none").criterion.precision == 0.95
+    assert Grey().sort(folder, tmp_path / "own", tta="mirror", threshold=0.8).counts["bright"] == 2
+
+
+def test_a_quantised_network_says_that_its_threshold_was_measured_before() -> None:
+    whole, quantised = Grey(), Grey()
+    quantised.info = replace(whole.info, exported="onnx-int8")
+    assert "quantised" not in criterion_for(whole).text
+    assert criterion_for(quantised).text.endswith("; measured before the network was quantised")
 
 
 def test_a_class_called_unsure_does_not_share_the_folder_of_unsure_pictures(tmp_path: Path) -> None:

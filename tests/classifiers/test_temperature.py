@@ -88,7 +88,7 @@ def test_calibration_lowers_the_calibration_error_but_keeps_the_accuracy(tmp_pat
     assert info.temperature == summary["temperature"] != 1.0
     assert info.thresholds is not None
     assert (info.thresholds.split, info.thresholds.pictures) == ("calibration", 71)
-    assert json.loads(json.dumps(asdict(info.thresholds))) == summary["thresholds"]
+    assert json.loads(json.dumps(info.thresholds.to_dict())) == summary["thresholds"]
     assert info.unlike is not None
     assert json.loads(json.dumps(asdict(info.unlike))) == summary["unlike"]
     predictions = load_run(found.path, "cpu").predict(np.zeros((1, 32, 32, 3), np.uint8))

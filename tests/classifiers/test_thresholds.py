@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from thumbnet.classifiers.thresholds import (
     DEFAULT_PRECISION,
     PRECISIONS,
+    chance,
     choose_thresholds,
     describe_threshold,
+    exact_bound,
+    fewest_for,
     threshold_for,
-    wilson_bound,
 )
 from thumbnet.errors import RunError
-from thumbnet.evaluation import log_softmax, wilson_interval
+from thumbnet.evaluation import log_softmax
 from thumbnet.runs.certainty import Threshold, Thresholds
 
 
@@ -33,40 +37,63 @@ def measured(logits: np.ndarray, labels: np.ndarray, probability: float) -> tupl
 
 
 def test_each_threshold_gives_its_precision_on_other_pictures() -> None:
-    found = choose_thresholds(*drawn(4000), "val")
+    found = choose_thresholds(*drawn(40_000), "val")
     assert found is not None
-    assert (found.split, found.pictures) == ("val", 4000)
+    assert (found.split, found.pictures, found.confidence) == ("val", 40_000, 0.95)
     assert [row.precision for row in found.table] == list(PRECISIONS)
     shares = []
     for row in found.table:
         precision, share = measured(*drawn(40_000, seed=1), row.probability)
-        assert precision >= row.precision - 0.005  # the same pictures choose a threshold and support it
+        assert precision >= row.precision - 0.005  # these pictures are a sample, too
         shares.append(share)
     assert shares == sorted(shares, reverse=True)
-    assert 0.1 < shares[-1] < shares[0] < 1
+    assert 0.04 < shares[-1] < shares[0] < 1
 
 
 def test_the_counts_are_those_of_the_held_out_pictures() -> None:
     logits, labels = drawn(3000)
     found = choose_thresholds(logits, labels, "calibration")
     assert found is not None
+    assert found.table
     for row in found.table:
         precision, share = measured(logits, labels, row.probability)
         assert row.accepted == round(share * 3000)
         assert row.right / row.accepted == pytest.approx(precision)
-        assert wilson_bound(np.array(row.right), np.array(row.accepted)) >= row.precision
+        assert chance(row.right, row.accepted, row.precision) <= 0.05
 
 
-def test_the_wanted_precision_is_reached_in_most_draws() -> None:
-    """The threshold is chosen by the same pictures that support it, so the 95 % do not hold exactly."""
+def test_only_thresholds_that_accept_a_twentieth_more_each_time_are_tested() -> None:
+    found = choose_thresholds(*drawn(3000), "val")
+    assert found is not None
+    assert found.table
+    steps = {row.accepted / 150 for row in found.table}
+    assert max(abs(step - round(step)) for step in steps) < 0.05  # equal probabilities stay together
+
+
+def test_a_threshold_below_its_precision_is_chosen_in_at_most_5_percent_of_all_draws() -> None:
     wide, labels = drawn(20_000, seed=9)
-    reached = []
-    for seed in range(60):
+    confidence, right = np.exp(log_softmax(wide).max(axis=1)), wide.argmax(axis=1) == labels
+    draws, chosen, missed = 200, dict.fromkeys(PRECISIONS, 0), dict.fromkeys(PRECISIONS, 0)
+    for seed in range(draws):
         found = choose_thresholds(*drawn(500, seed=10 + seed), "val")
         assert found is not None
-        row = threshold_for(found, 0.9)
-        reached.append(measured(wide, labels, row.probability)[0] >= 0.9)
-    assert np.mean(reached) >= 0.85
+        for row in found.table:
+            chosen[row.precision] += 1
+            missed[row.precision] += bool(right[confidence >= row.probability].mean() < row.precision)
+    assert chosen[0.9] > 0.9 * draws
+    assert max(missed.values()) <= 0.08 * draws  # 5 %, and twice the standard error
+
+
+def test_a_precision_that_no_threshold_reaches_is_seldom_supported() -> None:
+    """The lowest of all thresholds that pass a test of a single one would be found far more often."""
+    random, seldom = np.random.default_rng(3), []
+    for _ in range(400):
+        certainty, wrong = random.uniform(1, 6, 500), random.random(500) < 0.1
+        logits = np.stack([certainty, np.zeros(500)], axis=1)
+        found = choose_thresholds(logits, wrong.astype(int), "val")
+        assert found is not None
+        seldom.append(any(row.precision == 0.9 for row in found.table))
+    assert 0 < np.mean(seldom) <= 0.08
 
 
 def test_few_pictures_support_only_low_precisions() -> None:
@@ -74,17 +101,28 @@ def test_few_pictures_support_only_low_precisions() -> None:
     found = choose_thresholds(logits, labels, "val")
     assert found is not None
     assert [row.precision for row in found.table] == [0.9, 0.95]
-    assert found.highest == pytest.approx(60 / (60 + 1.645**2), abs=1e-3)
+    assert found.highest == pytest.approx(0.05 ** (1 / 60), abs=1e-4)
     assert [row.accepted for row in found.table] == [60, 60]
-    with pytest.raises(RunError, match=r"at most 95\.7 %.*ask for less \(--precision 0\.95\)"):
+    with pytest.raises(RunError, match=r"at most 95\.1 %.*ask for less \(--precision 0\.95\)"):
         threshold_for(found, 0.99)
 
 
-def test_268_pictures_without_a_mistake_support_99_percent() -> None:
-    for count, supported in ((267, False), (268, True)):
+@pytest.mark.parametrize(("precision", "needed"), zip(PRECISIONS, (29, 59, 149, 299, 598), strict=True))
+def test_how_many_pictures_without_a_mistake_support_a_precision(precision: float, needed: int) -> None:
+    assert fewest_for(precision) == needed
+    for count, supported in ((needed - 1, False), (needed, True)):
         found = choose_thresholds(5 * np.eye(3)[np.arange(count) % 3], np.arange(count) % 3, "val")
         assert found is not None
-        assert (0.99 in [row.precision for row in found.table]) is supported
+        assert (precision in [row.precision for row in found.table]) is supported
+
+
+def test_a_mistake_among_the_surest_pictures_does_not_hide_the_others_if_there_are_enough() -> None:
+    certainty = np.linspace(8, 4, 1000)
+    logits, labels = np.stack([certainty, np.zeros(1000)], axis=1), np.zeros(1000, dtype=int)
+    labels[0] = 1
+    found = choose_thresholds(logits, labels, "val")
+    assert found is not None
+    assert threshold_for(found, 0.95).accepted == 1000
 
 
 def test_pictures_of_equal_probability_are_accepted_together() -> None:
@@ -93,7 +131,10 @@ def test_pictures_of_equal_probability_are_accepted_together() -> None:
     found = choose_thresholds(logits, labels, "val")
     assert found is not None
     assert [(row.accepted, row.right) for row in found.table] == [(400, 392)] * 2
-    assert choose_thresholds(logits, 1 - labels, "val") == Thresholds("val", 400, 0.0113, ())
+    none = choose_thresholds(logits, 1 - labels, "val")
+    assert none is not None
+    assert none.table == ()
+    assert chance(8, 400, none.highest) <= 0.05 < chance(8, 400, none.highest + 1e-4)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
@@ -104,12 +145,19 @@ def test_nothing_is_chosen_from_too_few_pictures_or_broken_logits(value: float) 
     assert choose_thresholds(logits, labels, "val") is None
 
 
-def test_the_bound_is_the_lower_end_of_wilsons_interval_at_another_level() -> None:
-    found = wilson_bound(np.array([0, 5, 90, 100]), np.array([10, 10, 100, 100]))
-    two_sided = [wilson_interval(*pair)[0] for pair in ((0, 10), (5, 10), (90, 100), (100, 100))]
-    assert found[0] == 0
-    assert (found[1:] > two_sided[1:]).all()  # one-sided 95 % lies closer
-    assert found[3] == pytest.approx(100 / (100 + 1.6448536**2))
+@pytest.mark.parametrize(("right", "count"), [(0, 10), (5, 10), (90, 100), (100, 100), (4870, 5000)])
+@pytest.mark.parametrize("precision", [0.001, 0.5, 0.9, 0.995])
+def test_the_chance_of_so_many_right_answers_is_the_binomial_one(
+    right: int, count: int, precision: float
+) -> None:
+    binomial = pytest.importorskip("scipy.stats").binom
+    assert chance(right, count, precision) == pytest.approx(binomial.sf(right - 1, count, precision))
+
+
+@pytest.mark.parametrize(("right", "count"), [(1, 10), (90, 100), (100, 100), (4870, 5000)])
+def test_the_bound_is_the_highest_precision_that_passes_the_binomial_test(right: int, count: int) -> None:
+    bound = exact_bound(right, count)
+    assert chance(right, count, bound) <= 0.05 + 1e-12 < chance(right, count, bound + 1e-6)
 
 
 TABLE = Thresholds("val", 500, 0.9712, (Threshold(0.9, 0.5, 400, 370), Threshold(0.95, 0.7, 300, 291)))
@@ -123,7 +171,9 @@ def test_a_precision_between_two_rows_gets_the_higher_one() -> None:
 
 def test_without_a_wish_the_highest_supported_precision_below_the_default_is_taken() -> None:
     assert threshold_for(Thresholds("val", 500, 0.92, TABLE.table[:1])).precision == 0.9
-    with pytest.raises(RunError, match="95 % is not supported: the 500 held-out"):
+    with pytest.raises(
+        RunError, match="90 % is not supported: the 500 held-out.*takes at least 29 without a mistake"
+    ):
         threshold_for(Thresholds("val", 500, 0.61))
     for thresholds in (None, Thresholds("val", 500, 0.61)):
         with pytest.raises(RunError, match="--threshold"):
@@ -137,7 +187,49 @@ def test_an_impossible_precision_is_refused(precision: float) -> None:
 
 
 def test_the_description_says_how_many_pictures_a_threshold_rests_on() -> None:
-    text = describe_threshold(TABLE.table[1], TABLE)
+    text = describe_threshold(TABLE.table[1], replace(TABLE, confidence=0.95))
     assert "for a precision of 95 %" in text
     assert "of the 500 held-out pictures (val), 300 reach it, and 291 of these are right, 97.0 %" in text
-    assert "at least 94.9 %" in text
+    assert "(so 95 % or more of such pictures are right, with 95 % confidence)" in text
+
+
+def test_thresholds_count_groups_of_pictures_that_are_alike_as_few() -> None:
+    logits, labels = drawn(100)
+    copies = np.repeat(np.arange(100), 20)
+    logits, labels = logits[copies], labels[copies]
+    plain = choose_thresholds(logits, labels, "val")
+    grouped = choose_thresholds(logits, labels, "val", np.array([f"p{n}" for n in copies], dtype=object))
+    alone = choose_thresholds(logits[::20], labels[::20], "val")
+    assert plain is not None
+    assert grouped is not None
+    assert alone is not None
+    assert (plain.groups, grouped.groups) == (None, 100)
+    assert grouped.highest == pytest.approx(alone.highest, abs=0.03)
+    assert grouped.highest < plain.highest
+    assert len(grouped.table) < len(plain.table)
+
+
+def test_with_groups_the_same_thresholds_are_tested_until_one_fails() -> None:
+    certainty = np.linspace(8, 4, 1000)
+    logits, labels = np.stack([certainty, np.zeros(1000)], axis=1), np.zeros(1000, dtype=int)
+    labels[700:710] = 1  # all pictures of one of a hundred groups
+    found = choose_thresholds(logits, labels, "val", np.arange(1000) // 10)
+    assert found is not None
+    assert (found.groups, found.confidence) == (100, 0.95)
+    rows = [(row.precision, row.accepted, row.right) for row in found.table]
+    assert rows == [(0.9, 1000, 990), (0.95, 700, 700)]  # a mistake after 750 pictures is too many for 95 %
+
+
+def test_the_description_of_a_threshold_names_the_groups_and_promises_the_precision() -> None:
+    table = replace(TABLE, groups=40, confidence=0.95)
+    text = describe_threshold(table.table[1], table)
+    assert "of the 500 held-out pictures (val, in 40 groups), 300 reach it" in text
+    assert "(so 95 % or more of such pictures are right, with 95 % confidence)" in text
+    with pytest.raises(RunError, match=r"500 held-out pictures \(val, in 40 groups\).* more held-out groups"):
+        threshold_for(table, 0.999)
+
+
+def test_a_threshold_of_an_earlier_version_is_not_given_a_confidence() -> None:
+    text = describe_threshold(TABLE.table[1], TABLE)
+    assert "291 of these are right, 97.0 % (chosen by an earlier version of thumbnet" in text
+    assert "with 95 % confidence" not in text

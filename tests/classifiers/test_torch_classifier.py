@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from helpers import coloured, coloured_data, write_picture
-from thumbnet.classifiers.base import Picture
+from thumbnet.classifiers.given import Picture
 from thumbnet.classifiers.torch_classifier import Predictor
 from thumbnet.data.splits import ArraySplit, Data, Split
 from thumbnet.errors import DataError, UnreadableImageError

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import errno
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -30,6 +31,24 @@ def test_data_prints_layout_sizes_and_counts_and_draws_pictures(
     assert main(["data", str(folder), "--json"]) == 0
     values = json.loads(capsys.readouterr().out)
     assert values["counts"]["train"] == {"blue": 20, "green": 20, "red": 20}
+
+
+def test_data_names_pictures_that_appear_twice_in_a_split(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_class_folders(tmp_path, ["train", "test"])
+    for number in range(12):
+        shutil.copy(tmp_path / "train/red/0.png", tmp_path / f"train/red/copy-{number:02}.png")
+    assert main(["data", str(tmp_path)]) == 0
+    out = capsys.readouterr().out
+    assert "repeated   12 picture(s) repeat another one in their split" in out
+    assert "           train: train/red/0.png = train: train/red/copy-00.png\n" in out
+    assert out.count("= train: train/red/copy-") == 10
+    assert "and 2 more: --json lists all of them" in out
+    assert main(["data", str(tmp_path), "--json"]) == 0
+    values = json.loads(capsys.readouterr().out)
+    assert values["repeated"] == len(values["repeats"]) == 12
+    assert values["repeats"][11] == [["train", "train/red/0.png"], ["train", "train/red/copy-11.png"]]
 
 
 def test_data_shows_what_corrections_change(
@@ -66,6 +85,10 @@ def test_data_previews_the_augmentation_of_a_recipe(
         ),
         (["--preview-augment", "x.png", "--set", "augment.rotate=200"], "degrees in [0, 180]"),
         (["--recipe", "fast"], "--preview-augment FILE"),
+        (
+            ["--set", "augment.rotate=15"],
+            "--set augment.rotate=15 is no setting of the data. To see its effect, add --preview-augment FILE",
+        ),
     ],
 )
 def test_a_preview_that_cannot_be_made_is_refused_before_the_data_are_read(

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from cli_helpers import run_cli
+from cli_helpers import SETTINGS, epochs, run_cli
 from thumbnet.runs.folder import Run
 
 
@@ -89,6 +89,36 @@ def test_the_answers_for_all_pictures_are_written_as_csv(
         assert sum(values) == pytest.approx(1, abs=1e-5)
         assert row["class_1"] == classes[values.index(max(values))]
         assert float(row["probability_1"]) == max(values)
+
+
+def test_groups_reach_the_interval_the_summary_and_the_table_of_answers(folder: Path, tmp_path: Path) -> None:
+    root = folder / "train"
+    names = sorted(
+        (path.relative_to(root).as_posix() for path in root.rglob("*.png")), key=lambda one: one[::-1]
+    )
+    patients = {name: f"p{at // 6}" for at, name in enumerate(names)}  # each has pictures of all classes
+    rows = [f"{name},{name.partition('/')[0]},{patient}" for name, patient in patients.items()]
+    table, out, answers = tmp_path / "all.csv", tmp_path / "run", tmp_path / "answers.csv"
+    table.write_text("path,label,patient\n" + "\n".join(rows))
+    words: list[str | Path] = ["train", table, "--images", root, "--recipe", "one-cycle", "--out", out]
+    words += [*SETTINGS, *epochs(1)]
+    status, stdout, stderr = run_cli(*words, "--group-by", "patient")
+    assert status == 0, stderr
+    summary = Run(out).summary
+    pictures, groups = summary["measured_pictures"], summary["measured_groups"]
+    assert pictures == 6 * groups < 60
+    assert f"the interval allows for {pictures} pictures in {groups} groups" in stdout
+    status, stdout, stderr = run_cli("evaluate", out, "--csv", answers)
+    assert status == 0, stderr
+    assert f"test: {pictures} pictures in {groups} groups" in stdout
+    with answers.open(encoding="utf-8", newline="") as lines:
+        found = {row["path"]: row["group"] for row in csv.DictReader(lines)}
+    assert len(found) == pictures
+    assert all(patients[name] == patient for name, patient in found.items())
+    status, stdout, _ = run_cli("evaluate", out, "--json")
+    values = json.loads(stdout)
+    assert (values["pictures"], values["groups"]) == (pictures, groups)
+    assert values["interval"] == summary["accuracy_interval"]
 
 
 def test_the_table_of_answers_is_checked_before_the_data_are_read(

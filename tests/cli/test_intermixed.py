@@ -97,6 +97,32 @@ def test_every_command_that_reads_data_takes_the_reading_options(command: str) -
     assert "data.classes_from" in "".join(overrides(options))
 
 
+@pytest.mark.parametrize("command", ["evaluate", "report", "export", "serve"])
+def test_every_command_that_uses_a_run_on_data_takes_the_options_that_find_labels_and_pictures(
+    command: str,
+) -> None:
+    words = ["--depth", "2", "--label-pattern", r"^(\w+)\.\d", "--images", "a b", "--path-column", "Path"]
+    words += ["--label-column", "ClassId", "--on-bad-image", "skip", "--set", "data.multilabel=false"]
+    settings = data_settings(build_parser().parse_args([command, "run", *words]))
+    assert (settings.classes_from, settings.label_pattern) == ("2", r"^(\w+)\.\d")
+    assert (settings.images, settings.path_column, settings.label_column) == ("a b", "Path", "ClassId")
+    assert (settings.on_bad_image, settings.multilabel) == ("skip", False)
+    for text in ("optimizer.lr=1", "data.val_fraction=0.1", "data.workers=2"):
+        with pytest.raises(UsageError, match=f"--set {text}: expected KEY=VALUE with one of the keys data"):
+            parse([command, "run", "--set", text])
+
+
+@pytest.mark.parametrize("command", ["train", "repeat", "tune", "lr-find"])
+def test_every_command_that_trains_takes_the_options_of_a_step(command: str) -> None:
+    words = ["--init", "runs/x", "--micro-batch", "8", "--on-nonfinite", "skip"]
+    given = overrides(build_parser().parse_args([command, "pictures", *words]))
+    assert given == [
+        'training.init="runs/x"',
+        "training.micro_batch=8",
+        'training.on_nonfinite="skip"',
+    ]
+
+
 @pytest.mark.parametrize("value", ["leaf", "here", "3", "top"])
 def test_classes_from_takes_names_and_depths(value: str) -> None:
     options = build_parser().parse_args(["data", "pictures", "--classes-from", value])

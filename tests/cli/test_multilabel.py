@@ -18,6 +18,7 @@ from helpers import coloured_labels, write_label_table, write_picture
 from thumbnet.classifiers.base import Prediction
 from thumbnet.cli import main
 from thumbnet.cli.multilabel import label_printer
+from thumbnet.cli.views import show_summary
 from thumbnet.runs.folder import Run
 from thumbnet.sources.load import load_data
 
@@ -53,6 +54,21 @@ def test_training_says_map_per_epoch_and_at_the_end(training: tuple[Path, str, s
     assert all("val mAP " in line and len(line) <= 80 for line in lines)
     assert "test mAP " in stdout
     assert "micro F1" in stdout
+
+
+def test_what_was_chosen_on_the_measured_pictures_is_said_with_each_result(
+    label_run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    chosen = {"split": "val", "kept_by": "last"}
+    run = Run(Path(shutil.copytree(label_run.path, tmp_path / "run")))
+    (run.path / "summary.json").write_text(json.dumps({**run.summary, **chosen}))
+    show_summary(run)
+    said = capsys.readouterr().out
+    assert "labels\n  these are optimistic, because the same pictures chose the thresholds" in said
+    assert "(on the same pictures, so it is optimistic)" in said
+    assert "chose the epoch" not in said
+    show_summary(label_run)
+    assert "optimistic" not in capsys.readouterr().out
 
 
 def test_data_says_that_there_are_several_labels(table: Path, capsys: pytest.CaptureFixture[str]) -> None:

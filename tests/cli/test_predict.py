@@ -94,6 +94,23 @@ def test_a_glob_or_folder_without_pictures_is_an_error(
         assert str(tmp_path) in stderr
 
 
+def test_what_cannot_be_classified_is_reported_before_the_network_is_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("thumbnet.classifiers.load.load_classifier", lambda *_, **__: pytest.fail("loaded"))
+    monkeypatch.chdir(tmp_path)
+    write_picture(tmp_path / "red.png", coloured(0, 1))
+    (tmp_path / "empty").mkdir()
+    for words, message in (
+        (["red.png", "empty"], "no pictures in the folder"),
+        (["red.png", "*.jpg"], "no file matches *.jpg"),
+        (["red.png", "--csv", "answers.csv"], "predict RUN red.png --csv > answers.csv\n"),
+        (["--csv", "my answers.csv"], "predict RUN --csv PATH > 'my answers.csv'\n"),
+    ):
+        assert main(["predict", "RUN", *words]) == 2
+        assert message in capsys.readouterr().err
+
+
 def test_a_reader_that_closes_the_pipe_causes_no_traceback(
     trained: tuple[Path, str, str], folder: Path
 ) -> None:
@@ -125,7 +142,7 @@ def test_a_number_of_threads_is_1_or_more(trained: tuple[Path, str, str]) -> Non
     assert "expected 1 or more" in stderr
 
 
-@pytest.mark.parametrize("command", ["predict", "evaluate", "serve"])
+@pytest.mark.parametrize("command", ["predict", "evaluate", "serve", "sort"])
 @pytest.mark.parametrize(("words", "threads"), [([], 0), (["--threads", "3"], 3)])
 def test_the_number_of_threads_reaches_the_network(
     command: str,
@@ -139,6 +156,7 @@ def test_the_number_of_threads_reaches_the_network(
 
     monkeypatch.setattr("thumbnet.classifiers.load.load_classifier", refuse)
     monkeypatch.setattr("thumbnet.serving.network.load_classifier", refuse)
-    status, _, stderr = run_cli(command, trained[0], *([] if command == "serve" else ["x"]), *words)
+    more = {"serve": [], "sort": ["x", "--into", "out"]}.get(command, ["x"])
+    status, _, stderr = run_cli(command, trained[0], *more, *words)
     assert status == 2
     assert f"{threads} threads" in stderr

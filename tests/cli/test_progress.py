@@ -18,9 +18,9 @@ from thumbnet.cli import progress
 from thumbnet.recipes.recipe import load_recipe
 from thumbnet.recipes.settings import TrainingSettings
 from thumbnet.runs.folder import Run
+from thumbnet.training.epochs import EpochResult
 from thumbnet.training.fit import StepResult
 from thumbnet.training.schedules import done_at, replanned, size_at
-from thumbnet.training.state import EpochResult
 from thumbnet.training.train import train
 
 
@@ -79,13 +79,31 @@ def test_the_display_says_why_kernels_are_off(
             monkeypatch.setattr("shutil.which", lambda name, **_: None)
             assert "there is no gcc" in shown("gcc")
             monkeypatch.undo()
-        monkeypatch.setattr(library, "multiplies_bf16", lambda: False)
+        monkeypatch.setattr(library, "_instructions", set)
         assert "neither AVX-512 BF16 nor AMX" in shown("old")
         monkeypatch.setenv("THUMBNET_KERNELS", "0")
         assert "THUMBNET_KERNELS=0" in shown("off")
     finally:
         monkeypatch.undo()
         library.forget()
+
+
+def test_the_display_says_that_skipped_pictures_do_not_count_in_the_training_accuracy(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from thumbnet.cli.progress import TrainingDisplay
+
+    for skip in (0, 0.2):
+        with TrainingDisplay() as display:
+            train(
+                coloured_data(),
+                "one-cycle",
+                overrides=[*TINY, "training.epochs=1", f"data.skip_easy={skip}"],
+                out=tmp_path / str(skip),
+                listener=display,
+            )
+        told = "training accuracy: on the pictures that an epoch does not skip" in capsys.readouterr().err
+        assert told is (skip > 0)
 
 
 def test_the_display_says_why_kernels_are_not_kept(

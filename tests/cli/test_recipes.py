@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from own_networks import OwnPackage
 from thumbnet.cli import main
 from thumbnet.recipes.recipe import load_recipe, recipe_names
 
@@ -34,3 +35,13 @@ def test_show_prints_the_comment_and_the_changed_settings_and_all_settings_with_
     assert "on_bad_image" not in shown[()]
     assert "on_bad_image" in shown["--all",]
     assert "#" not in shown["--set", "seed=3"]  # the results in the comment belong to the unchanged recipe
+
+
+def test_show_imports_the_code_that_the_recipe_names(
+    own: OwnPackage, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own.write("mine.toml", '[model]\nname = "wide-tiny"\n')
+    assert main(["recipes", "show", "mine.toml"]) == 2
+    assert "wide-tiny" in capsys.readouterr().err
+    assert main(["recipes", "show", "mine.toml", "--model-code", "mypackage.nets"]) == 0
+    assert 'name = "wide-tiny"' in capsys.readouterr().out

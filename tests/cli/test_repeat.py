@@ -8,13 +8,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from cli_helpers import run_cli
-from helpers import TINY
-from thumbnet.cli.repeat import finished, seeds
+from helpers import TINY, write_class_folders
+from thumbnet.cli.repeat import RESULT, finished, folds, seeds
 from thumbnet.errors import DivergedError, InterruptedRunError
+from thumbnet.evaluation import evaluate_logits
 from thumbnet.recipes.recipe import load_recipe
+from thumbnet.reports.cross_validation import CrossValidation, Fold
 from thumbnet.runs.folder import Run
 from thumbnet.training.asked import what_was_asked
 
@@ -101,6 +104,26 @@ def test_further_seeds_keep_the_complete_trainings_and_the_table_is_that_of_comp
     assert run_cli(*words, "--seeds", "3", "--quiet") == (0, "".join(f"{path}\n" for path in paths), "")
 
 
+def test_a_study_that_is_compared_by_val_needs_one_before_the_first_step(
+    folder: Path, tmp_path: Path
+) -> None:
+    words: list[str | Path] = ["repeat", folder, *WORDS, "--seeds", "1", "--split", "val"]
+    status, _, stderr = run_cli(*words, "--out", tmp_path / "none")
+    assert status == 2
+    assert "has no val split to compare by. Set a part of train aside: --val-fraction 0.1" in stderr
+    assert not (tmp_path / "none").exists()
+    status, stdout, stderr = run_cli(*words, "--val-fraction", "0.3", "--out", tmp_path / "study")
+    assert status == 0, stderr
+    run = Run(tmp_path / "study" / "seed-0")
+    assert run.summary["split"] == "test"
+    value = f"val accuracy {100 * run.summary['val']['accuracy']:.2f} %"
+    assert f"1 of 1  {run.path}  {value}" in stderr
+    assert "val accuracy" in stdout
+    assert "test accuracy" not in stdout
+    again = run_cli("compare", run.path, "--split", "val")[1]
+    assert stdout == again
+
+
 def test_other_settings_than_before_are_refused(trained: Trained, tmp_path: Path) -> None:
     assert run_cli("repeat", "digits", *WORDS, "--out", tmp_path)[0] == 0
     status, stdout, stderr = run_cli(
@@ -149,6 +172,12 @@ def test_a_training_that_diverges_does_not_stop_the_others(
         (["digits"], ["name a folder for the runs", "repeat digits --out study"]),
         (["digits", "--out", "s", "--seeds", "0"], ["--seeds 0: expected a number such as 5"]),
         (["digits", "--out", "s", "--seeds", "3,3"], ["--seeds 3,3: expected"]),
+        (["digits", "--out", "s", "--folds", "1"], ["--folds 1: expected a number from 2 to 20"]),
+        (
+            ["digits", "--out", "s", "--folds", "3", "--test-fraction", "0.1"],
+            ["leave out data.test_fraction"],
+        ),
+        (["digits", "--out", "s", "--folds", "3", "--split", "val"], ["with --folds", "leave out --split"]),
         (["digits", "--out", "s", "--seed", "3"], ["no option --seed", "Did you mean --seeds 3?"]),
         (["digits", "--out", "s", "--set", "seed=3"], ["list the seeds with --seeds"]),
         (["digits", "--out", "s", "--epochs", "0"], ["--epochs is 0"]),
@@ -191,3 +220,93 @@ def test_the_line_of_a_finished_training_has_the_time_that_the_others_take(tiny_
     line = finished([tiny_run, tiny_run], 2, 3)
     assert line == f"2 of 3  {tiny_run.path}  test accuracy {value}  about {each:.1f} s left"
     assert finished([tiny_run], 3, 3).endswith(value)
+
+
+def test_folds_measure_every_picture_once_and_go_on_where_they_were(tmp_path: Path) -> None:
+    data = write_class_folders(tmp_path / "data", ["train", "test"], per_class=6)
+    out = tmp_path / "study"
+    words: list[str | Path] = ["repeat", data, *WORDS, "--folds", "2", "--out", out]
+    status, stdout, stderr = run_cli(*words)
+    assert status == 0, stderr
+    runs = [Run(out / f"seed-0_fold-{fold}-of-2") for fold in (1, 2)]
+    assert sorted(out.iterdir()) == sorted([*(run.path for run in runs), out / RESULT])
+    assert "2 training(s) in" in stderr
+    assert stderr.count("the test split of the data (18 pictures) is not used") == 1
+    assert all(str(run.path) in stdout for run in runs)
+    assert "all 2 folds: 18 pictures" in stdout
+    assert "mean of the folds" in stdout
+    (result,) = json.loads((out / RESULT).read_text())["results"]
+    assert (result["settings"], result["pictures"]) == (["seed=0"], 18)
+    accuracies = [run.summary["accuracy"] for run in runs]
+    assert [fold["accuracy"] for fold in result["folds"]] == accuracies
+    assert result["accuracy"] == pytest.approx(sum(accuracies) / 2)
+    assert [one["pictures"] for one in result["classes"]] == [6, 6, 6]
+    before = runs[0].weights_path.stat().st_mtime_ns
+    shutil.rmtree(runs[1].path)
+    again = run_cli(*words, "--json")
+    assert again[0] == 0, again[2]
+    assert runs[0].weights_path.stat().st_mtime_ns == before
+    assert json.loads(again[1]) == {"results": [result]}  # to the bit
+    status, stdout, _ = run_cli(*words, "--quiet")
+    assert (status, stdout) == (0, "".join(f"{run.path}\n" for run in runs))
+    status, _, stderr = run_cli("compare", *(run.path for run in runs))
+    assert status == 2
+    assert "different folds" in stderr
+
+
+def measured(*accuracies: float) -> CrossValidation:
+    """A cross-validation with these accuracies of its folds."""
+    logits, labels = np.eye(2)[[0, 1, 1, 1]], np.array([0, 1, 1, 0])
+    folds = tuple(Fold(n, Run(f"run-{n}"), 2, value) for n, value in enumerate(accuracies, start=1))
+    return CrossValidation(
+        "pictures", folds, evaluate_logits(logits, labels, ("a", "b")), "none", ("a note",)
+    )
+
+
+def test_several_combinations_have_a_table_and_one_that_lacks_a_fold_has_no_result(
+    trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[list[str]] = []
+
+    def cross_validate(runs: list[Run], data: Any, **_: Any) -> CrossValidation:
+        seen.append([run.path.name for run in runs])
+        return measured(0.5, 1.0)
+
+    monkeypatch.setattr("thumbnet.reports.cross_validation.cross_validate", cross_validate)
+    study: list[str | Path] = ["--folds", "2", "--seeds", "2", "--out", tmp_path]
+    failing(monkeypatch, "momentum-0.9_seed-1_fold-2-of-2", lambda _: DivergedError(3, math.nan, 0.5))
+    status, stdout, stderr = run_cli("repeat", "digits", *WORDS, *VARY, *study)
+    assert (status, len(trained)) == (2, 7)
+    assert seen == [
+        [f"momentum-{momentum}_seed-{seed}_fold-{fold}-of-2" for fold in (1, 2)]
+        for momentum, seed in ((0.8, 0), (0.9, 0), (0.8, 1))
+    ]
+    assert "optimizer.momentum=0.9, seed=1 has no result, because a fold is missing" in stderr
+    assert "1 of 8 trainings failed" in stderr
+    rows = stdout.splitlines()[-3:]
+    assert [row.split("  ")[0] for row in rows] == [
+        "optimizer.momentum=0.8, seed=0", "optimizer.momentum=0.9, seed=0", "optimizer.momentum=0.8, seed=1"
+    ]  # fmt: skip
+    assert all("75.00 %" in row and "35.36" in row for row in rows)
+    assert stdout.count("a note") == 3
+    assert len(json.loads((tmp_path / RESULT).read_text())["results"]) == 3
+
+
+def test_after_ctrl_c_while_measuring_the_message_has_the_command(
+    trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def cross_validate(*_: Any, **__: Any) -> CrossValidation:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("thumbnet.reports.cross_validation.cross_validate", cross_validate)
+    words = ["repeat", "digits", *WORDS, "--folds", "2", "--out", str(tmp_path)]
+    status, _, stderr = run_cli(*words)
+    assert (status, len(trained)) == (130, 2)
+    assert f"thumbnet {' '.join(words)}\n" in stderr
+
+
+def test_folds_are_a_number_from_2_to_20() -> None:
+    assert (folds("2"), folds("20")) == (2, 20)
+    for text in ("1", "21", "-2", "x", "2.5", ""):
+        with pytest.raises(argparse.ArgumentTypeError, match="expected a number from 2 to 20"):
+            folds(text)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -52,6 +53,25 @@ def test_what_cannot_be_written_is_refused_before_the_data_are_loaded(
     assert {path.name for path in tmp_path.iterdir()} == {"folder", "pipe.html"}
 
 
+def test_the_device_is_that_of_the_command(
+    tiny_run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = write_class_folders(tmp_path / "data", ["train", "test"], per_class=4)
+    words = ["report", str(tiny_run.path), str(data), "--out", str(tmp_path / "x.html")]
+    assert main([*words, "--device", "toaster"]) == 2
+    assert "toaster" in capsys.readouterr().err
+    assert main([*words, "--device", "cpu"]) == 0
+
+
+def test_a_missing_library_is_reported_before_the_data_are_loaded(
+    tiny_run: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "jinja2", None)
+    monkeypatch.setattr("thumbnet.cli.report.data_of_run", lambda *_: pytest.fail("loaded"))
+    assert main(["report", str(tiny_run.path)]) == 2
+    assert "writing a report needs the extra 'report'" in capsys.readouterr().err
+
+
 def test_no_list_is_written_if_one_of_the_files_cannot_be(tiny_run: Run, tmp_path: Path) -> None:
     (tmp_path / "x-suspects.csv").mkdir()
     with pytest.raises(RunError, match=r"cannot write .*x-suspects\.csv: it is a folder"):
@@ -66,7 +86,7 @@ def test_a_report_on_other_pictures_does_not_replace_that_of_the_run(
     assert main(["report", str(run), str(folder)]) == 0  # these are the run's own
     before = (run / "report.html").read_bytes()
     other = write_class_folders(tmp_path / "other", ["train", "test"], per_class=4)
-    for words in ([str(run), str(other)], [str(run), "--split", "train"]):
+    for words in ([str(run), str(other), "--device", "cpu"], [str(run), "--split", "train"]):
         capsys.readouterr()
         assert main(["report", *words]) == 2
         assert f"report {' '.join(words)} --out FILE" in capsys.readouterr().err

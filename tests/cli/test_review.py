@@ -203,6 +203,7 @@ def test_what_cannot_be_reviewed_is_explained_before_anything_is_scored(
             (["run", "--out", "no/folder.csv"], "cannot write no/folder.csv: there is no folder"),
             (["run", "--out", "locked.csv"], "another review is writing locked.csv"),
             (["run", "--first", "0"], "--first 0: expected 1 or more"),
+            (["run", "--folds", "1"], "--folds 1: expected 2 or more, or 0 to train no network"),
             (["run", "--run", "run"], "run is a run: with --run, name a folder of unlabelled pictures"),
             (
                 ["pictures", "--run", "run", "--folds", "2"],
@@ -280,6 +281,6 @@ def test_ctrl_c_during_the_scoring_says_how_to_continue(
 
     monkeypatch.setattr("thumbnet.reviewing.scores.score_pictures", stopped)
     assert main(["review", str(run), *QUICK]) == 130
-    assert f"review {run} --folds 0\n" in capsys.readouterr().err
+    assert f"review {run} --folds 0 --port 0 --no-browser\n" in capsys.readouterr().err
     with lock_labels(run / "labels.csv"):
         pass

@@ -170,6 +170,10 @@ def test_the_runs_own_data_are_recognised_in_a_new_place(
         assert "there is no data set, folder or archive '/nowhere/own'" in said
         assert "If the run's data have moved, name their new place: " in said
         assert said.endswith(f" {command} {copy} {way}\n")
+    assert main(["evaluate", str(copy), "--json", "--tta"]) == 2
+    assert capsys.readouterr().err.endswith(f" evaluate {copy} DATA --json --tta\n")
+    assert main(["export", str(copy), "--format", "onnx-int8"]) == 2
+    assert capsys.readouterr().err.endswith(f" export {copy} --format onnx-int8 --data DATA\n")
 
 
 def as_file(run: Run, file: Path, own: Path, **changes: Any) -> Path:

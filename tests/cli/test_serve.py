@@ -28,6 +28,11 @@ from thumbnet.runs.folder import Run
         (["--port", "99999"], "cannot listen"),
         (["--host", "192.0.2.1", "--port", "0"], "cannot listen"),
         (["--accept-host", "a.example", "--host", "0.0.0.0", "--port", "0"], "no effect with --host 0.0.0.0"),
+        (["--keep-below", "0.5"], "no effect without --keep: name the folder"),
+        (["--keep-at-most", "5"], "no effect without --keep: name the folder"),
+        (["--keep", "new", "--keep-below", "2"], "below 2: expected a probability above 0 and up to 1"),
+        (["--keep", "empty"], "cannot keep pictures in empty: File exists. Name a folder"),
+        (["--keep", "."], "cannot keep pictures in .: it has other files, such as empty"),
     ],
 )
 def test_invalid_options_are_explained(

@@ -24,7 +24,7 @@ def grey(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Grey]:
 
     def use(classifier: Grey | None = None) -> Grey:
         chosen = classifier or Grey()
-        monkeypatch.setattr("thumbnet.classifiers.load.load_classifier", lambda *_: chosen)
+        monkeypatch.setattr("thumbnet.classifiers.load.load_classifier", lambda *_, **__: chosen)
         return chosen
 
     use()

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -258,6 +259,53 @@ def test_a_resumed_run_takes_its_data_from_where_it_had_them(
     assert "data: leave out --data-dir" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("words", "flags"),
+    [
+        (["--val-fraction", "0.1"], "--val-fraction"),
+        (["--group-by", "x", "--depth", "2"], "--group-by, --classes-from"),
+        (["--images", "x", "--data-dir", "y", "--on-bad-image", "skip"], "--data-dir, --images"),
+    ],
+)
+def test_a_run_that_is_trained_for_longer_reads_its_data_as_before(
+    words: list[str], flags: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["train", "--resume", "runs/x", "--more-epochs", "2", *words]) == 2
+    assert f"--more-epochs takes the run's own data: leave out {flags}\n" in capsys.readouterr().err
+
+
+def test_a_stopped_training_says_how_to_go_on_with_the_same_device_and_trackers(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def stopped(*_: object, **__: object) -> None:
+        raise InterruptedRunError(Path("run"), 1, 2)
+
+    for name in ("train", "resume"):
+        monkeypatch.setattr(f"thumbnet.training.train.{name}", stopped)
+    monkeypatch.setattr("thumbnet.training.tracking.tracked", lambda _, listener: nullcontext(listener))
+    monkeypatch.setattr("thumbnet.kernels.library.compile_ahead", lambda: None)
+    more = ["--device", "cpu", "--track", "mlflow", "--tensorboard"]
+    again = "train --resume run --device cpu --track mlflow --track tensorboard"
+    for words in (["digits"], ["--resume", "run"]):
+        assert main(["train", *words, *more, "--quiet"]) == 130
+        told = capsys.readouterr().err
+        assert f"{again}\n" in told
+        assert told.endswith(f"{again} --finish\n")
+        assert main(["train", *words, "--quiet"]) == 130
+        assert "train --resume run\n" in capsys.readouterr().err
+
+
+def test_weights_that_do_not_exist_are_an_error_before_the_data_are_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    init = ["--init", "gone.safetensors", "--device", "cpu"]
+    for words in (["train"], ["lr-find"], ["repeat", "--out", "study"]):
+        assert main([words[0], "no-data", *words[1:], *init]) == 2
+        assert "there is no file gone.safetensors" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_wrong_corrections_are_an_error_before_anything_is_loaded(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -270,3 +318,17 @@ def test_wrong_corrections_are_an_error_before_anything_is_loaded(
 def test_the_advice_on_new_labels_names_all_files_of_them(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", "--resume", "runs/x", "--labels", "a.csv", "--labels", "b.csv"]) == 2
     assert "train DATA --labels a.csv --labels b.csv --init runs/x" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("device", "gpu", "expected"),
+    [("auto", False, 1), ("auto", True, 0), ("cpu", True, 1), ("cuda", False, 0)],
+)
+def test_the_kernels_are_compiled_while_pytorch_is_imported_if_the_cpu_will_train(
+    device: str, gpu: bool, expected: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiled: list[int] = []
+    monkeypatch.setattr("thumbnet.kernels.library.compile_ahead", lambda: compiled.append(1))
+    monkeypatch.setattr("thumbnet.cli.train._may_have_gpu", lambda: gpu)
+    assert main(["train", str(tmp_path / "missing"), "--device", device]) == 2
+    assert len(compiled) == expected

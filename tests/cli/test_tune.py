@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 
 from cli_helpers import run_cli
+from thumbnet.errors import InterruptedTuneError
+from thumbnet.recipes.recipe import load_recipe
 from tuning_helpers import TINY_SEARCH
 
 WORDS = [word for setting in TINY_SEARCH for word in ("--set", setting)]
@@ -27,6 +29,43 @@ def test_a_command_that_cannot_be_meant_says_what_to_write(words: list[str], par
     assert (status, stdout) == (2, "")
     for part in parts:
         assert part in stderr
+
+
+def test_a_stopped_search_says_how_to_go_on_with_the_same_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    def stopped(*_: object, **__: object) -> None:
+        raise InterruptedTuneError(Path("search"), 3)
+
+    monkeypatch.setattr("thumbnet.tuning.tune.tune", stopped)
+    status, _, stderr = run_cli("tune", "digits", "--trials", "5", "--device", "cpu", "--quiet")
+    assert status == 130
+    assert stderr.endswith("tune --resume search --device cpu\n")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (
+            ["--recipe", "linear", "--init", "runs/x", "--set", "seed=3"],
+            "train no-data --recipe linear --set seed=3 --init runs/x\n",
+        ),
+        (["--recipe", "mine.toml"], "train no-data --recipe mine.toml --init RUN\n"),
+        (["--set", "training.steps=5"], "training.steps is 5: a search counts in epochs"),
+    ],
+)
+def test_a_recipe_that_leaves_nothing_to_search_is_refused_before_the_data_are_loaded(
+    words: list[str], message: str, tmp_path: Path
+) -> None:
+    (tmp_path / "mine.toml").write_text(load_recipe("linear").to_toml())
+    status, _, stderr = run_cli("tune", "no-data", "--trials", "2", *words, cwd=tmp_path)
+    assert status == 2
+    assert message in stderr
+
+
+def test_weights_that_do_not_exist_are_an_error_before_the_data_are_loaded(tmp_path: Path) -> None:
+    pytest.importorskip("optuna", reason="the extra 'tune' is not installed")
+    status, _, stderr = run_cli("tune", "no-data", "--trials", "2", "--init", "gone.pt", cwd=tmp_path)
+    assert status == 2
+    assert "there is no file gone.pt" in stderr
 
 
 def test_a_folder_without_a_search_is_an_error(tmp_path: Path) -> None:

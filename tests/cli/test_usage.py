@@ -60,6 +60,7 @@ MISTAKES = [
     ("train digits --tta mirror", ["--set evaluation.tta=mirror"]),
     ("train digits --nonsense", ["no option --nonsense", "train --help"]),
     ("evaluate runs/cats --epochs 3", ["evaluate has no option --epochs", "evaluate --help"]),
+    ("evaluate runs/cats --set optimizer.lr=1", ["--set optimizer.lr=1: expected KEY=VALUE with one of the keys"]),
     ("train pictures more", ["train takes DATA", "'more'"]),
     ("train digits --epochs ten", ["--epochs ten", "a whole number"]),
     ("train digits --epochs 1.5", ["--epochs 1.5", "a whole number"]),
@@ -213,7 +214,7 @@ def test_the_error_of_a_failing_gcc_is_quoted(tmp_path: Path, monkeypatch: pytes
     fake.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setenv("THUMBNET_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(library, "multiplies_bf16", lambda: True)
+    monkeypatch.setattr(library, "_instructions", lambda: {"avx512_bf16"})
     library.forget()
     try:
         reason = library.why_off()

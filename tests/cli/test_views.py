@@ -3,6 +3,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 import re
 import shutil
 from dataclasses import replace
@@ -12,9 +13,18 @@ import numpy as np
 import pytest
 
 from thumbnet.classifiers.base import Prediction
-from thumbnet.cli.views import prediction_printer, show_comparison, show_evaluation, show_summary
+from thumbnet.cli.views import (
+    prediction_printer,
+    show_comparison,
+    show_cross_validation,
+    show_cross_validations,
+    show_evaluation,
+    show_summary,
+)
 from thumbnet.evaluation import evaluate_logits
+from thumbnet.multilabel import evaluate_labels
 from thumbnet.reports.comparison import group_runs
+from thumbnet.reports.cross_validation import CrossValidation, Fold
 from thumbnet.runs.folder import Run
 
 FOUND = Prediction(("cat", "dog"), (0.75, 0.25))
@@ -81,6 +91,37 @@ def test_an_evaluation_shows_the_accuracy_without_tta_only_if_tta_was_used(
     assert "without tta" not in shown
 
 
+def test_an_evaluation_names_the_groups_that_its_interval_allows_for(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    logits, labels = np.eye(2, dtype=np.float32)[np.arange(60) % 2], np.arange(60) % 2
+    groups = np.array([f"p{number // 2}" for number in range(60)], dtype=object)
+    show_evaluation(evaluate_logits(logits, labels, ("a", "b"), groups), "x, test", "none")
+    shown = capsys.readouterr().out
+    assert "x, test: 60 pictures in 30 groups\n" in shown
+    assert "  the interval allows for 60 pictures in 30 groups" in shown
+    show_evaluation(evaluate_logits(logits, labels, ("a", "b")), "x, test", "none")
+    assert "groups" not in capsys.readouterr().out
+
+
+def test_a_summary_and_a_comparison_name_the_groups_of_the_measured_pictures(
+    tiny_run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = Run(Path(shutil.copytree(tiny_run.path, tmp_path / "run")))
+    summary = {**run.summary, "measured_pictures": 60, "measured_groups": 30}
+    (run.path / "summary.json").write_text(json.dumps(summary))
+    told = "the interval allows for 60 pictures in 30 groups"
+    show_summary(run)
+    assert f"  {told}" in capsys.readouterr().out
+    show_comparison(group_runs([run]), None)
+    shown = capsys.readouterr().out
+    assert f"In the table of runs, {told}" in shown
+    assert "how results vary with the seed" in shown
+    show_summary(tiny_run)
+    show_comparison(group_runs([tiny_run]), None)
+    assert "groups" not in capsys.readouterr().out
+
+
 def test_a_summary_ends_with_the_next_commands(tiny_run: Run, capsys: pytest.CaptureFixture[str]) -> None:
     show_summary(tiny_run)
     shown = capsys.readouterr().out
@@ -123,6 +164,20 @@ def test_a_group_whose_measure_is_undefined_has_no_mean(
         runs.append(run)
     show_comparison(group_runs(runs), None)
     assert re.search(r"^one-cycle +2 +- +-$", capsys.readouterr().out, re.MULTILINE)
+
+
+def test_folds_have_no_mean_if_one_of_them_has_no_picture_with_a_label(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    result = evaluate_labels(np.array([[2.0, -1.0], [-1.0, 2.0]]), np.eye(2, dtype=bool), ("a", "b"))
+    folds = (Fold(1, Run("one"), 1, math.nan), Fold(2, Run("two"), 1, 0.5))
+    found = CrossValidation("pictures", folds, result, "none", ())
+    show_cross_validation(found)
+    show_cross_validations([(("seed=0",), found)])
+    said = capsys.readouterr().out
+    assert "the folds have no mean" in said
+    assert "nan" not in said
+    assert said.splitlines()[-1].split()[-2:] == ["-", "-"]
 
 
 def test_a_picture_unlike_the_training_pictures_is_marked(capsys: pytest.CaptureFixture[str]) -> None:

@@ -160,3 +160,17 @@ def test_a_new_picture_moves_at_most_one_other() -> None:
         moved.append(len((before ^ after) - {names[-1]}))
         before = after
     assert set(moved) == {0, 1}
+
+
+def test_a_fold_takes_the_place_of_the_fraction_and_val_is_set_aside_from_the_rest() -> None:
+    data = data_of({"train": people(2, 30, 3), "test": ["c0/other_0.png"]})
+    parts = [with_held_out(data, 0.2, 0.1, 0, r"(person\d+)_", (fold, 3)) for fold in (1, 2, 3)]
+    tested = [name for part in parts for name in names_of(part, "test")]
+    assert sorted(tested) == sorted(people(2, 30, 3))
+    for part in parts:
+        assert set(part.splits) == {"train", "test", "val"}
+        assert part.set_aside == ("test", "val")
+        found = {s: {n.split("/")[1].partition("_")[0] for n in names_of(part, s)} for s in part.splits}
+        assert not found["test"] & (found["train"] | found["val"])
+        assert not found["train"] & found["val"]
+        assert not any("warning" in note for note in part.notes)

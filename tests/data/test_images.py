@@ -12,15 +12,14 @@ from PIL import Image
 from helpers import noise, write_picture
 from thumbnet.data import images
 from thumbnet.data.images import (
-    Fit,
-    Preprocessing,
-    fit_image,
-    fit_pixels,
+    PICTURE_SUFFIXES,
     load_picture,
     open_image,
+    picture_suffix,
     read_plain_jpeg,
     to_rgb,
 )
+from thumbnet.data.rendering import Fit, Preprocessing, fit_image, fit_pixels
 from thumbnet.data.splits import BytesSplit
 from thumbnet.errors import TooManyPixelsError, UnreadableImageError
 
@@ -141,6 +140,32 @@ def test_a_picture_that_declares_absurd_sizes_is_refused_undecoded(side: int, wo
         open_image(bomb, "bomb.png")
     with pytest.raises(TooManyPixelsError, match=refused):
         BytesSplit([bomb], np.zeros(1), ["bomb.png"]).peek(0)
+
+
+@pytest.mark.parametrize(
+    ("kind", "suffix"),
+    [
+        ("PNG", ".png"),
+        ("JPEG", ".jpg"),
+        ("GIF", ".gif"),
+        ("BMP", ".bmp"),
+        ("PPM", ".ppm"),
+        ("WEBP", ".webp"),
+        ("TIFF", ".tif"),
+        ("TGA", ".tga"),
+        ("ICO", ".ico"),
+    ],
+)
+def test_a_suffix_is_found_by_the_content(kind: str, suffix: str) -> None:
+    buffer = io.BytesIO()
+    Image.new("RGB", (16, 16)).save(buffer, kind)
+    assert picture_suffix(buffer.getvalue(), "x") == suffix
+    assert suffix in PICTURE_SUFFIXES
+
+
+def test_what_is_no_picture_has_no_suffix() -> None:
+    with pytest.raises(UnreadableImageError, match="x: not a picture"):
+        picture_suffix(b"no picture", "x")
 
 
 def test_a_missing_file_is_an_unreadable_picture() -> None:

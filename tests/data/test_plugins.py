@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import io
 import subprocess
 import sys
@@ -17,7 +18,7 @@ from helpers import coloured, write_class_folders, write_picture
 from thumbnet.data import plugins
 from thumbnet.data.images import load_picture, open_image
 from thumbnet.data.splits import FileSplit
-from thumbnet.errors import UnknownFormatError, UnreadableImageError
+from thumbnet.errors import MissingPluginError, UnknownFormatError, UnreadableImageError
 from thumbnet.sources.load import load_data
 
 heif: Any = pytest.importorskip("pillow_heif", reason="the extra 'formats' is not installed")
@@ -98,6 +99,16 @@ def test_without_the_plugin_a_heic_picture_says_what_to_install(tmp_path: Path) 
     (tmp_path / "x.heic").write_bytes(heic(coloured(0, 0)))
     with pytest.raises(UnknownFormatError, match="pip install pillow-heif"):
         FileSplit(tmp_path, ["x.heic"], np.zeros(1)).peek(0)
+
+
+@pytest.mark.usefixtures("without_heif")
+def test_the_error_about_a_missing_plugin_names_it_and_passes_between_processes() -> None:
+    with pytest.raises(MissingPluginError) as caught:
+        open_image(heic(coloured(0, 0)), "x.heic")
+    again = copy.copy(caught.value)  # as a pickle would make it
+    assert isinstance(again, MissingPluginError)
+    assert (again.name, again.kind, again.package) == ("x.heic", "a HEIC picture", "pillow-heif")
+    assert str(again) == str(caught.value)
 
 
 def test_a_picture_of_the_plugins_that_declares_too_much_is_refused() -> None:

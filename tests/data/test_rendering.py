@@ -16,15 +16,8 @@ from hypothesis.extra import numpy as hnp
 from PIL import Image
 
 from helpers import noise
-from thumbnet.data.images import (
-    Fit,
-    Preprocessing,
-    Rendering,
-    fit_pixels,
-    is_plain,
-    load_picture,
-    open_image,
-)
+from thumbnet.data.images import is_plain, load_picture, open_image
+from thumbnet.data.rendering import Fit, Preprocessing, Rendering, fit_pixels
 from thumbnet.errors import UnreadableImageError
 
 BLUE = (10, 20, 200)
@@ -245,7 +238,7 @@ def test_the_table_for_16_bits_is_the_straight_line(low: float, span: float) -> 
 def test_a_large_deep_picture_is_rendered_in_parts_to_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     image = Image.fromarray(np.random.default_rng(0).integers(0, 65536, (50, 40), dtype=np.uint16))
     whole = rgb(image, Rendering((100, 50_000)))
-    monkeypatch.setattr("thumbnet.data.images.BAND_PIXELS", 400)
+    monkeypatch.setattr("thumbnet.data.rendering.BAND_PIXELS", 400)
     assert np.array_equal(rgb(image, Rendering((100, 50_000))), whole)
 
 

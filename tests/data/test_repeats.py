@@ -108,6 +108,7 @@ def test_a_conflict_across_splits_is_also_a_leak() -> None:
     found = find({"train": train, "test": test}, {"train": [0, 0, 1, 1], "test": [1, 1, 0, 0]})
     assert found.leaks == ((("train", 0), ("test", 0)),)
     assert found.conflicts == ((("train", 0), ("test", 0)),)
+    assert found.copies == ()  # it is once in each split
 
 
 def test_repeats_are_counted_for_each_split_by_itself() -> None:
@@ -115,6 +116,11 @@ def test_repeats_are_counted_for_each_split_by_itself() -> None:
     test = pictures(3, 1)[[0, 0, 1]]
     found = find({"train": train, "test": test}, {"train": [0, 0, 0, 1, 1], "test": [0, 0, 1]})
     assert found.repeated == {"train": 2, "test": 1}
+    assert found.copies == (
+        (("train", 0), ("train", 1)),
+        (("train", 0), ("train", 2)),
+        (("test", 0), ("test", 1)),
+    )
     assert found.leaks == ()
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 from PIL import Image
 
 from helpers import coloured, coloured_data, write_picture
-from thumbnet.data.splits import ArraySplit, BytesSplit, Data, FileSplit
+from thumbnet.data.splits import ArraySplit, BytesSplit, Data, FileSplit, group_name
 from thumbnet.errors import DataError, UnreadableImageError
 
 
@@ -119,3 +120,22 @@ def test_the_fingerprint_of_some_splits_ignores_the_others() -> None:
     assert changed.fingerprint("test") == data.fingerprint("test")
     assert changed.fingerprint("train") != data.fingerprint("train")
     assert changed.fingerprint() == changed.fingerprint("train", "test") != data.fingerprint()
+
+
+def test_groups_follow_their_pictures_into_a_part_of_a_split() -> None:
+    data = coloured_data(6)
+    groups = {"test": np.array([f"p{number}" for number in range(6)], dtype=object)}
+    data = replace(data, groups=groups)
+    part = data.splits["test"].subset(np.array([4, 1]))
+    assert data.groups_of("train", data.splits["train"]) is None
+    assert data.groups_of("test", data.splits["test"]) is groups["test"]
+    found = data.groups_of("test", part)
+    assert found is not None
+    assert found.tolist() == ["p4", "p1"]
+    less = data.with_parts({"test": part})
+    assert less.groups["test"].tolist() == ["p4", "p1"]
+    assert (len(less.splits["test"]), len(less.splits["train"])) == (2, 6)
+
+
+def test_a_picture_that_is_a_group_of_its_own_has_no_group_name() -> None:
+    assert (group_name("p1"), group_name("\0a.png")) == ("p1", "")

@@ -16,7 +16,7 @@ from thumbnet.batches import decoding
 from thumbnet.batches.decoding import capped_size, surveyed
 from thumbnet.batches.prepare import prepare
 from thumbnet.data import survey
-from thumbnet.data.images import Rendering
+from thumbnet.data.rendering import Rendering
 from thumbnet.data.splits import ArraySplit, Data, Split
 from thumbnet.data.survey import Survey, choose_rendering, measured_range, rendering_notes
 from thumbnet.errors import DataError, RecipeError, UnreadableImagesError

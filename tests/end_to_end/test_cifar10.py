@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
+from cli_helpers import run_cli, run_process
 from thumbnet.batches.prepare import prepare
 from thumbnet.recipes.recipe import load_recipe
 from thumbnet.sources.cifar import CIFAR10_CLASSES
@@ -22,10 +21,9 @@ pytestmark = pytest.mark.end_to_end
 
 
 def thumbnet(*arguments: str | Path) -> str:
-    command = [sys.executable, "-m", "thumbnet", *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=500)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    status, out, errors = run_cli(*arguments)
+    assert status == 0, errors
+    return out
 
 
 def test_fast_learns_real_pictures_in_minutes_and_serves_them(cifar_folder: Path, tmp_path: Path) -> None:
@@ -36,7 +34,8 @@ def test_fast_learns_real_pictures_in_minutes_and_serves_them(cifar_folder: Path
     """
     out = tmp_path / "run"
     settings = ["--epochs", "4", "--batch-size", "250", "--set", "data.subset_size=7500"]
-    thumbnet("train", cifar_folder, "--recipe", "fast", *settings, "--out", out)
+    status, _, errors = run_process("train", cifar_folder, "--recipe", "fast", *settings, "--out", out)
+    assert status == 0, errors
     summary = json.loads((out / "summary.json").read_text())
     assert summary["split"] == "test"
     assert summary["accuracy"] > 0.70

@@ -23,7 +23,7 @@ from helpers import coloured
 from thumbnet.errors import DataError
 from thumbnet.sources import tar
 from thumbnet.sources.archives import unpack
-from thumbnet.sources.columns import class_names
+from thumbnet.sources.labels import class_names
 
 
 def _png(label: int = 0, side: int = 4) -> bytes:

@@ -15,7 +15,7 @@ import torch
 from faults.fuzz_parts import SCRATCH, Target, folder_of, joined, npy_file, split
 from thumbnet.classifiers.onnx_classifier import INPUT, METADATA, OUTPUT, OnnxClassifier
 from thumbnet.data.corrections import corrections_csv, newest, parse_corrections
-from thumbnet.data.images import Preprocessing
+from thumbnet.data.rendering import Preprocessing
 from thumbnet.errors import DataError, RecipeError, RunError, ThumbnetError
 from thumbnet.models import build_model
 from thumbnet.recipes.recipe import Recipe

@@ -20,7 +20,8 @@ from thumbnet.batches.prepare import prepare
 from thumbnet.distributed import joined
 from thumbnet.models import build_model
 from thumbnet.recipes.recipe import load_recipe
-from thumbnet.training.state import TrainingState, build_state
+from thumbnet.training.build import build_state
+from thumbnet.training.state import TrainingState
 from thumbnet.training.step import accumulate_gradients
 
 target, name, precision, synchronised = sys.argv[1:]

@@ -97,7 +97,7 @@ def test_a_network_has_similar_gradients_with_and_without_kernels(
     def gradient(kernels: bool, bf16: bool) -> Tensor:
         torch.manual_seed(0)
         model = build_model(ModelSettings(name=name, width=0.5), 10).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        monkeypatch.setattr(calls, "load_kernels", load_kernels if kernels else lambda: None)
+        monkeypatch.setattr(calls, "load_kernels", load_kernels if kernels else lambda **_: None)
         with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
             logits = model(x.contiguous(memory_format=torch.channels_last))
         nn.functional.cross_entropy(logits.float(), labels).backward()
@@ -109,7 +109,7 @@ def test_a_network_has_similar_gradients_with_and_without_kernels(
 
 
 def test_without_kernels_the_reference_implementations_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(calls, "load_kernels", lambda: None)
+    monkeypatch.setattr(calls, "load_kernels", lambda **_: None)
     layer, normalise = Conv3x3(8, 32), nn.BatchNorm2d(32)
     with torch.autocast("cpu", torch.bfloat16):
         y = norm_act(layer(torch.randn(2, 8, 6, 6)), normalise, "silu", pool=2)

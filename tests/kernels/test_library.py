@@ -97,12 +97,12 @@ def kept(folder: Path) -> list[Path]:
 
 
 def name() -> str:
-    return f"kernels-{library._digest(gcc(), library.needed_units(tiles()))}.so"
+    return library._name(gcc(), library.needed_units(tiles()))
 
 
 def tiles() -> bool:
     """Whether this processor has matrix tiles, and the system grants them."""
-    return torch.cpu._is_amx_tile_supported() and library._ask_for_tiles()
+    return library._tiles_granted()
 
 
 def start() -> tuple[str | None, str | None]:
@@ -273,7 +273,7 @@ def test_a_compilation_that_is_killed_leaves_nothing_under_the_final_name(
 def test_the_name_depends_on_sources_flags_compiler_and_processor(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def digest(version: str = "gcc 1", **changes: Any) -> str:
+    def name_of(version: str = "gcc 1", **changes: Any) -> str:
         compiler = tmp_path / "gcc"
         compiler.write_text(f"#!/bin/sh\necho '{version}'\n")
         compiler.chmod(0o755)
@@ -281,7 +281,7 @@ def test_the_name_depends_on_sources_flags_compiler_and_processor(
             changed.setattr(library, "_processor", lambda: ["model name : one"])
             for key, value in changes.items():
                 changed.setattr(library, key, value)
-            return library._digest(str(compiler), changes.get("UNITS", library.UNITS))
+            return library._name(str(compiler), changes.get("UNITS", library.UNITS))
 
     edited = tmp_path / "norm.c"
     edited.write_text("/* one more comment */" + (library.SOURCES[0].parent / "norm.c").read_text())
@@ -289,17 +289,17 @@ def test_the_name_depends_on_sources_flags_compiler_and_processor(
     header = tmp_path / "memory.h"
     header.write_text("/* one more comment */")
     headers = tuple(header if path.name == "memory.h" else path for path in library.SOURCES)
-    digests = [
-        digest(),
-        digest("gcc 2"),
-        digest(UNITS=units),
-        digest(UNITS=library.needed_units(tiles=True)),
-        digest(SOURCES=headers),
-        digest(FLAGS=(*library.FLAGS, "-g")),
-        digest(_processor=lambda: ["model name : two"]),
+    names = [
+        name_of(),
+        name_of("gcc 2"),
+        name_of(UNITS=units),
+        name_of(UNITS=library.needed_units(tiles=True)),
+        name_of(SOURCES=headers),
+        name_of(FLAGS=(*library.FLAGS, "-g")),
+        name_of(_processor=lambda: ["model name : two"]),
     ]
-    assert len(set(digests)) == len(digests)
-    assert digest() == digests[0]
+    assert len(set(names)) == len(names)
+    assert name_of() == names[0]
 
 
 @pytest.mark.skipif(not CAN_RUN, reason="no AVX-512 BF16 or no gcc here")
@@ -321,6 +321,65 @@ def test_gcc_compiles_all_kernels_even_where_the_processor_cannot_run_them(tmp_p
     assert target.stat().st_size > 0
 
 
+@needs_kernels
+@pytest.mark.usefixtures("quick")
+def test_kernels_compiled_ahead_are_not_loaded_and_not_compiled_again(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as changed:
+        changed.setattr(library, "_load_checked", lambda *_: pytest.fail("loaded"))
+        library.compile_ahead()
+    assert [path.name for path in kept(folder)] == [name()]
+    monkeypatch.setattr(library, "compile_library", lambda *_: pytest.fail("compiled again"))
+    library.compile_ahead()
+    assert start() == (None, None)
+
+
+@needs_kernels
+def test_what_fails_ahead_is_reported_when_the_kernels_are_loaded(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake_gcc(tmp_path, monkeypatch, "echo no room >&2; exit 1")
+    library.compile_ahead()
+    assert kept(folder) == []
+    assert str(library.why_off()).endswith("gcc cannot compile them: no room")
+
+
+@needs_kernels
+@pytest.mark.usefixtures("quick")
+def test_the_kernels_of_stride_2_are_compiled_when_they_are_needed(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = library.load_kernels()
+    assert len(kept(folder)) == 1
+    strided = library.load_kernels(strided=True)
+    assert strided is not None
+    assert len(kept(folder)) == 2
+    assert library.load_kernels() is base
+    assert library.load_kernels(strided=True) is strided
+
+
+@needs_kernels
+def test_if_one_file_cannot_be_compiled_the_other_compilers_are_ended(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pids = tmp_path / "pids"
+    script = f'case "$last" in *augment.c) echo bad >&2; exit 1;; esac; echo $$ >> {pids}; exec sleep 60'
+    fake_gcc(tmp_path, monkeypatch, script)
+    assert str(library.why_off()).endswith("gcc cannot compile them: bad")
+    assert kept(folder) == []
+    for pid in pids.read_text().split() if pids.exists() else ():
+        with pytest.raises(ProcessLookupError):
+            os.kill(int(pid), 0)
+
+
+@needs_kernels
+def test_the_instructions_that_linux_names_are_those_that_pytorch_finds() -> None:
+    found = library._instructions()
+    assert ("amx_tile" in found) == torch.cpu._is_amx_tile_supported()
+    assert ("avx512_bf16" in found) == torch.cpu._is_avx512_bf16_supported()
+
+
 def test_the_sources_are_these() -> None:
     names = [path.name for path in library.SOURCES]
     assert names == [
@@ -340,8 +399,9 @@ def test_the_sources_are_these() -> None:
 def test_a_processor_with_matrix_tiles_needs_no_winograd_and_one_without_needs_no_tiles() -> None:
     having = ["augment.c", "norm.c", "tile_conv.c", "tile_gradient.c"]
     assert [path.name for path in library.needed_units(tiles=True)] == having
-    without = ["augment.c", "norm.c", "strided.c", "winograd.c"]
+    without = ["augment.c", "norm.c", "winograd.c"]
     assert [path.name for path in library.needed_units(tiles=False)] == without
+    assert [path.name for path in library.needed_units(tiles=False, strided=True)] == ["strided.c"]
 
 
 @needs_kernels
@@ -355,7 +415,7 @@ def test_without_the_systems_leave_a_processor_with_tiles_computes_by_winograd(
         asked.extend(path.name for path in units)
         shutil.copy(test_kernels._name, made)
 
-    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True)
+    monkeypatch.setattr(library, "_instructions", lambda: {"amx_tile", "avx512_bf16"})
     monkeypatch.setattr(library, "_ask_for_tiles", lambda: granted)
     monkeypatch.setattr(library, "compile_library", compile_library)
     assert library.has_tiles() is granted
@@ -369,12 +429,20 @@ def test_the_processor_is_described_by_its_model_and_its_instructions() -> None:
         assert [line.split("\t")[0].split(":")[0].strip() for line in described] == ["model name", "flags"]
 
 
+def test_a_processor_that_linux_does_not_describe_has_no_instructions(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(library, "Path", lambda _: Path("/nowhere/cpuinfo"))
+    assert library._processor() == []
+    assert library._instructions() == set()
+
+
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({"multiplies_bf16": lambda: False}, "this processor has neither AVX-512 BF16 nor AMX"),
-        ({"multiplies_bf16": lambda: True, "shutil.which": lambda _: None}, "there is no gcc"),
-        ({"multiplies_bf16": lambda: True, "sys.platform": "plan9"}, "they need Linux, and this is plan9"),
+        ({"_instructions": set}, "this processor has neither AVX-512 BF16 nor AMX"),
+        ({"_instructions": lambda: {"avx512_bf16"}, "shutil.which": lambda _: None}, "there is no gcc"),
+        ({"sys.platform": "plan9"}, "they need Linux, and this is plan9"),
     ],
     ids=["old processor", "no compiler", "other system"],
 )
@@ -398,6 +466,6 @@ def test_kernels_can_be_switched_off(monkeypatch: pytest.MonkeyPatch) -> None:
 @needs_kernels
 def test_kernels_are_loaded_only_once(monkeypatch: pytest.MonkeyPatch) -> None:
     first = library.load_kernels()
-    monkeypatch.setattr(library, "_load", lambda: pytest.fail("loaded again"))
+    monkeypatch.setattr(library, "_load", lambda _: pytest.fail("loaded again"))
     assert isinstance(first, ctypes.CDLL)
     assert library.load_kernels() is first

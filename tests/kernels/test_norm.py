@@ -58,6 +58,28 @@ def test_a_fused_normalisation_equals_its_reference(
 
 
 @needs_kernels
+@pytest.mark.parametrize("adds", [False, True])
+@pytest.mark.parametrize("act", ["none", "relu", "silu"])
+def test_the_gradient_that_is_given_stays_as_it_is(act: Activation, adds: bool) -> None:
+    """The kernel may write one gradient over another, but only over its own."""
+    norm = nn.BatchNorm2d(32)
+    x = pictures(5, 32, 6, 4).requires_grad_()
+    add = pictures(5, 32, 6, 4, seed=2).requires_grad_() if adds else None
+    with torch.autocast("cpu", torch.bfloat16):
+        y = norm_act(x, norm, act, add=add)
+    dy = pictures(5, 32, 6, 4, seed=1)
+    before = dy.clone()
+    inputs = [x] if add is None else [x, add]
+    first = torch.autograd.grad(y, inputs, dy, retain_graph=True)
+    kept = [gradient.clone() for gradient in first]
+    second = torch.autograd.grad(y, inputs, dy)
+    assert torch.equal(dy, before)
+    for one, again, copied in zip(first, second, kept, strict=True):
+        assert torch.equal(one, copied)
+        assert torch.equal(again, copied)
+
+
+@needs_kernels
 @pytest.mark.parametrize("value", [-1e4, -88.0, -1e-3, 0.0, 1e-3, 88.0, 1e4])
 def test_silu_is_correct_for_extreme_values(value: float) -> None:
     norm = nn.BatchNorm2d(32).eval()

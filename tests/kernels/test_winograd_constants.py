@@ -73,7 +73,8 @@ def test_the_c_source_and_the_script_have_the_same_points(source: str, points: t
 
 def compiled_from(source: str, folder: Path) -> ctypes.CDLL:
     target = folder / "transforms.so"
-    subprocess.run([gcc(), *FLAGS, "-I", str(FOLDER), "-o", str(target), str(HERE / source)], check=True)
+    command = [gcc(), *FLAGS, "-shared", "-I", str(FOLDER), "-o", str(target), str(HERE / source)]
+    subprocess.run(command, check=True)
     return ctypes.CDLL(str(target))
 
 

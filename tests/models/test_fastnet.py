@@ -71,9 +71,12 @@ def test_gradients_on_grey_pictures_are_similar_in_bfloat16_and_float32() -> Non
 
 @pytest.mark.skipif(not can_compile(torch.device("cpu")), reason="torch.compile needs a C++ compiler")
 def test_the_gradient_compiled_in_bfloat16_is_close_to_the_plain_one() -> None:
-    """A compiled amax would have the gradient 0 / 0, because it compares values before and after rounding."""
+    """A compiled amax would have the gradient 0 / 0, because it compares values before and after rounding.
+
+    One block is enough for that, and compiles in a third of the time of three.
+    """
     torch.manual_seed(0)
-    model, images = FastNet([8, 16, 16]), torch.randn(16, 3, 20, 20)
+    model, images = FastNet([16]), torch.randn(16, 3, 6, 6)
     labels = torch.arange(16) % 10
     gradients = []
     for forward, bf16 in ((model, False), (model, True), (torch.compile(model), True)):

@@ -14,7 +14,7 @@ from helpers import TINY, coloured, coloured_data, noise, of_many_sizes, write_p
 from thumbnet.classifiers.load import load_run
 from thumbnet.classifiers.onnx_classifier import OnnxClassifier
 from thumbnet.cli import main
-from thumbnet.data.images import Preprocessing
+from thumbnet.data.rendering import Preprocessing
 from thumbnet.data.splits import ArraySplit, BytesSplit, Data, Split
 from thumbnet.errors import DataError, RunError
 from thumbnet.evaluation import log_softmax

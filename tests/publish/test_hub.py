@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from cli_helpers import run_cli
 from helpers import coloured, write_picture
-from sources.hub_standin import HubStandIn
+from sources.hub_standin import HubStandIn, instead_of_the_hub
 from thumbnet.cli import main
 from thumbnet.publish.hub import model_card, published
 from thumbnet.recipes.settings import ModelSettings
@@ -23,24 +24,26 @@ huggingface_hub = pytest.importorskip("huggingface_hub", reason="the extra 'hub'
 NAME = "someone/colours"
 
 
-def thumbnet(
-    hub: HubStandIn, home: Path, *arguments: str, token: str = "t0ken"
-) -> subprocess.CompletedProcess[str]:
-    """Run a command that talks to ``hub`` as if it were the Hub."""
+def in_a_process(hub: HubStandIn, home: Path, *arguments: str) -> tuple[int, str, str]:
+    """Run a command that talks to ``hub`` because of the environment; returns its status, stdout and stderr."""
     with hub.serve() as address:
         environment = {
             **os.environ, "HF_ENDPOINT": address, "HF_HOME": str(home), "HF_HUB_DISABLE_XET": "1",
-            "HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_TOKEN": token,
+            "HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_TOKEN": "t0ken",
         }  # fmt: skip
         command = [sys.executable, "-m", "thumbnet", *arguments]
-        return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+        return done.returncode, done.stdout, done.stderr
 
 
-def test_a_pushed_run_can_be_used_elsewhere(tiny_run: Run, tmp_path: Path) -> None:
+def test_a_pushed_run_can_be_used_elsewhere(
+    tiny_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     hub = HubStandIn(NAME, {}, "models", token="t0ken")
-    done = thumbnet(hub, tmp_path / "one", "push", str(tiny_run.path), f"hf:{NAME}", "--license", "mit")
-    assert done.returncode == 0, done.stderr
-    assert f"/{NAME}\n" in done.stdout
+    words = ["push", str(tiny_run.path), f"hf:{NAME}", "--license", "mit"]
+    status, out, errors = in_a_process(hub, tmp_path / "one", *words)
+    assert status == 0, errors
+    assert f"/{NAME}\n" in out
     assert set(hub.files) == {
         "README.md", "model.safetensors", "recipe.toml", "summary.json", "environment.json",
         "metrics.jsonl", "metrics.csv",
@@ -51,35 +54,42 @@ def test_a_pushed_run_can_be_used_elsewhere(tiny_run: Run, tmp_path: Path) -> No
     )  # one commit: all files or nothing
 
     picture = write_picture(tmp_path / "green.png", coloured(1, 123))
-    done = thumbnet(hub, tmp_path / "two", "predict", f"hf:{NAME}", str(picture))
-    assert done.returncode == 0, done.stderr
-    assert "green" in done.stdout
-    done = thumbnet(hub, tmp_path / "three", "predict", f"hf:{NAME}@v1", str(picture))
-    assert done.returncode == 0, done.stderr
+    for revision in ("", "@v1"):
+        with instead_of_the_hub(hub, tmp_path / f"cache{revision}", monkeypatch):
+            status, out, errors = run_cli("predict", f"hf:{NAME}{revision}", picture)
+        assert status == 0, errors
+        assert "green" in out
     assert any(f"/{NAME}/resolve/v1/model.safetensors" in line for line in hub.log)
 
 
-def test_a_refusal_of_the_hub_is_reported_in_one_line(tiny_run: Run, tmp_path: Path) -> None:
+def test_a_refusal_of_the_hub_is_reported_in_one_line(
+    tiny_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     hub = HubStandIn(NAME, {}, "models", token="t0ken")
+    monkeypatch.setenv("HF_TOKEN", "guessed")
     for arguments, says in (
         (("push", str(tiny_run.path), f"hf:{NAME}"), "cannot publish someone/colours: "),
         (("predict", "hf:someone/nothing", "x.png"), "cannot fetch hf:someone/nothing: "),
         (("push", str(tiny_run.path), "hf:not a name"), "cannot publish not a name: "),
     ):
-        done = thumbnet(hub, tmp_path, *arguments, token="guessed")
-        assert (done.returncode, done.stdout) == (2, "")
-        assert says in done.stderr
-        assert "Traceback" not in done.stderr
+        with instead_of_the_hub(hub, tmp_path / "cache", monkeypatch):
+            status, out, errors = run_cli(*arguments)
+        assert (status, out) == (2, "")
+        assert says in errors
+        assert "Traceback" not in errors
     assert hub.files == {}
 
 
-def test_damaged_weights_from_the_hub_are_refused(tiny_run: Run, tmp_path: Path) -> None:
+def test_damaged_weights_from_the_hub_are_refused(
+    tiny_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     content = bytearray(tiny_run.weights_path.read_bytes())
     content[len(content) // 2] ^= 1
     hub = HubStandIn(NAME, {"model.safetensors": bytes(content)}, "models")
-    done = thumbnet(hub, tmp_path, "predict", f"hf:{NAME}", "x.png")
-    assert done.returncode == 2
-    assert "Traceback" not in done.stderr
+    with instead_of_the_hub(hub, tmp_path / "cache", monkeypatch):
+        status, _, errors = run_cli("predict", f"hf:{NAME}", "x.png")
+    assert status == 2
+    assert "Traceback" not in errors
 
 
 def test_the_card_says_what_was_measured(tiny_run: Run, capsys: pytest.CaptureFixture[str]) -> None:
@@ -95,6 +105,26 @@ def test_the_card_says_what_was_measured(tiny_run: Run, capsys: pytest.CaptureFi
     assert str(tiny_run.path.parent) not in card
     assert main(["push", str(tiny_run.path), f"hf:{NAME}", "--card", "--license", "mit"]) == 0
     assert capsys.readouterr().out.strip() == card.strip()
+
+
+def test_the_card_says_that_the_interval_allows_for_groups(tiny_run: Run, tmp_path: Path) -> None:
+    assert "interval allows" not in model_card(tiny_run, NAME)
+    run = Run(Path(shutil.copytree(tiny_run.path, tmp_path / "run")))
+    summary = {**run.summary, "measured_pictures": 60, "measured_groups": 30}
+    (run.path / "summary.json").write_text(json.dumps(summary))
+    assert " The interval allows for 60 pictures in 30 groups, because" in model_card(run, NAME)
+
+
+def test_the_card_says_what_the_measured_pictures_chose(label_run: Run, tmp_path: Path) -> None:
+    run = Run(Path(shutil.copytree(label_run.path, tmp_path / "run")))
+    (run.path / "summary.json").write_text(
+        json.dumps({**run.summary, "split": "val", "kept_by": "best on val"})
+    )
+    card = model_card(run, NAME, "mit")
+    assert "The val mAP is optimistic, because the same pictures chose the epoch." in card
+    assert "The val F1 is optimistic, because the same pictures chose the thresholds." in card
+    assert "(on the same pictures, so it is optimistic)." in card
+    assert "optimistic" not in model_card(label_run, NAME, "mit")
 
 
 def test_what_is_published_names_no_local_folder(tiny_run: Run, tmp_path: Path) -> None:

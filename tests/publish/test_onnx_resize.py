@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from helpers import noise
-from thumbnet.data.images import Fit, Preprocessing
+from thumbnet.data.rendering import Fit, Preprocessing
 from thumbnet.publish.onnx_resize import with_any_size
 
 pytest.importorskip("onnx", reason="the extra 'export' is not installed")

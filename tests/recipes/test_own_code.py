@@ -3,10 +3,19 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 from own_networks import OwnPackage
 from thumbnet.errors import NetworkError, OwnCodeError
-from thumbnet.recipes.own_code import described, failing, import_module, import_object, path_of
+from thumbnet.recipes.own_code import (
+    described,
+    failing,
+    import_module,
+    import_object,
+    layout_hint,
+    path_of,
+    type_and_shape,
+)
 
 
 def test_an_object_is_found_in_the_current_folder(own: OwnPackage) -> None:
@@ -40,3 +49,16 @@ def test_a_failed_allocation_stays_what_it_is() -> None:
 def test_only_the_first_line_of_a_message_is_shown() -> None:
     assert described(ValueError("one\ntwo")) == "ValueError: one"
     assert described(ValueError()) == "ValueError: "
+
+
+def test_a_tensor_is_described_as_torch_writes_its_type() -> None:
+    assert type_and_shape(torch.zeros(2, 3, dtype=torch.uint8)) == "uint8 [2, 3]"
+    assert type_and_shape(torch.zeros(())) == "float32 []"
+
+
+def test_a_view_that_does_not_fit_the_memory_of_pictures_has_a_hint() -> None:
+    pictures = torch.zeros(2, 3, 4, 4).contiguous(memory_format=torch.channels_last)
+    with pytest.raises(RuntimeError) as caught:
+        pictures.view(2, -1)
+    assert layout_hint(str(caught.value)).endswith("use flatten or reshape instead of view")
+    assert layout_hint("something else") == ""

@@ -41,6 +41,13 @@ NAN, INF = float("nan"), float("inf")
         (DataSettings, {"val_fraction": 1.0}, "data.val_fraction"),
         (DataSettings, {"val_fraction": -0.1}, "data.val_fraction"),
         (DataSettings, {"test_fraction": -0.1}, "data.test_fraction"),
+        (DataSettings, {"folds": 1}, "data.folds"),
+        (DataSettings, {"folds": 21}, "data.folds"),
+        (DataSettings, {"folds": -5}, "data.folds"),
+        (DataSettings, {"folds": 5}, "data.fold"),
+        (DataSettings, {"folds": 5, "fold": 6}, "data.fold"),
+        (DataSettings, {"folds": 5, "fold": -1}, "data.fold"),
+        (DataSettings, {"fold": 1}, "data.fold"),
         (DataSettings, {"classes_from": "0"}, "data.classes_from"),
         (DataSettings, {"classes_from": "17"}, "data.classes_from"),
         (DataSettings, {"label_pattern": "("}, "data.label_pattern"),
@@ -156,6 +163,13 @@ def test_the_error_for_a_value_out_of_range_names_the_key_and_what_was_expected(
         section(**settings)
     assert str(caught.value).startswith(f"recipe key '{key}' is ")
     assert "expected " in str(caught.value)
+
+
+def test_folds_without_the_number_of_one_of_them_name_the_command_for_all() -> None:
+    with pytest.raises(
+        RecipeError, match=r"a number from 1 to 5\. To train with each .* repeat DATA --folds 5$"
+    ):
+        DataSettings(folds=5)
 
 
 @pytest.mark.parametrize(

@@ -67,6 +67,21 @@ def test_each_picture_has_its_class_the_answer_and_all_probabilities(
     assert [row["class_1"] for row in rows] == ["1", "a,b", "'=cmd"]
 
 
+@pytest.mark.parametrize("at_once", [1, 1000])
+def test_pictures_with_groups_have_them_in_a_column(
+    at_once: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(answers, "ROWS", at_once)
+    groups = np.array(["p1", "=p2", "\0cats/2.png"], dtype=object)
+    for name, found, several in (("a.csv", one_class(), False), ("b.csv", several_labels(), True)):
+        info = info_of("hat", "dog", "cat", multilabel=several)
+        write_answers(found, info, "test", tmp_path / name, groups)
+        rows = rows_of(tmp_path / name)
+        assert list(rows[0])[:3] == ["path", "split", "group"]
+        assert [row["group"] for row in rows] == ["p1", "'=p2", ""]
+        assert rows[0]["p(hat)"] == "0.700000"
+
+
 def test_several_labels_share_a_cell_the_most_probable_first(tmp_path: Path) -> None:
     info = info_of("hat", "dog", "cat", multilabel=True)
     write_answers(several_labels(), info, "val", tmp_path / "a.csv")

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from helpers import coloured_data, coloured_labels
-from thumbnet.data.images import BY_TYPE
+from thumbnet.data.rendering import BY_TYPE
 from thumbnet.data.splits import ArraySplit, Data
 from thumbnet.errors import DataError, UnreadableImageError
 from thumbnet.recipes.recipe import load_recipe

@@ -13,6 +13,7 @@ import pytest
 
 from thumbnet.cli import main
 from thumbnet.errors import RunError
+from thumbnet.invocation import command
 from thumbnet.recipes.settings import GroupSettings
 from thumbnet.reports.comparison import (
     Spread,
@@ -110,6 +111,51 @@ def test_repeated_seeds_of_the_same_time_form_one_group_if_the_clock_chose_other
         recipe = run.recipe.with_batch_size(size)
         run.write_recipe(replace(recipe, evaluation=replace(recipe.evaluation, every=every)))
     assert [len(group.runs) for group in group_runs(runs)] == [2, 1]
+
+
+def test_settings_that_change_no_result_do_not_separate_repetitions(make: Make) -> None:
+    runs = [make(0.9, seed) for seed in range(3)]
+    runs[1].write_recipe(runs[1].recipe.override(["data.workers=3", "data.engine=workers"]))
+    runs[2].write_recipe(runs[2].recipe.override(["checkpoint.minutes=3", "checkpoint.steps=7"]))
+    assert [len(group.runs) for group in group_runs(runs)] == [3]
+
+
+def continuing(run: Run, seed: int, name: str) -> Run:
+    """A copy of a run that says that it continues ``run``, as ``--more-epochs`` makes it."""
+    copied = Run(Path(shutil.copytree(run.path, run.path.parent / name)))
+    settings = [f"training.init={run.path}", f"seed={seed}", f"data.subset_seed={run.recipe.seed}"]
+    copied.write_recipe(run.recipe.override([*settings, "data.subset_size=30"]))
+    record = {"run": str(run.path), "epochs": 3}
+    (copied.path / "run.json").write_text(json.dumps({**run.settings, "continues": record}))
+    return copied
+
+
+def test_runs_that_continue_repetitions_are_repetitions(make: Make) -> None:
+    more = [continuing(make(0.9, seed), 10 + seed, f"more-{seed}") for seed in range(3)]
+    assert [len(group.runs) for group in group_runs(more)] == [3]
+    again = [continuing(run, 20 + run.recipe.seed, f"again-{run.recipe.seed}") for run in more]
+    for run in again:  # the pictures are those of the first run
+        run.write_recipe(run.recipe.override([f"data.subset_seed={run.recipe.seed - 30}"]))
+    assert [len(group.runs) for group in group_runs(again)] == [3]
+    other = continuing(make(0.9, 0, lr=0.2), 13, "other")
+    other.write_recipe(replace(other.recipe, optimizer=more[0].recipe.optimizer))
+    found = group_runs([*more, other])
+    assert [len(group.runs) for group in found] == [3, 1], "it continues a run of another recipe"
+    assert [list(group.settings) for group in found] == [["training.init"]] * 2
+    assert found[1].settings["training.init"].endswith("0.2-0")
+
+
+def test_a_continued_run_that_is_gone_or_damaged_or_goes_round_in_a_circle_stands_for_itself(
+    make: Make,
+) -> None:
+    runs = [make(0.9, seed) for seed in range(3)]
+    more = [continuing(run, 10, f"more-{run.recipe.seed}") for run in runs]
+    (runs[2].path / "recipe.toml").write_text("no recipe")
+    shutil.rmtree(runs[0].path)
+    assert [len(group.runs) for group in group_runs(more)] == [1, 1, 1]
+    record = {"continues": {"run": str(more[1].path), "epochs": 3}}
+    (runs[1].path / "run.json").write_text(json.dumps({**runs[1].settings, **record}))
+    assert len(group_runs([more[1]])) == 1
 
 
 def test_a_seed_counts_once_unless_its_results_differ(
@@ -259,6 +305,58 @@ def test_the_csv_file_has_the_same_metrics(tiny_run: Run) -> None:
     metrics = tiny_run.metrics
     assert [int(row["epoch"]) for row in rows] == [1, 2, 3]
     assert [float(row["test_accuracy"]) for row in rows] == [line["test_accuracy"] for line in metrics]
+
+
+def with_val(run: Run, accuracy: float, pictures: str = "val") -> Run:
+    """Let a run say that it was measured on ``val``, too."""
+    own = {key: run.summary[key] for key in ("accuracy_interval", "loss")}
+    own |= {"accuracy": accuracy, "accuracy_plain": accuracy, "balanced_accuracy": accuracy - 0.1}
+    (run.path / "summary.json").write_text(json.dumps({**run.summary, "val": own}))
+    (run.path / "run.json").write_text(json.dumps({**run.settings, "val_fingerprint": pictures}))
+    return run
+
+
+def test_runs_are_compared_by_val_if_asked(make: Make, capsys: pytest.CaptureFixture[str]) -> None:
+    runs = [with_val(make(0.9, seed, lr), 0.5 + lr + seed / 100) for lr in (0.1, 0.2) for seed in (0, 1)]
+    first, second = group_runs(runs, "val")
+    assert first.accuracies == pytest.approx((0.6, 0.61))
+    assert second.accuracies == pytest.approx((0.7, 0.71))
+    assert first.balanced_accuracies == pytest.approx([0.5, 0.51])
+    assert spreads(second)["accuracy"].mean == pytest.approx(0.705)
+    assert [group.accuracies for group in group_runs(runs)] == [(0.9, 0.9)] * 2, "test, if not asked"
+    paths = [str(run.path) for run in runs]
+    table, markdown = (runs[0].path.parent / name for name in ("table.csv", "table.md"))
+    assert main(["compare", *paths, "--split", "val", "--csv", str(table), "--markdown", str(markdown)]) == 0
+    out = capsys.readouterr().out
+    assert "val accuracy" in out
+    assert "mean accuracy" in out
+    assert "60.50 %" in out
+    assert "90.00 %" not in out
+    assert {row["split"] for row in csv.DictReader(table.open(newline=""))} == {"val"}
+    assert "| val accuracy (%) | val balanced accuracy (%) |" in markdown.read_text("utf-8")
+    assert main(["compare", *paths, "--split", "val", "--json"]) == 0
+    assert [group["split"] for group in json.loads(capsys.readouterr().out)["groups"]] == ["val", "val"]
+
+
+def test_runs_that_were_not_measured_on_the_split_are_left_out_with_the_reason(make: Make) -> None:
+    runs = [with_val(make(0.9, 0), 0.8), with_val(make(0.9, 1), 0.8, "other"), with_val(make(0.9, 2), 0.8)]
+    old, without, only_val = make(0.9, 3), make(0.9, 4), make(0.9, 5, split="val", measured="val")
+    summary = old.summary
+    summary.pop("val", None)
+    (old.path / "summary.json").write_text(json.dumps(summary))
+    (without.path / "summary.json").write_text(json.dumps({**without.summary, "val": None}))
+    paths = [run.path for run in (*runs, old, without, only_val)]
+    found, left_out = comparable_runs(paths, "val")
+    assert [run.path for run in found] == [runs[0].path, runs[2].path, only_val.path]
+    reasons = {one.path: one.reason for one in left_out}
+    assert list(reasons) == [old.path, without.path, runs[1].path]
+    assert f"To measure it: {command('evaluate', old.path, '--split', 'val')}" in reasons[old.path]
+    assert "have no val split. Train with one: --val-fraction 0.1" in reasons[without.path]
+    assert "measured on different pictures" in reasons[runs[1].path]
+    with pytest.raises(RunError, match=r"no complete run to compare by test:\n.*have no test split"):
+        comparable_runs([only_val.path], "test")
+    with pytest.raises(RunError, match="have no val split"):
+        group_runs([without], "val")
 
 
 def test_what_holds_no_complete_run_is_left_out_with_a_reason(make: Make, tmp_path: Path) -> None:
@@ -463,3 +561,13 @@ def test_the_group_to_test_against_can_be_chosen(make: Make, capsys: pytest.Capt
     assert all(test["p"] <= test["adjusted"] <= 2 * test["p"] for test in found["differences"])
     assert main(["compare", *paths[:6]]) == 0
     assert "corrected" not in capsys.readouterr().out  # a single test
+
+
+def test_runs_of_different_folds_are_told_apart_from_other_data(make: Make) -> None:
+    runs = [make(0.9, seed, measured=f"fold {seed}") for seed in (0, 1)]
+    for number, run in enumerate(runs, start=1):
+        run.write_recipe(run.recipe.override(["data.folds=5", f"data.fold={number}"]))
+    with pytest.raises(RunError, match=r"different folds of their data.*repeat DATA --folds 5"):
+        group_runs(runs)
+    with pytest.raises(RunError, match="different pictures or labels"):
+        group_runs([make(0.9, 2, measured="a"), make(0.9, 3, measured="b")])

@@ -34,7 +34,7 @@ def groups(tiny_run: Run) -> list[Group]:
 def test_the_csv_file_has_a_row_per_group_with_its_settings_and_measures(groups: list[Group]) -> None:
     first, second = csv.DictReader(io.StringIO(as_csv(groups, MEASURES)))
     assert first == {
-        "group": "small", "optimizer.lr": "0.1", "training.loss": "a|b", "runs": "3",
+        "group": "small", "optimizer.lr": "0.1", "training.loss": "a|b", "runs": "3", "split": "test",
         "accuracy_mean": "0.91", "accuracy_sd": "0.01", "accuracy_low": "0.885", "accuracy_high": "0.935",
         "balanced_accuracy_mean": "0.9", "balanced_accuracy_sd": "0.02",
         "balanced_accuracy_low": "0.85", "balanced_accuracy_high": "0.95",
@@ -55,6 +55,19 @@ def test_the_markdown_table_has_percentages_and_says_what_they_are(groups: list[
     )
     assert lines[3].endswith("| 1 | 95.00 |  |")
     assert "standard deviation" in lines[-1]
+
+
+def test_the_note_below_the_markdown_table_says_whether_the_results_are_optimistic(
+    groups: list[Group], tmp_path: Path
+) -> None:
+    assert "optimistic" not in as_markdown(groups, MEASURES)
+    run = Run(Path(shutil.copytree(groups[0].runs[0].path, tmp_path / "run")))
+    (run.path / "summary.json").write_text(
+        json.dumps({**run.summary, "split": "val", "kept_by": "best on val"})
+    )
+    found = as_markdown([replace(group, runs=(run,)) for group in groups], MEASURES).splitlines()
+    assert "val accuracy (%)" in found[0]
+    assert found[-1].endswith("val accuracy: optimistic, because the same pictures chose the epoch.")
 
 
 def test_other_values_than_numbers_are_text(groups: list[Group]) -> None:

@@ -138,6 +138,17 @@ def test_a_run_without_a_final_accuracy_has_no_star(tiny_run: Run) -> None:
     assert drawn(line) == ([2], [50.0])
 
 
+def test_the_training_accuracy_says_whether_easy_pictures_were_skipped(tiny_run: Run) -> None:
+    metrics = [{"epoch": 1, "train_accuracy": 0.5}]
+    for skips, label in (
+        (False, "training, on augmented pictures"),
+        (True, "training, on augmented pictures not skipped"),
+    ):
+        axes = figures.new_figure(2, 2).add_subplot()
+        figures.draw_accuracies(axes, tiny_run.summary, metrics, "red", "blue", skips=skips)
+        assert axes.get_legend_handles_labels()[1][0] == label
+
+
 def test_a_range_test_marks_the_suggested_rate() -> None:
     test = RangeTest([1e-4, 1e-3, 1e-2, 1e-1], [2.0, 1.5, 1.0, 9.0], suggestion=1e-3, least=1e-2)
     (axes,) = figures.range_test_figure(test).axes

@@ -25,6 +25,7 @@ def test_an_inspection_reports_sizes_modes_duplicates_and_unreadable_pictures(tm
     assert dict(found.modes) == {"RGB": 38, "L": 1}
     assert [Path(name).name for name, _ in found.unreadable] == ["broken.png"]
     assert found.repeated == 1
+    assert found.repeats == [(("train", "train/red/0.png"), ("train", "train/red/again.png"))]
     assert found.duplicates == [(("train", "train/red/0.png"), ("test", "test/red/copy.png"))]
     assert found.image_size == (32, 32)
     assert seen[-1] == (40, 40)

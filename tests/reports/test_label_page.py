@@ -5,6 +5,7 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from helpers import coloured_labels
@@ -40,7 +41,21 @@ def test_the_page_says_whether_thresholds_were_chosen_on_the_pictures_that_it_me
     for data, here in ((coloured_labels(), True), (coloured_labels(24), False)):
         write_label_report(label_run, data, "val", tmp_path / "report.html")
         text = (tmp_path / "report.html").read_text("utf-8")
-        assert ("highest F1 on val, the pictures measured here, so F1 is optimistic." in text) is here
+        assert ("highest F1 on val, the pictures measured here." in text) is here
+        assert ("The val F1 is optimistic, because the same pictures chose the thresholds." in text) is here
+
+
+def test_the_page_names_the_groups_that_the_interval_allows_for(
+    label_run: Run, page: str, tmp_path: Path
+) -> None:
+    groups = {"test": np.array([f"p{number // 4}" for number in range(120)], dtype=object)}
+    out = tmp_path / "report.html"
+    write_label_report(label_run, replace(coloured_labels(), groups=groups), "test", out)
+    text = out.read_text("utf-8")
+    assert "<dd>120 in 30 groups</dd>" in text
+    assert "The interval allows for 120 pictures in 30 groups" in text
+    assert "<dd>120</dd>" in page
+    assert "The interval allows" not in page
 
 
 def test_the_page_loads_nothing_from_elsewhere(page: str) -> None:

@@ -213,6 +213,39 @@ def test_the_page_shows_areas_and_thresholds_of_each_class(odd: tuple[Path, Data
     assert cells[4:7] == [f"{100 * one:.2f} %" for one in (best.precision, best.recall, best.f1)]
 
 
+def test_the_page_lists_the_groups_with_the_most_mistakes_if_pictures_have_groups(
+    tiny_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pictures, "HEAT_MAPS", 2)
+    data = coloured_data(60)
+    test = data.splits["test"]
+    found = load_run(tiny_run.path).classify_split(test, data.class_names, tta=tiny_run.summary["tta"])
+    predicted = found.logits.argmax(axis=1)
+    labels = np.where(np.arange(60) < 6, (predicted + 1) % 3, predicted)  # only the first group's are wrong
+    data = replace(data, splits={**data.splits, "test": test.with_labels(labels)})
+    groups = np.array(
+        [f"<p{number // 6}>" for number in range(54)] + [f"\0{n}" for n in range(6)], dtype=object
+    )
+    write_report(tiny_run, replace(data, groups={"test": groups}), "test", tmp_path / "x.html")
+    text = (tmp_path / "x.html").read_text("utf-8")
+    assert "60 in 15 groups" in text
+    assert "The interval allows for 60 pictures in 15 groups" in text
+    table = text[text.index('aria-label="Groups, a table"') :].partition("</table>")[0]
+    rows = re.findall(r'<tr><th scope="row">(.*?)</th><td>(\d+)</td><td>(\d+)</td>', table)
+    assert rows == [("&lt;p0&gt;", "6", "0")]
+    assert '<a href="#groups">' in text
+    few = np.array([f"p{number // 20}" for number in range(60)], dtype=object)
+    write_report(tiny_run, replace(data, groups={"test": few}), "test", tmp_path / "x.html")
+    text = (tmp_path / "x.html").read_text("utf-8")
+    assert "60 in 3 groups" in text
+    assert "with so few groups it is rough" in text
+    assert 'id="groups"' not in text
+    write_report(tiny_run, data, "test", tmp_path / "x.html")
+    text = (tmp_path / "x.html").read_text("utf-8")
+    assert "The interval allows for" not in text
+    assert 'id="groups"' not in text
+
+
 def test_the_cards_leave_no_card_alone_in_its_row(odd: tuple[Path, Data]) -> None:
     text = (odd[0] / "report.html").read_text("utf-8")
     cards = len(re.findall(r"<div><dt>", text))

@@ -13,7 +13,7 @@ import pytest
 from review_helpers import item, load, made_review
 from serving.test_browser import LEAST_CONTRAST, browser, errors, find, wait_for
 from thumbnet.data.corrections import read_corrections
-from thumbnet.data.images import Rendering
+from thumbnet.data.rendering import Rendering
 from thumbnet.reviewing.service import Heading, build_review
 from thumbnet.reviewing.session import Review
 from thumbnet.serving.server import listen

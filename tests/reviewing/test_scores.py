@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import shutil
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -16,9 +18,9 @@ from helpers import Payload, coloured, coloured_data, write_class_folders
 from thumbnet.batches.prepare import Prepared
 from thumbnet.classifiers.load import load_classifier
 from thumbnet.data.splits import ArraySplit, Data
-from thumbnet.errors import RunError, ThumbnetError
+from thumbnet.errors import FallbackWarning, RunError, ThumbnetError
 from thumbnet.evaluation import log_softmax
-from thumbnet.recipes.recipe import load_recipe
+from thumbnet.recipes.recipe import Recipe, load_recipe
 from thumbnet.reviewing import scores as scoring
 from thumbnet.reviewing.scores import Scores, Scoring, _Meter, fold_recipe, score_pictures
 from thumbnet.runs.folder import Run
@@ -287,11 +289,66 @@ def test_the_networks_of_the_folds_begin_with_nothing_that_was_learned_from_the_
     assert fold_recipe(run, "coloured", 1).training.init == ""
     assert fold_recipe(run, "other data", 1).training.init == init
     assert len({fold_recipe(run, "coloured", fold).seed for fold in (1, 2, 3)} | {recipe.seed}) == 4
-    settings = {**run.settings, "continues": {"run": init, "epochs": 4}}
-    monkeypatch.setattr(Run, "settings", settings)
-    longer = fold_recipe(run, "coloured", 1)
-    assert (longer.training.init, longer.training.epochs) == ("", 4 + recipe.training.epochs)
-    assert longer.schedule.begin_at == 0
+
+
+def test_the_networks_of_the_folds_begin_with_what_the_first_of_several_runs_began_with(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe, init = run.recipe, str(run.path)
+
+    def longer(source: str, **began: object) -> Recipe:
+        values = {"pretrained": False, "init": "", "head_first": 0.0, **began}
+        record = {"run": init, "epochs": 4, "began": values}
+        monkeypatch.setattr(Run, "settings", {"continues": record})
+        later = replace(
+            recipe,
+            model=replace(recipe.model, name="timm:resnet18", width=1.0),
+            training=replace(recipe.training, init=init),
+            schedule=replace(recipe.schedule, begin_at=0.5),
+        )
+        monkeypatch.setattr(Run, "recipe", later)
+        return fold_recipe(run, source, 1)
+
+    plain = longer("coloured")
+    assert (plain.training.init, plain.training.epochs) == ("", 4 + recipe.training.epochs)
+    assert (plain.schedule.begin_at, plain.schedule.head_first, plain.model.pretrained) == (0, 0, False)
+    pretrained = longer("coloured", pretrained=True, head_first=0.2)
+    assert (pretrained.model.pretrained, pretrained.schedule.head_first) == (True, 0.2)
+    assert longer("other data", init=init, head_first=0.2).training.init == init
+    same = longer("coloured", init=init, head_first=0.2)  # it has learned from these pictures
+    assert (same.training.init, same.schedule.head_first) == ("", 0)
+
+
+def test_if_the_first_of_several_runs_is_gone_random_weights_do_only_for_thumbnets_own_networks(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = run.recipe
+    gone = {"run": str(tmp_path / "gone"), "epochs": 4}
+    monkeypatch.setattr(Run, "settings", {**run.settings, "continues": gone})
+    assert fold_recipe(run, "coloured", 1).training.init == ""
+    nothing = Scores({})
+    monkeypatch.setattr(scoring, "_Scorer", lambda *_: SimpleNamespace(scores=lambda: nothing))
+    with pytest.warns(
+        FallbackWarning, match=r"continues .*gone.*the networks of the folds begin with random"
+    ):
+        assert score_pictures(run, coloured_data(), folds=2) is nothing
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", FallbackWarning)
+        assert score_pictures(run, coloured_data(), folds=0) is nothing
+    timm = replace(recipe, model=replace(recipe.model, name="timm:resnet18", width=1.0))
+    monkeypatch.setattr(Run, "recipe", timm)
+    with pytest.raises(RunError, match=r"usually begins with pretrained weights.*Put the run back"):
+        score_pictures(run, coloured_data(), folds=2)
+
+
+def test_scores_depend_on_what_the_first_of_several_runs_began_with(run: Run) -> None:
+    data, keys = coloured_data(), list[str]()
+    settings = run.settings
+    for began in (None, *({"pretrained": False, "init": "", "head_first": share} for share in (0.0, 0.1))):
+        more = {} if began is None else {"continues": {"run": "gone", "epochs": 4, "began": began}}
+        (run.path / "run.json").write_text(json.dumps({**settings, **more}))
+        keys.append(scoring._Scorer(run, data, 2, "cpu", lambda state: None)._key())
+    assert keys[0] == keys[1] != keys[2]  # scores of earlier versions, with random weights, stay valid
 
 
 def test_a_plan_for_a_given_time_becomes_a_number_of_epochs(

@@ -15,7 +15,7 @@ from PIL import Image
 
 from review_helpers import item, load, made_review
 from thumbnet.data.corrections import read_corrections
-from thumbnet.data.images import Rendering
+from thumbnet.data.rendering import Rendering
 from thumbnet.errors import FailedReadError, RunError, UnreadableImageError
 from thumbnet.reviewing.service import LARGEST_SIDE, MAX_BODY, TOKEN_HEADER, Heading, as_png, build_review
 from thumbnet.reviewing.session import Item, Review

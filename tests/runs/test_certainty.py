@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import pytest
@@ -17,14 +17,27 @@ UNLIKE = unlike_above(-1.25)
 
 def test_thresholds_and_unlikeness_survive_json() -> None:
     assert thresholds_from(json.loads(json.dumps(asdict(TABLE)))) == TABLE
+    tested = replace(TABLE, confidence=0.95)
+    assert thresholds_from(json.loads(json.dumps(asdict(tested)))) == tested
+    old = asdict(TABLE)
+    del old["confidence"]
+    assert thresholds_from(old) == TABLE, "earlier versions stored none"
     assert unlikeness_from(json.loads(json.dumps(asdict(UNLIKE)))) == UNLIKE
     assert thresholds_from(None) is None
     assert unlikeness_from(None) is None
 
 
+def test_thresholds_without_groups_are_as_in_files_of_older_versions() -> None:
+    assert TABLE.to_dict().keys() == {"split", "pictures", "highest", "table"}
+    assert thresholds_from(json.loads(json.dumps(TABLE.to_dict()))) == TABLE
+    grouped = replace(TABLE, groups=40)
+    assert thresholds_from(json.loads(json.dumps(grouped.to_dict()))) == grouped
+
+
 @pytest.mark.parametrize(
     "change",
     [
+        {"groups": 0}, {"groups": 501}, {"groups": "many"}, {"confidence": 2}, {"confidence": "high"},
         {"highest": 1.2}, {"highest": float("nan")}, {"pictures": 0}, {"pictures": 350}, {"table": 3}, {"table": [{}]},
         {"table": [{"precision": 2, "probability": 0.5, "accepted": 3, "right": 3}]},
         {"table": [{"precision": 0.9, "probability": -1, "accepted": 3, "right": 3}]},

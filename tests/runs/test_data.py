@@ -12,9 +12,18 @@ import pytest
 
 from helpers import TINY, coloured_data, write_class_folders
 from thumbnet.classifiers.load import load_classifier
+from thumbnet.data.splits import Data
 from thumbnet.errors import DataError, DataWarning, UnreadableImagesError
 from thumbnet.recipes.settings import DataSettings
-from thumbnet.runs.data import Wanted, load_named, load_wanted, open_run, split_otherwise
+from thumbnet.runs.data import (
+    Wanted,
+    data_to_measure,
+    load_named,
+    load_wanted,
+    open_run,
+    source_name,
+    split_otherwise,
+)
 from thumbnet.runs.folder import Run
 from thumbnet.runs.weights import read_weights
 from thumbnet.sources.load import load_data
@@ -52,6 +61,18 @@ def test_evaluate_reads_other_data_whole_or_by_their_own_splits(run: Run, tmp_pa
     assert classifier.evaluate(split).pictures == 15
     with pytest.raises(DataError, match="there is no data set, folder or archive"):
         classifier.evaluate(str(tmp_path / "nothing"))
+
+
+def test_nothing_is_said_about_dividing_data_that_are_not_divided(run: Run, tmp_path: Path) -> None:
+    write_class_folders(tmp_path, [""], per_class=6)
+    names = [f"{colour}/{number}.png" for colour in ("red", "green", "blue") for number in range(6)]
+    rows = [f"{name},{name.partition('/')[0]},p{at // 3}" for at, name in enumerate(names)]
+    (tmp_path / "all.csv").write_text("path,label,patient_id\n" + "\n".join(rows))
+    assert any("--group-by patient_id" in text for text in load_data(tmp_path / "all.csv").notes)
+    told: list[str] = []
+    data = load_wanted(Wanted(str(tmp_path / "all.csv"), DataSettings(), run, tell=told.append))
+    assert len(data.splits["all"]) == 18
+    assert not any("--group-by" in text for text in (*told, *data.notes))
 
 
 def test_evaluate_warns_if_the_data_have_changed(run: Run, own: Path, tmp_path: Path) -> None:
@@ -129,3 +150,58 @@ def test_pictures_that_cannot_be_read_are_skipped_if_the_data_were_loaded_so(
     for given, on_bad_image in ((data, "stop"), (load_data(changed, settings=run.recipe.data), None)):
         with pytest.raises(UnreadableImagesError):
             classifier.evaluate(given, on_bad_image=on_bad_image)
+
+
+def test_a_loaded_data_set_is_measured_as_it_is(run: Run, own: Path) -> None:
+    _, info = read_weights(run.weights_path)
+    told: list[str] = []
+    network = str(run.path)
+    named = data_to_measure(own, network, info, None, told.append)
+    assert len(named.splits["test"]) == 18
+    assert data_to_measure(named, network, info, None, told.append) is named
+    assert told == []
+    otherwise = load_data(own)
+    assert data_to_measure(otherwise, network, info, "test", told.append) is otherwise
+    assert [text.partition(":")[0] for text in told] == ["warning"]
+
+
+def test_training_data_are_named_without_their_folder(
+    run: Run, own: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(own)
+    for source in (str(own), f"{own}/", "."):
+        assert source_name(source) == own.name == read_weights(run.weights_path)[1].source
+    assert source_name("in memory") == "in memory"
+    assert source_name("hf:someone/cats") == "hf:someone/cats"
+
+
+def test_a_run_of_a_fold_is_measured_on_that_fold_again(own: Path, tmp_path: Path) -> None:
+    settings = [*TINY, "training.epochs=1", "data.folds=3", "data.fold=2"]
+    run = train(own, "one-cycle", overrides=settings, out=tmp_path / "run", device="cpu")
+    classifier = load_classifier(run.path, "cpu")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", DataWarning)
+        found = classifier.evaluate(own)
+    fold = load_data(own, folds=3, fold=2)
+    assert (found.pictures, found.accuracy) == (len(fold.splits["test"]), run.summary["accuracy"])
+    assert run.settings["fingerprint"] == fold.fingerprint()
+    other = write_class_folders(tmp_path / "other", [""], per_class=2)
+    assert classifier.evaluate(other).pictures == 6  # other data are not divided
+
+
+def test_calibration_pictures_are_those_of_the_version_that_trained_the_run(
+    run: Run, own: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[bool] = []
+
+    def noted(data: Data, settings: DataSettings, keep_classes: bool = True) -> Data:
+        asked.append(keep_classes)
+        return data
+
+    monkeypatch.setattr("thumbnet.runs.data.with_calibration_split", noted)
+    earlier = Run(Path(shutil.copytree(run.path, tmp_path / "run")))
+    settings = {key: value for key, value in run.settings.items() if key != "calibration_keeps_classes"}
+    (earlier.path / "run.json").write_text(json.dumps(settings))
+    for one in (run, earlier):
+        load_wanted(Wanted(str(own), one.recipe.data, one))
+    assert asked == [True, False]

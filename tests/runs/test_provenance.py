@@ -42,7 +42,7 @@ def test_a_file_outside_a_run_has_no_name_and_one_on_the_hub_has_its_address(
     tiny_run: Run, info: WeightsInfo, tmp_path: Path
 ) -> None:
     alone = Path(shutil.copy(tiny_run.weights_path, tmp_path))
-    assert run_folder(alone) is None
+    assert run_folder(alone) is run_folder("hf:me/cats") is None
     assert with_provenance(info, alone) == info
     assert with_provenance(info, "hf:me/cats@v1").run == "hf:me/cats@v1"
     assert with_provenance(replace(info, run="cats"), "hf:me/cats").run == "cats"

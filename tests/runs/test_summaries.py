@@ -28,6 +28,8 @@ WRONG: list[tuple[str, Any]] = [
         ("accuracy_interval", True), ("accuracy_interval", [1]), ("accuracy_plain", [[]]), ("tta", [[]]), ("tta", None),
         ("epochs", 1.5), ("epochs", None), ("seconds_total", []), ("seconds_total", "1"), ("split", 3),
         ("warnings", "text"), ("warnings", [3]), ("multilabel", 1), ("repeats", []), ("temperature", {}),
+        ("val", 0.5), ("val", {}), ("val", {"accuracy": 2}), ("val", {"accuracy": 0.5, "accuracy_interval": [1]}),
+        ("val", {"accuracy": 0.5, "measured_groups": -1}), ("measured_groups", 1.5),
         ("repeats", {"lines": 3}), ("labels", {"dropped": "x"}), ("parameters", -1), ("kept_by", None),
         ("stopped_early", "yes"), ("stopped_early", {"epoch": 1}),
         ("stopped_early", {"epoch": 1, "planned_epochs": 2, "patience": 0, "why": "x", "watched": None}),

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from sorting_helpers import unlike_above
-from thumbnet.data.images import Preprocessing
+from thumbnet.data.rendering import Preprocessing
 from thumbnet.recipes.settings import ModelSettings
 from thumbnet.runs.certainty import Threshold, Thresholds
 from thumbnet.runs.weights_info import WeightsInfo
@@ -203,3 +203,12 @@ def test_a_wrong_entry_of_a_description_is_named_in_our_words(changes: dict[str,
 def test_json_of_another_kind_is_no_description(content: str) -> None:
     with pytest.raises((ValueError, RecursionError)):
         WeightsInfo.from_json(content)
+
+
+def test_the_groups_of_thresholds_are_stored_only_if_there_are_any() -> None:
+    known = Thresholds("val", 500, 0.97, (Threshold(0.9, 0.5, 400, 370),))
+    plain = replace(info(), thresholds=known)
+    assert "groups" not in json.loads(plain.to_json())["thresholds"]
+    grouped = replace(info(), thresholds=replace(known, groups=40))
+    for one in (plain, grouped):
+        assert WeightsInfo.from_json(one.to_json()) == one

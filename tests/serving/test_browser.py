@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from helpers import coloured, coloured_data, write_class_folders, write_picture
-from serving.test_service import encoded, served
+from serving_helpers import encoded, served
 from thumbnet.data.listings import safe_name, safe_text
 from thumbnet.reports import pictures
 from thumbnet.reports.page import write_report
@@ -108,6 +108,15 @@ PASTE = (
     TRANSFER
     + 'document.dispatchEvent(new ClipboardEvent("paste", { clipboardData: transfer, bubbles: true }));'
 )
+
+
+def test_the_page_says_that_pictures_are_kept_if_they_are(
+    browser: Any, tmp_path: Path, tiny_run: Run
+) -> None:
+    with served(tiny_run, "--keep", str(tmp_path / "unsure")) as (address, _):
+        browser.get(address)
+        wait_for(browser, "!document.getElementById('kept').hidden")
+        assert "keeps pictures that the network is less than 80.0 % sure of" in find(browser, "#kept").text
 
 
 def test_the_page_classifies_pictures_from_every_source(browser: Any, tmp_path: Path, tiny_run: Run) -> None:

@@ -105,7 +105,7 @@ def test_what_is_not_known_is_null(classifier: Classifier) -> None:
     )
     found = json.loads(describe(Identity(bare)).model_dump_json())
     assert {key for key, value in found.items() if value is None} == {
-        "run", "format", "digest", "accuracy", "fingerprint", "thumbnet",
+        "run", "format", "digest", "accuracy", "fingerprint", "thumbnet", "keeps_below",
     }  # fmt: skip
     partly = describe(Identity(replace(bare, accuracy=0.5)))
     assert partly.accuracy is not None

@@ -15,7 +15,7 @@ pytest.importorskip("pydantic", reason="the extra 'serve' is not installed")
 
 from helpers import coloured_data
 from thumbnet.classifiers.load import load_classifier
-from thumbnet.data.images import Preprocessing
+from thumbnet.data.rendering import Preprocessing
 from thumbnet.errors import OutOfMemoryError, RunError
 from thumbnet.recipes.settings import ModelSettings
 from thumbnet.runs.folder import Run

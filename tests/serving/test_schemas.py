@@ -21,7 +21,7 @@ PUBLIC = {
     "Accuracy": {"value", "split", "pictures"},
     "ModelDescription": {
         "run", "format", "digest", "accuracy", "fingerprint", "calibrated", "network", "classes", "height", "width",
-        "thumbnet", "served_by", "started", "loaded", "multilabel",
+        "thumbnet", "served_by", "started", "loaded", "multilabel", "keeps_below",
     },
     "Health": {"status"},
     "Problem": {"detail"},

@@ -8,9 +8,13 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from http.server import BaseHTTPRequestHandler
+from pathlib import Path
 from urllib.parse import parse_qs, unquote, urlsplit
+
+import pytest
 
 from helpers import serve
 
@@ -148,3 +152,21 @@ class HubStandIn:
         request.end_headers()
         if request.command != "HEAD":
             request.wfile.write(content)
+
+
+@contextmanager
+def instead_of_the_hub(hub: HubStandIn, cache: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Let huggingface_hub in this process talk to ``hub``, and keep what it downloads in ``cache``.
+
+    The library reads its environment when it is imported. So the variables of a user would change nothing here.
+    """
+    from huggingface_hub import constants
+
+    with hub.serve() as address, monkeypatch.context() as patch:
+        patch.setattr(constants, "ENDPOINT", address)
+        template = address + "/{repo_id}/resolve/{revision}/{filename}"
+        patch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        patch.setattr(constants, "HF_HUB_CACHE", str(cache))
+        patch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+        patch.setattr(constants, "HF_HUB_OFFLINE", False)
+        yield

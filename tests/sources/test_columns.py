@@ -6,18 +6,7 @@ import pytest
 
 from thumbnet.errors import DataError
 from thumbnet.recipes.settings import DataSettings
-from thumbnet.sources.columns import (
-    class_names,
-    find_columns,
-    label_candidates,
-    labels_of,
-    marks_pictures,
-    ones_of,
-    split_of_name,
-    split_word,
-    splits_of,
-    unused_splits,
-)
+from thumbnet.sources.columns import find_columns, labels_of, marks_pictures, ones_of
 from thumbnet.sources.tables import Table
 
 
@@ -77,106 +66,6 @@ def test_one_hot_columns_give_one_label_and_rows_with_two_are_refused() -> None:
     with pytest.raises(DataError, match="line 2: 2 labels"):
         labels_of(both, columns)
     assert ones_of(both, columns) == [("MEL", "NV")]
-
-
-@pytest.mark.parametrize(
-    ("text", "split"),
-    [
-        ("Training", "train"),
-        (" valid ", "val"),
-        ("TEST", "test"),
-        ("training set", "train"),
-        ("test1", "test"),
-        ("Validate", "val"),
-        ("PublicTest", "val"),
-        ("holdout", "test"),
-        ("cat", ""),
-        ("train_station", ""),
-    ],
-)
-def test_common_words_for_splits_are_known(text: str, split: str) -> None:
-    assert split_word(text) == split
-
-
-def test_a_file_name_has_a_split_only_if_it_mentions_exactly_one() -> None:
-    assert split_of_name("sign_mnist_train") == "train"
-    assert split_of_name("trainLabels") == split_of_name("train_val_list") == "train"
-    assert split_of_name("LOC_val_solution") == "val"
-    assert split_of_name("holdout") == split_of_name("testLabels") == "test"
-    assert split_of_name("train_test") == ""
-    assert split_of_name("numbers") == ""
-
-
-def test_whole_number_classes_are_ordered_by_value_and_fractions_are_refused() -> None:
-    assert list(class_names(["10", "9", "2.0"]).values()) == ["2", "9", "10"]
-    assert list(class_names(["b", "a", ""])) == ["a", "b"]
-    assert list(class_names(["007", "7"])) == ["007", "7"]
-    with pytest.raises(DataError, match=r"fractions, such as 2\.5"):
-        class_names(["1", "2.5"])
-
-
-def test_the_likeliest_label_column_comes_first() -> None:
-    assert label_candidates(["id", "Class", "label"])[0] in ("label", "Class")
-    assert label_candidates(["id", "size"]) == []
-
-
-def rows_of(name: str, *values: str) -> Table:
-    """A table of six rows whose column ``name`` has these values in turn."""
-    rows = [[f"{n}.png", f"c{n % 2}", values[n // 2 % len(values)]] for n in range(6)]
-    return table(["image", "label", name], rows)
-
-
-@pytest.mark.parametrize(
-    ("name", "values", "splits"),
-    [
-        ("split", ("train", "eval"), ("train", "test")),
-        ("split", ("train", "eval", "test"), ("train", "val", "test")),
-        ("split", ("train", "test", "extra"), ("train", "test", "")),
-        ("split", ("train", "test", ""), ("train", "test", "")),
-        ("split", ("", "test"), ("train", "test")),
-        ("Set", ("training set", "test set"), ("train", "test")),
-        ("usage", ("Training", "PublicTest", "PrivateTest"), ("train", "val", "test")),
-        ("partition", ("0", "1", "2"), ("train", "val", "test")),
-        ("is_train", ("1", "0"), ("train", "test")),
-        ("is_test", ("False", "True"), ("train", "test")),
-        ("isVal", ("no", "yes"), ("train", "val")),
-        ("train", ("True", "False"), ("train", "test")),
-        ("kind", ("train", "holdout"), ("train", "test")),
-    ],
-)
-def test_a_column_tells_the_splits(name: str, values: tuple[str, ...], splits: tuple[str, ...]) -> None:
-    found = rows_of(name, *values)
-    columns = find_columns(found, DataSettings())
-    assert (columns.label, columns.split) == ("label", name)
-    assert splits_of(found, columns)[0][::2] == [splits[n % len(splits)] for n in range(3)]
-
-
-def test_what_the_values_of_a_split_column_mean_is_noted_unless_it_is_plain() -> None:
-    def notes(name: str, *values: str) -> str:
-        found = rows_of(name, *values)
-        return "\n".join(splits_of(found, find_columns(found, DataSettings()))[1])
-
-    assert notes("split", "train", "test") == ""
-    assert "'partition' tells splits: 0 is train, 1 is val, 2 is test" in notes("partition", "0", "1", "2")
-    assert "eval is val" in notes("split", "train", "eval", "test")
-    assert "'split' leaves out 2 row(s), whose split is unknown: extra" in notes(
-        "split", "train", "test", "extra"
-    )
-    assert "'split' leaves out 2 row(s), whose split is empty" in notes("split", "train", "test", "")
-    assert "'split' is empty in 4 row(s)" in notes("split", "", "test")
-    with pytest.raises(DataError, match="has extra, test: which of them is train"):
-        notes("split", "test", "extra")
-
-
-@pytest.mark.parametrize(
-    ("name", "values"), [("partition", ("0", "1")), ("set", ("A", "B")), ("is_valid", ("True", "False"))]
-)
-def test_a_column_that_may_tell_splits_is_noted_if_it_is_not_used(name: str, values: tuple[str, ...]) -> None:
-    found = rows_of(name, *values)
-    columns = find_columns(found, DataSettings())
-    assert columns.split == ""
-    (note,) = unused_splits(found, columns)
-    assert f"the column {name!r} ({', '.join(sorted(values))}) is not used" in note
 
 
 def test_a_train_may_be_a_class() -> None:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from thumbnet.errors import DataError
-from thumbnet.sources.labels import as_class, number_classes, one_spelling
+from thumbnet.sources.labels import are_quantities, as_class, class_names, number_classes, one_spelling
 
 
 @pytest.mark.parametrize(
@@ -61,3 +61,13 @@ def test_labels_of_train_that_differ_in_case_stay_different_and_are_noted() -> N
     respelt, notes = one_spelling({"train": ["cat", "Cat", "dog", "e\u0301", "\u00e9"], "val": ["CAT"]})
     assert respelt == {"e\u0301": "\u00e9"}
     assert notes == ["2 classes differ only in upper and lower case, but stay different: 'Cat' and 'cat'"]
+
+
+def test_whole_number_classes_are_ordered_by_value_and_fractions_are_refused() -> None:
+    assert list(class_names(["10", "9", "2.0"]).values()) == ["2", "9", "10"]
+    assert list(class_names(["b", "a", ""])) == ["a", "b"]
+    assert list(class_names(["007", "7"])) == ["007", "7"]
+    with pytest.raises(DataError, match=r"fractions, such as 2\.5"):
+        class_names(["1", "2.5"])
+    assert are_quantities({"1", "2.5"})
+    assert not any(map(are_quantities, ({"1", "2.0"}, {"old", "2.5"}, set[str]())))

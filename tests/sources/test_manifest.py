@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -17,7 +18,8 @@ from thumbnet.data.splits import Data
 from thumbnet.errors import DataError, UnusedSettingError
 from thumbnet.recipes.settings import DataSettings
 from thumbnet.sources import manifest, pixel_tables
-from thumbnet.sources.columns import class_names, find_columns, labels_of
+from thumbnet.sources.columns import find_columns, labels_of
+from thumbnet.sources.labels import class_names
 from thumbnet.sources.load import load_data
 from thumbnet.sources.place import Place
 from thumbnet.sources.tables import read_table
@@ -163,6 +165,17 @@ def test_a_group_column_reaches_the_data(tmp_path: Path) -> None:
     )
     data = load_data(tmp_path, group_by="patient")
     assert data.groups["train"].tolist() == [f"p{n}" for n in range(8)]
+
+
+def test_a_column_of_groups_that_is_not_used_is_noted(tmp_path: Path) -> None:
+    pictures(tmp_path, [f"{n}.png" for n in range(COUNT)])
+    table(tmp_path / "all.csv", "path,label,patient id", lambda n: f"{n}.png,c{n % 2},p{n // 2}")
+    note = "the column 'patient id' is not used. If it says which pictures belong together: --group-by "
+    (found,) = [one for one in load_data(tmp_path).notes if one.startswith(note)]
+    assert shlex.split(found.removeprefix(note)) == ["patient id"]
+    data = load_data(tmp_path, group_by="patient id")
+    assert not any("is not used" in one for one in data.notes)
+    assert not set(data.groups["train"]) & set(data.groups["test"])
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "latin-1"])

@@ -125,6 +125,11 @@ def test_a_file_that_is_not_an_archive_raises_an_error(content: bytes, tmp_path:
         read(tmp_path / "x")
 
 
+@pytest.mark.parametrize("header", [bytes(512), b"\xff" * 512, bytes(range(256)) * 2, NOISE[:512]])
+def test_the_sum_of_a_header_is_exact(header: bytes) -> None:
+    assert tar._sum(header) == sum(header)
+
+
 def test_a_header_with_a_wrong_checksum_is_not_believed(tmp_path: Path) -> None:
     path = write(tmp_path / "x", {"a": b"123", "b": b"456"})
     content = bytearray(path.read_bytes())

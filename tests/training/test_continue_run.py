@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from thumbnet.batches.prepare import Prepared
 from thumbnet.errors import InterruptedRunError, RecipeError, RunError
 from thumbnet.recipes.recipe import load_recipe
 from thumbnet.runs.folder import Run
-from thumbnet.training.continue_run import continuation
+from thumbnet.training.continue_run import Beginning, beginning, continuation
 from thumbnet.training.listener import Listener
 from thumbnet.training.schedules import done_at, factor_at, resize_at
 from thumbnet.training.state import TrainingState
@@ -38,13 +39,14 @@ def test_it_goes_on_in_a_new_run_and_leaves_the_first_as_it_was(first: Run, tmp_
     assert contents(first) == before
     assert second.path != first.path
     assert second.summary["epochs"] == 2
-    assert second.settings["continues"] == {"run": str(first.path.resolve()), "epochs": 3}
+    began = {"pretrained": False, "init": "", "head_first": 0.0}
+    assert second.settings["continues"] == {"run": str(first.path.resolve()), "epochs": 3, "began": began}
     assert second.recipe.schedule.begin_at == pytest.approx(3 / 5)
     assert second.recipe.seed != first.recipe.seed
     assert second.recipe.data.split_seed == first.recipe.data.split_seed
     assert second.summary["accuracy"] >= first.summary["accuracy"] - 0.05
     third = continuation(second.path, 5)
-    assert third.record["epochs"] == 5
+    assert (third.record["epochs"], third.record["began"]) == (5, began)
     assert third.recipe.schedule.begin_at == pytest.approx(5 / 10)
 
 
@@ -211,3 +213,49 @@ def test_it_says_what_new_settings_leave_out_of_the_finished_runs_recipe(first: 
     more = resume(run.path, more_epochs=1, out=tmp_path / "adamw", overrides=adamw, listener=Hearing())
     assert more.recipe.optimizer.groups == ()
     assert any("('@head': 0.1) are left out" in text for text in heard)
+
+
+def changed(run: Run, folder: Path, continues: dict[str, object] | None, *overrides: str) -> Run:
+    """A copy of a run with another recipe, which continues another run."""
+    copy = Run(Path(shutil.copytree(run.path, folder)))
+    copy.write_recipe(copy.recipe.override(overrides))
+    settings = {**copy.settings, **({} if continues is None else {"continues": continues})}
+    (copy.path / "run.json").write_text(json.dumps(settings))
+    return copy
+
+
+def test_what_the_first_run_began_with_is_found_through_those_that_continue_it(
+    first: Run, tmp_path: Path
+) -> None:
+    one = changed(first, tmp_path / "1", None, "training.init=runs/other", "schedule.head_first=0.2")
+    expected = Beginning(False, "runs/other", 0.2)
+    assert beginning(one) == expected
+    two = changed(first, tmp_path / "2", {"run": str(one.path), "epochs": 3})  # as earlier versions wrote it
+    three = changed(first, tmp_path / "3", {"run": str(two.path), "epochs": 6})
+    assert beginning(three) == expected
+    four = changed(first, tmp_path / "4", continuation(three.path, 2).record)
+    shutil.rmtree(one.path)
+    assert beginning(three) is None
+    assert "began" not in continuation(three.path, 2).record
+    assert beginning(four) == expected  # it is recorded
+
+
+def test_runs_that_continue_each_other_in_a_circle_have_no_beginning(first: Run, tmp_path: Path) -> None:
+    one = changed(first, tmp_path / "1", {"run": str(tmp_path / "2"), "epochs": 3})
+    changed(first, tmp_path / "2", {"run": str(one.path), "epochs": 3})
+    assert beginning(one) is None
+
+
+@pytest.mark.parametrize(
+    "began",
+    [
+        [],
+        {},
+        {"pretrained": 1, "init": "", "head_first": 0},
+        {"pretrained": True, "init": 5, "head_first": 0},
+    ],
+)
+def test_a_damaged_beginning_is_an_error(began: object, first: Run, tmp_path: Path) -> None:
+    run = changed(first, tmp_path / "1", {"run": "gone", "epochs": 3, "began": began})
+    with pytest.raises(RunError, match=r"cannot read .*run.json: continues.began"):
+        beginning(run)

@@ -6,9 +6,11 @@ import torch
 from helpers import TURNED, coloured_data
 from thumbnet.batches.prepare import Prepared, prepare
 from thumbnet.recipes.recipe import load_recipe
+from thumbnet.training.build import build_state
 from thumbnet.training.device_epoch import DeviceEpoch
+from thumbnet.training.epochs import EpochResult
 from thumbnet.training.schedules import factor_at
-from thumbnet.training.state import EpochResult, TrainingState, build_state
+from thumbnet.training.state import TrainingState
 
 CPU = torch.device("cpu")
 BASE = [

@@ -11,18 +11,21 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
 from helpers import TINY, coloured_data
-from thumbnet.batches.batches import Batch, TrainBatches
+from thumbnet.batches.batches import Batch, LoaderBatches, TrainBatches
 from thumbnet.batches.prepare import prepare
 from thumbnet.distributed import World
-from thumbnet.errors import DivergedError, OutOfMemoryError
+from thumbnet.errors import DataError, DivergedError, OutOfMemoryError
 from thumbnet.hardware import can_compile
 from thumbnet.recipes.recipe import load_recipe
 from thumbnet.training import fit as fit_module
+from thumbnet.training.build import build_state
+from thumbnet.training.epochs import Score
 from thumbnet.training.fit import StepResult, end_early, fit
 from thumbnet.training.schedules import factor_at
-from thumbnet.training.state import Score, TrainingState, build_state
+from thumbnet.training.state import TrainingState
 from thumbnet.training.step import accumulate_gradients
 
 CPU = torch.device("cpu")
@@ -63,6 +66,34 @@ def test_fit_yields_a_result_an_epoch_and_tells_every_step() -> None:
     assert [(s.epoch, s.step_in_epoch) for s in steps] == [(e, s) for e in range(1, 5) for s in (1, 2, 3)]
     assert results[-1].loss < results[0].loss
     assert all(result.pictures_per_second > 0 for result in results)
+
+
+def loader_of(dtype: torch.dtype = torch.float32) -> DataLoader[Any]:
+    generator = torch.Generator().manual_seed(0)
+    pictures = (255 * torch.rand(24, 3, 16, 16, generator=generator)).to(dtype)
+    return DataLoader(TensorDataset(pictures, torch.arange(24) % 3), batch_size=8)
+
+
+def test_a_data_loader_trains_like_the_batches_that_wrap_it() -> None:
+    losses = [
+        [result.loss for result in fit(state_of(), batches)]
+        for batches in (loader_of(), LoaderBatches(loader_of()))
+    ]
+    assert losses[0] == losses[1]
+    assert len(set(losses[0])) == 4
+
+
+def test_a_loader_of_another_length_is_refused() -> None:
+    state = state_of()
+    state.steps_per_epoch = 4
+    with pytest.raises(DataError, match="3 batches, but the state was made for 4 steps per epoch"):
+        next(fit(state, loader_of()))
+
+
+def test_a_loader_of_bytes_is_refused_and_doubles_become_floats() -> None:
+    with pytest.raises(DataError, match=r"type torch.uint8, and a network needs floats"):
+        next(fit(state_of(), loader_of(torch.uint8)))
+    assert next(LoaderBatches(loader_of(torch.float64)).epoch(0)).images.dtype == torch.float32
 
 
 def test_fit_neither_prints_nor_writes(capfd: pytest.CaptureFixture[str]) -> None:

@@ -24,10 +24,12 @@ from thumbnet.models import FastNet
 from thumbnet.recipes.recipe import load_recipe
 from thumbnet.runs.weights import read_weights
 from thumbnet.training import graphed
+from thumbnet.training.build import build_state
+from thumbnet.training.epochs import EpochResult, Score
 from thumbnet.training.fit import StepResult, fit
 from thumbnet.training.graphed import GraphedSteps, why_not_graphed
 from thumbnet.training.recording import Recorder
-from thumbnet.training.state import EpochResult, Score, TrainingState, build_state
+from thumbnet.training.state import TrainingState
 from training_helpers import StopAfter
 
 CPU = torch.device("cpu")

@@ -16,10 +16,11 @@ from thumbnet.batches.prepare import prepare
 from thumbnet.recipes.recipe import load_recipe
 from thumbnet.training import fit as fit_module
 from thumbnet.training import graphed
+from thumbnet.training.build import build_state
 from thumbnet.training.fit import StepResult, fit
 from thumbnet.training.graphed import GraphedSteps
 from thumbnet.training.recording import Recorder
-from thumbnet.training.state import TrainingState, build_state
+from thumbnet.training.state import TrainingState
 
 CPU = torch.device("cpu")
 SMALL = [

@@ -17,10 +17,11 @@ from thumbnet.recipes.recipe import load_recipe
 from thumbnet.runs.folder import Run
 from thumbnet.runs.weights import read_weights
 from thumbnet.training import graphed, session
+from thumbnet.training.build import build_state
 from thumbnet.training.continue_run import continuation
 from thumbnet.training.fit import StepResult, fit
 from thumbnet.training.graphed import why_not_graphed
-from thumbnet.training.state import TrainingState, build_state
+from thumbnet.training.state import TrainingState
 from thumbnet.training.train import resume, train
 from training_helpers import StopAfter
 

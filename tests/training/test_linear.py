@@ -45,9 +45,11 @@ class Notes(Listener):
         return self.stop
 
 
-def other_classes(splits: tuple[str, ...] = ("train", "test")) -> Data:
-    """The coloured pictures under names that the tiny run does not know."""
-    return replace(coloured_data(splits=splits), class_names=("fire", "grass", "sea"))
+def other_classes() -> Data:
+    """Coloured pictures that the tiny run was not trained on, under names that it does not know."""
+    data = coloured_data(splits=("known", "train", "test"))
+    del data.splits["known"]
+    return replace(data, class_names=("fire", "grass", "sea"))
 
 
 def linear(
@@ -157,15 +159,77 @@ def test_a_fifth_of_each_class_is_held_out() -> None:
     assert held_out(torch.zeros(20, 4, dtype=torch.int8), 0).sum() == 4
 
 
+def test_pictures_that_belong_together_are_on_the_same_side() -> None:
+    labels = torch.arange(100) % 2
+    alone, pairs = np.arange(100), np.arange(100) // 2
+    assert torch.equal(held_out(labels, 1, alone), held_out(labels, 1))
+    chosen = held_out(labels, 1, pairs).numpy()
+    assert np.array_equal(chosen[::2], chosen[1::2])
+    assert chosen.sum() == 20
+    assert not np.array_equal(chosen, held_out(labels, 2, pairs).numpy())
+    several = torch.zeros(100, 4, dtype=torch.int8)
+    assert held_out(several, 1, pairs).sum() == 20
+    assert not held_out(labels, 1, np.zeros(100, dtype=np.int64)).any()  # nothing can be held out
+
+
+def chosen_on(source: Run, out: Path, data: Data) -> str:
+    """What a linear training says about how it chose L2."""
+    notes = Notes()
+    linear(source, out, data=data, listener=notes)
+    (note,) = [note for note in notes.notes if note.startswith("last layer")]
+    return note
+
+
+def test_l2_is_not_chosen_on_copies_and_groups_of_what_it_is_fitted_on(
+    tiny_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[np.ndarray] = []
+
+    def noted(labels: torch.Tensor, seed: int, together: np.ndarray) -> torch.Tensor:
+        asked.append(together)
+        return held_out(labels, seed, together)
+
+    monkeypatch.setattr("thumbnet.training.linear.held_out", noted)
+    data = other_classes()
+    train_split = data.splits["train"]
+    assert isinstance(train_split, ArraySplit)
+    images = train_split.images.copy()
+    images[59] = images[0]
+    data = replace(data, splits={"train": ArraySplit(images, train_split.labels, "train")})
+    groups = np.array([f"person {index // 3}" for index in range(60)], dtype=object)
+    grouped = replace(data, groups={"train": groups})
+    assert "held-out pictures of the training split" in chosen_on(tiny_run, tmp_path / "copies", data)
+    assert "held-out pictures of the training split" in chosen_on(tiny_run, tmp_path / "groups", grouped)
+    copies, both = asked
+    assert (copies == copies[0]).nonzero()[0].tolist() == [0, 59]
+    assert (both == both[0]).nonzero()[0].tolist() == [0, 1, 2, 57, 58, 59]
+
+
+def test_l2_is_not_chosen_on_pictures_that_the_frozen_layers_have_learned(
+    tiny_run: Run, tmp_path: Path
+) -> None:
+    known = replace(coloured_data(), class_names=("fire", "grass", "sea"))
+    assert chosen_on(tiny_run, tmp_path / "all", known) == (
+        f"last layer: {tiny_run.path} was trained on 12 of the 12 pictures to choose L2 on, so it is 0.0032"
+    )
+    val = other_classes().splits["train"]
+    assert isinstance(val, ArraySplit)
+    seen = known.splits["train"]
+    assert isinstance(seen, ArraySplit)
+    mixed = ArraySplit(
+        np.concatenate([val.images, seen.images[:30]]), np.concatenate([val.labels, seen.labels[:30]]), "val"
+    )
+    data = replace(known, splits={"train": other_classes().splits["test"], "val": mixed})
+    assert "chosen on 60 held-out pictures of val" in chosen_on(tiny_run, tmp_path / "val", data)
+
+
 def test_noise_gets_a_stronger_l2_than_a_clear_signal(tiny_run: Run, tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (60, 16, 16, 3), dtype=np.uint8)
     noise = Data("noise", "made here", ("a", "b"), {"train": ArraySplit(images, np.arange(60) % 2, "train")})
 
     def chosen(out: str, data: Data) -> float:
-        notes = Notes()
-        linear(tiny_run, tmp_path / out, data=data, listener=notes)
-        (note,) = [note for note in notes.notes if note.startswith("last layer")]
+        note = chosen_on(tiny_run, tmp_path / out, data)
         return float(note.split()[3].rstrip(","))
 
     assert chosen("noise", noise) > 10 * chosen("clear", other_classes())

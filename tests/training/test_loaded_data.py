@@ -155,3 +155,16 @@ def test_a_run_on_loaded_data_is_resumed_and_measured_on_the_same_split(place: P
     resumed = resume(run.path, device="cpu")
     assert resumed.summary["accuracy"] == accuracy
     assert resumed.weights_path.read_bytes() == weights
+
+
+def test_the_recipe_takes_the_fold_of_loaded_data(place: Path) -> None:
+    found, data = chosen(load_data(place, folds=3, fold=2))
+    assert found.data.test_fold == (2, 3)
+    assert load_data(place, settings=found.data).fingerprint() == data.fingerprint()
+    with pytest.raises(RecipeError, match=r"data\.fold = 1 has no effect"):
+        chosen(load_data(place, folds=3, fold=2), "data.folds=3", "data.fold=1")
+
+
+def test_folds_of_data_with_splits_of_their_own_origin_are_refused() -> None:
+    with pytest.raises(RecipeError, match="no effect on a Data object of your own.*with_test_fold"):
+        chosen(coloured_data(), "data.folds=3", "data.fold=1")

@@ -24,10 +24,12 @@ from thumbnet.recipes.recipe import Recipe, load_recipe
 from thumbnet.runs.folder import Run
 from thumbnet.runs.weights import read_weights
 from thumbnet.training import step as step_module
+from thumbnet.training.build import balanced_weights, build_state
+from thumbnet.training.epochs import EpochResult
 from thumbnet.training.multilabel import exact_hits, for_several_labels, label_losses
 from thumbnet.training.range_test import learning_rate_range_test
 from thumbnet.training.results import score_of
-from thumbnet.training.state import EpochResult, TrainingState, balanced_weights, build_state
+from thumbnet.training.state import TrainingState
 from thumbnet.training.step import accumulate_gradients, summed_loss
 from thumbnet.training.train import resume, train
 from training_helpers import StopAfter

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 
 import thumbnet
 from helpers import coloured_data, coloured_labels
-from thumbnet.batches.batches import NO_LABEL, Batch, LoaderBatches
+from thumbnet.batches.batches import NO_LABEL, Batch
 from thumbnet.batches.mixing import Mixed
 from thumbnet.batches.prepare import prepare
 from thumbnet.errors import ModelCodeError, OwnCodeError, RecipeError
@@ -264,8 +265,9 @@ def test_graphs_are_left_out_and_a_note_says_why(monkeypatch: pytest.MonkeyPatch
 def test_the_range_test_measures_it(shift: int) -> None:
     state = state_of()
     state.loss = OwnLoss("mine", lambda logits, targets: cross_entropy(logits, targets) + shift)
-    loader: Any = [(torch.randn(8, 3, 16, 16), torch.arange(8) % 3)] * 3
-    found = learning_rate_range_test(state, LoaderBatches(loader), lowest=1e-3, highest=1.0, steps=30)
+    batches = [Batch(torch.randn(8, 3, 16, 16), torch.arange(8) % 3)] * 3
+    repeated: Any = SimpleNamespace(epoch=lambda epoch: batches)
+    found = learning_rate_range_test(state, repeated, lowest=1e-3, highest=1.0, steps=30)
     assert len(found.losses) == 30
     assert shift - 1 < min(found.losses) < found.losses[0] < shift + 10
 

@@ -22,8 +22,9 @@ from thumbnet.batches.batches import TrainBatches
 from thumbnet.batches.prepare import prepare
 from thumbnet.data.splits import ArraySplit, Data
 from thumbnet.recipes.recipe import Recipe, load_recipe
+from thumbnet.training.build import balanced_weights
 from thumbnet.training.fit import fit
-from thumbnet.training.state import TrainingState, balanced_weights
+from thumbnet.training.state import TrainingState
 
 CPU = torch.device("cpu")
 EPOCHS, BATCH = 4, 8

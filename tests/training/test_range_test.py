@@ -14,9 +14,10 @@ from thumbnet.batches.prepare import prepare
 from thumbnet.errors import OutOfMemoryError, ThumbnetError
 from thumbnet.recipes.recipe import load_recipe
 from thumbnet.training import range_test as range_module
+from thumbnet.training.build import build_state
 from thumbnet.training.fit import fit
 from thumbnet.training.range_test import RangeTest, learning_rate_range_test
-from thumbnet.training.state import TrainingState, build_state
+from thumbnet.training.state import TrainingState
 
 CPU = torch.device("cpu")
 

@@ -5,11 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from thumbnet.errors import RecipeError, RunError
+from helpers import coloured_data
+from thumbnet.errors import DataError, RecipeError, RunError
 from thumbnet.files import write_json
 from thumbnet.recipes.recipe import load_recipe
 from thumbnet.training.asked import what_was_asked
-from thumbnet.training.repeat import Planned, folder_name, plan, split_values, varied_settings
+from thumbnet.training.repeat import Planned, RequiredSplit, folder_name, plan, split_values, varied_settings
 
 
 def begin(planned: Planned, recipe: str) -> None:
@@ -78,6 +79,17 @@ def test_trainings_that_have_begun_go_on_only_with_the_same_settings(tmp_path: P
         plan(tmp_path, "one-cycle", [], vary, [0, 1], minutes=2)
 
 
+def test_only_trainings_that_have_not_begun_need_the_weights_to_start_from(tmp_path: Path) -> None:
+    init, study = f"training.init='{tmp_path / 'gone.pt'}'", tmp_path / "study"
+    with pytest.raises(RunError, match=r"there is no file .*gone\.pt"):
+        plan(study, "one-cycle", [init], [], [0])
+    begun = Planned(study / "seed-0", (init, "seed=0"), ("seed=0",))
+    begin(begun, "one-cycle")
+    assert plan(study, "one-cycle", [init], [], [0]) == [begun]
+    with pytest.raises(RunError, match="there is no file"):
+        plan(study, "one-cycle", [init], [], [0, 1])
+
+
 def test_a_folder_that_holds_something_else_is_refused(tmp_path: Path) -> None:
     (planned,) = plan(tmp_path / "study", "one-cycle", [], [], [0])
     begin(planned, "one-cycle")
@@ -129,3 +141,33 @@ def test_the_names_of_folders_are_safe_and_different_for_different_values() -> N
 def test_keys_with_the_same_end_keep_their_sections_in_the_name() -> None:
     name = folder_name(["optimizer.name", "schedule.end", "augment.end"], ["sgd", "0", "1"], 2)
     assert name == "optimizer-sgd_schedule.end-0_augment.end-1_seed-2"
+
+
+def test_each_combination_is_trained_with_each_fold_before_the_next_seed(tmp_path: Path) -> None:
+    planned = plan(tmp_path, "one-cycle", [], ["augment.cutout=0,8"], [0, 4], folds=2)
+    assert [one.path.name for one in planned] == [
+        f"cutout-{cutout}_seed-{seed}_fold-{fold}-of-2"
+        for seed in (0, 4)
+        for fold in (1, 2)
+        for cutout in (0, 8)
+    ]
+    assert planned[-1].overrides == ("augment.cutout=8", "seed=4", "data.folds=2", "data.fold=2")
+    assert planned[-1].settings == planned[-3].settings == ("augment.cutout=8", "seed=4")
+    begin(planned[1], "one-cycle")
+    assert plan(tmp_path, "one-cycle", [], ["augment.cutout=0,8"], [0, 4], folds=2) == planned
+
+
+@pytest.mark.parametrize("key", ["data.folds", "data.fold", "data.test_fraction"])
+def test_with_folds_nothing_else_may_choose_the_test_pictures(key: str, tmp_path: Path) -> None:
+    for overrides, vary in (([f"{key}=0"], []), ([], [f"{key}=0,1"])):
+        with pytest.raises(RecipeError, match=f"the folds decide which pictures are test: leave out {key}"):
+            plan(tmp_path, "one-cycle", overrides, vary, [0], folds=3)
+
+
+def test_data_without_the_split_that_a_study_is_compared_by_are_refused() -> None:
+    for split in (None, "test"):
+        RequiredSplit(split).on_data(coloured_data(6))
+    with pytest.raises(DataError, match=r"no val split to compare by\. .*--val-fraction 0\.1"):
+        RequiredSplit("val").on_data(coloured_data(6))
+    with pytest.raises(DataError, match=r"no test split to compare by\. Leave out --split test"):
+        RequiredSplit("test").on_data(coloured_data(6, splits=("train", "val")))

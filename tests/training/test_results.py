@@ -1,22 +1,26 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from helpers import TINY, coloured_data
 from thumbnet.batches.prepare import prepare
 from thumbnet.classifiers.logits import collect_logits, collect_views
+from thumbnet.classifiers.temperature import fit_temperature
 from thumbnet.evaluation import Evaluation
 from thumbnet.recipes.recipe import load_recipe
 from thumbnet.runs.folder import Run
+from thumbnet.runs.summaries import check_summary
 from thumbnet.training import results
+from thumbnet.training.build import build_state
 from thumbnet.training.listener import Listener
 from thumbnet.training.results import Findings, Measured, RepeatTeller, measure, summary_of
-from thumbnet.training.state import build_state
 
 CPU = torch.device("cpu")
 NAMES = ("red", "green", "blue")
@@ -43,6 +47,78 @@ def test_the_network_is_calibrated_on_val_and_measured_on_test() -> None:
     assert summary["thresholds"]["pictures"] == summary["unlike"]["pictures"] == 60
     assert summary["balanced_accuracy"] == measured.headline.balanced_accuracy
     json.dumps(summary)
+
+
+def test_the_accuracy_and_the_thresholds_allow_for_groups() -> None:
+    state, prepared = made()
+    plain = measure(state.model, state, prepared, NAMES, None)
+    of_test, of_val = (np.array([f"p{n // each}" for n in range(60)], dtype=object) for each in (20, 10))
+    grouped = measure(
+        state.model, state, replace(prepared, groups={"test": of_test, "val": of_val}), NAMES, None
+    )
+    assert isinstance(plain.headline, Evaluation)
+    assert isinstance(grouped.headline, Evaluation)
+    assert (plain.headline.groups, grouped.headline.groups) == (None, 3)
+    assert replace(grouped.headline, groups=None, interval=plain.headline.interval) == plain.headline
+    assert plain.thresholds is not None
+    assert grouped.thresholds is not None
+    assert (plain.thresholds.groups, grouped.thresholds.groups) == (None, 6)
+    summaries = [summary_of(state, one, Findings(), 0.0, 0) for one in (plain, grouped)]
+    assert not {"measured_pictures", "measured_groups"} & summaries[0].keys()
+    assert "groups" not in summaries[0]["thresholds"]
+    assert (summaries[1]["measured_pictures"], summaries[1]["measured_groups"]) == (60, 3)
+    assert summaries[1]["accuracy_interval"] == list(grouped.headline.interval)
+    assert isinstance(grouped.val, Evaluation)
+    assert "measured_groups" not in summaries[0]["val"]
+    assert (summaries[1]["val"]["measured_pictures"], summaries[1]["val"]["measured_groups"]) == (60, 6)
+    assert summaries[1]["val"]["accuracy_interval"] == list(grouped.val.interval)
+    for summary in summaries:
+        check_summary(json.loads(json.dumps(summary)))
+
+
+def test_the_summary_has_the_results_on_val_too_if_test_is_reported() -> None:
+    for settings in ((), ("data.calibration_pictures=0",)):
+        state, prepared = made(*settings)
+        measured = measure(state.model, state, prepared, NAMES, None)
+        assert isinstance(measured.val, Evaluation)
+        assert measured.headline is not None
+        assert measured.val.pictures == 60
+        summary = summary_of(state, measured, Findings(), 0.0, 0)
+        expected = (measured.val.accuracy, measured.val.balanced_accuracy, list(measured.val.interval))
+        found = summary["val"]
+        assert (found["accuracy"], found["balanced_accuracy"], found["accuracy_interval"]) == expected
+        assert summary["split"] == "test"
+        assert summary["accuracy"] == measured.headline.accuracy
+        state, prepared = made(*settings, splits=("train", "val"))
+        only = measure(state.model, state, prepared, NAMES, None)
+        assert (only.split, only.val) == ("val", None)
+        assert only.headline == measured.val, "the same network, pictures and temperature"
+        assert summary_of(state, only, Findings(), 0.0, 0)["val"] is None
+
+
+def test_pictures_that_the_first_network_knows_calibrate_nothing() -> None:
+    state, prepared = made("evaluation.tta=none")
+    unknown = np.arange(60) >= 25
+    measured = measure(state.model, state, replace(prepared, known={"val": ~unknown}), NAMES, None)
+    assert (measured.calibrated_on, measured.calibration_pictures) == ("val", 35)
+    assert measured.thresholds is not None
+    assert measured.unlike is not None
+    assert (measured.thresholds.pictures, measured.unlike.pictures) == (35, 35)
+    val = prepared.evaluation["val"]
+    logits, labels = collect_logits(state.model, val, dtype=state.dtype)
+    assert measured.temperature == fit_temperature(logits.numpy()[unknown], labels.numpy()[unknown])
+    groups = {"val": np.array([f"p{n // 5}" for n in range(60)], dtype=object)}
+    grouped = measure(
+        state.model, state, replace(prepared, known={"val": ~unknown}, groups=groups), NAMES, None
+    )
+    assert grouped.thresholds is not None
+    assert (grouped.thresholds.pictures, grouped.thresholds.groups) == (35, 7)
+    assert isinstance(grouped.val, Evaluation)
+    assert (grouped.val.pictures, grouped.val.groups) == (60, 12)
+    few = measure(state.model, state, replace(prepared, known={"val": np.arange(60) < 41}), NAMES, None)
+    assert (few.calibrated_on, few.calibration_pictures, few.temperature) == (None, 19, 1.0)
+    assert few.headline is not None
+    assert few.headline.pictures == 60
 
 
 def test_calibration_can_be_turned_off() -> None:

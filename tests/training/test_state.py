@@ -2,28 +2,15 @@ from __future__ import annotations
 
 import io
 import math
-from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
-from helpers import TINY, coloured_data
-from simulated_device import CUDA, simulated_gpu
-from thumbnet.batches.prepare import prepare
-from thumbnet.errors import DivergedError, OutOfMemoryError, RecipeError
+from thumbnet.errors import DivergedError
 from thumbnet.recipes.recipe import load_recipe
-from thumbnet.training import state as state_module
-from thumbnet.training.state import (
-    EpochResult,
-    Score,
-    TrainingState,
-    balanced_weights,
-    build_state,
-    epoch_result_from_dict,
-    first_pictures,
-)
-from training_helpers import refuse_seeds
+from thumbnet.training.epochs import EpochResult, Score
+from thumbnet.training.state import TrainingState
 
 CPU = torch.device("cpu")
 
@@ -36,15 +23,6 @@ def state_of(*overrides: str) -> TrainingState:
 
 def result_of(epoch: int, score: Score | None = None, sample: Score | None = None) -> EpochResult:
     return EpochResult(epoch, 5 * epoch, 1.0, 0.1, 2.0, 30.0, score, 0.5, sample)
-
-
-def test_a_results_row_names_the_split_of_its_score_or_of_its_sample() -> None:
-    row = result_of(1, Score("val", 0.75, 0.3, 40)).row()
-    assert (row["val_accuracy"], row["val_loss"], row["val_pictures"]) == (0.75, 0.3, 40)
-    assert not {"score", "sample"} & row.keys()
-    sampled = result_of(1, None, Score("test", 0.5, 0.9, 10)).row()
-    assert sampled["test_accuracy"] == 0.5
-    assert not [key for key in result_of(1).row() if key.endswith("_pictures")]
 
 
 def test_steps_are_counted_from_the_finished_epochs() -> None:
@@ -129,16 +107,6 @@ def test_the_kept_epoch_is_the_best_by_the_measure_that_the_recipe_names(
         assert one.kept_epoch == best
 
 
-def test_equal_scores_are_told_apart_by_the_loss_and_equal_losses_by_the_accuracy() -> None:
-    a, b = Score("val", 0.9, 0.4, balanced_accuracy=0.7), Score("val", 0.9, 0.5, balanced_accuracy=0.7)
-    for choose_by in ("accuracy", "balanced-accuracy", "loss"):
-        assert a.rank(choose_by) > b.rank(choose_by)
-    assert Score("val", 0.9, 0.4).rank("loss") > Score("val", 0.8, 0.4).rank("loss")
-    unknown = Score("val", 0.9, math.nan, balanced_accuracy=0.7)
-    for choose_by in ("accuracy", "balanced-accuracy", "loss"):
-        assert unknown.rank(choose_by) < b.rank(choose_by)
-
-
 @pytest.mark.parametrize(
     ("choose_by", "said"),
     [("accuracy", "accuracy"), ("balanced-accuracy", "balanced accuracy"), ("loss", "loss")],
@@ -157,24 +125,6 @@ def test_patience_waits_for_a_better_score_by_the_same_measure(choose_by: str, s
     assert ends == ["", "", f"no better val {said} since epoch 1"]
 
 
-def test_a_score_of_an_earlier_version_has_no_balanced_accuracy() -> None:
-    state = state_of()
-    state.close_epoch(result_of(1, Score("val", 0.9, 0.1, 4)))
-    (saved,) = state.state_dict()["history"]
-    del saved["score"]["balanced_accuracy"]
-    again = epoch_result_from_dict(saved)
-    assert again == state.history[0]
-    assert "val_balanced_accuracy" not in again.row()
-    assert result_of(1, ACCURATE).row()["val_balanced_accuracy"] == 0.6
-
-
-def test_a_result_survives_being_a_dictionary() -> None:
-    state = state_of()
-    for result in (result_of(1, Score("val", 0.9, 0.1, 4)), result_of(2, None, Score("val", 0.8, 0.2, 2))):
-        state.close_epoch(result)
-    assert [epoch_result_from_dict(saved) for saved in state.state_dict()["history"]] == state.history
-
-
 def test_a_state_loads_with_nothing_unpickled() -> None:
     state = state_of("training.ema_decay=0.9")
     state.close_epoch(result_of(1, Score("val", 0.9, 0.1)))
@@ -185,100 +135,6 @@ def test_a_state_loads_with_nothing_unpickled() -> None:
     again.load_state_dict(torch.load(file, weights_only=True))
     assert again.history == state.history
     assert again.best_epoch == 1
-
-
-def test_classes_without_pictures_have_finite_weights() -> None:
-    weights = balanced_weights(torch.tensor([0, 0, 0, 2]), 4)
-    assert bool(weights.isfinite().all())
-    torch.testing.assert_close(weights[[0, 2]], torch.tensor([4 / 6, 2.0]))
-
-
-def test_building_a_state_is_decided_by_the_seed_and_leaves_the_callers_generator_alone() -> None:
-    data = coloured_data()
-
-    def weights(seed: int) -> torch.Tensor:
-        recipe = load_recipe("tutorial", [*TINY, f"seed={seed}"])
-        state = build_state(recipe, prepare(data, recipe, CPU), "rgb", CPU)
-        return torch.cat([p.detach().flatten() for p in state.model.parameters()])
-
-    torch.manual_seed(5)
-    expected = torch.rand(2)
-    torch.manual_seed(5)
-    first = weights(0)
-    assert torch.equal(torch.rand(2), expected)
-    assert torch.equal(first, weights(0))
-    assert not torch.equal(first, weights(1))
-
-
-def test_a_state_on_a_gpu_is_decided_by_the_seed_and_leaves_the_gpus_generator_alone(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    refuse_seeds(monkeypatch)
-    recipe, drawn = load_recipe("tutorial", TINY), list[torch.Tensor]()
-    build_model = vars(state_module)["build_model"]
-
-    def draws(*given: Any, **more: Any) -> nn.Module:
-        drawn.append(torch.rand(3, generator=torch.cuda.default_generators[0]))
-        return build_model(*given, **more)
-
-    monkeypatch.setattr(state_module, "build_model", draws)
-    with simulated_gpu():
-        prepared = prepare(coloured_data(), recipe, CUDA)
-        (generator,) = torch.cuda.default_generators
-        for seed in (5, 6):
-            generator.manual_seed(seed)
-            before = generator.get_state()
-            build_state(recipe, prepared, "rgb", CUDA)
-            assert torch.equal(generator.get_state(), before)
-    assert torch.equal(drawn[0], drawn[1])
-
-
-def test_the_first_pictures_are_training_pictures_without_augmentation() -> None:
-    recipe = load_recipe("tutorial", [*TINY, "augment.cutout=8"])
-    prepared = prepare(coloured_data(), recipe, CPU)
-    pictures = first_pictures(prepared)
-    engine = prepared.train.engine
-    (everything,) = engine.fetch([torch.arange(len(engine.labels))])
-    plain = prepared.train.normalise(everything)
-    assert pictures.shape == plain.shape
-    assert sorted(pictures.sum(dim=(1, 2, 3)).tolist()) == pytest.approx(
-        sorted(plain.sum(dim=(1, 2, 3)).tolist()), abs=1e-2
-    )
-
-
-def test_memory_refused_to_a_new_network_is_our_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    recipe = load_recipe("tutorial", TINY)
-    prepared = prepare(coloured_data(), recipe, CPU)
-
-    def refuse(*_: object, **__: object) -> nn.Module:
-        raise MemoryError
-
-    monkeypatch.setattr(state_module, "build_model", refuse)
-    with pytest.raises(OutOfMemoryError, match="building the network.*\n.*model.width"):
-        build_state(recipe, prepared, "rgb", CPU)
-
-
-def test_a_pass_of_one_picture_that_the_network_cannot_normalise_is_refused_with_a_size_that_works() -> None:
-    data = coloured_data(count=25)
-    settings = [*TINY, "model.name=fastnet", "training.batch_size=12", "training.drop_last=false"]
-    recipe = load_recipe("one-cycle", settings)
-    cpu = torch.device("cpu")
-    with pytest.raises(RecipeError, match="--batch-size 13"):
-        state_module.build_state(recipe, prepare(data, recipe, cpu), data.class_names, cpu)
-    recipe = load_recipe("one-cycle", [*settings, "training.batch_size=13"])
-    assert (
-        state_module.build_state(recipe, prepare(data, recipe, cpu), data.class_names, cpu).steps_per_epoch
-        == 2
-    )
-
-
-def test_passes_are_those_of_full_batches_and_of_the_rest() -> None:
-    recipe = load_recipe(
-        "one-cycle", ["training.batch_size=8", "training.micro_batch=4", "training.drop_last=false"]
-    )
-    assert state_module.passes(recipe, 21) == {4, 1}
-    assert state_module.passes(recipe, 22) == {4, 2}
-    assert state_module.passes(load_recipe("one-cycle", ["training.batch_size=8"]), 16) == {8}
 
 
 def test_a_tensor_with_two_names_is_averaged_once() -> None:

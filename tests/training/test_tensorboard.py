@@ -13,8 +13,8 @@ from cli_helpers import SETTINGS, epochs, interrupt_when, run_cli
 from helpers import write_class_folders
 from thumbnet.errors import MissingExtraError
 from thumbnet.runs.folder import Run
+from thumbnet.training.epochs import EpochResult, Score
 from thumbnet.training.fit import StepResult
-from thumbnet.training.state import EpochResult, Score
 from thumbnet.training.tensorboard import TensorBoardWriter
 
 

@@ -18,11 +18,13 @@ from thumbnet.models import build_model
 from thumbnet.recipes.recipe import Recipe, load_recipe
 from thumbnet.runs.folder import Run
 from thumbnet.training import time_budget
+from thumbnet.training.build import build_state
+from thumbnet.training.epochs import EpochResult
 from thumbnet.training.fit import StepResult
 from thumbnet.training.results import measure
 from thumbnet.training.schedules import done_at, factor_at, trains_head_only
 from thumbnet.training.speed import Speed
-from thumbnet.training.state import EpochResult, TrainingState, build_state
+from thumbnet.training.state import TrainingState
 from thumbnet.training.time_budget import (
     AT_THE_END,
     LEAST_STEPS,
@@ -190,8 +192,10 @@ def test_a_recipe_that_was_planned_before_is_planned_anew(prepared: Prepared) ->
 @pytest.mark.parametrize(
     "splits", [("train",), ("train", "test"), ("train", "val"), ("train", "val", "test")]
 )
-def test_the_end_costs_what_the_final_measurement_computes(splits: tuple[str, ...]) -> None:
-    recipe = load_recipe("one-cycle", [*TINY, "evaluation.tta=mirror-shift"])
+@pytest.mark.parametrize("aside", [0, 500])
+def test_the_end_costs_what_the_final_measurement_computes(splits: tuple[str, ...], aside: int) -> None:
+    settings = ["evaluation.tta=mirror-shift", f"data.calibration_pictures={aside}"]
+    recipe = load_recipe("one-cycle", [*TINY, *settings])
     data = coloured_data(60, splits=splits)
     prepared = prepare(data, recipe, CPU)
     state = build_state(recipe, prepared, data.class_names, CPU)

@@ -13,9 +13,9 @@ import pytest
 from thumbnet.errors import InterruptedRunError, MissingExtraError, ThumbnetError
 from thumbnet.recipes.recipe import load_recipe
 from thumbnet.training import tracking
+from thumbnet.training.epochs import EpochResult, Score
 from thumbnet.training.fit import StepResult
 from thumbnet.training.listener import Listener
-from thumbnet.training.state import EpochResult, Score
 from thumbnet.training.tracker import Facts
 from thumbnet.training.tracking import (
     Guarded,

@@ -19,11 +19,9 @@ from thumbnet import load_data, load_run
 from thumbnet.batches.prepare import Prepared
 from thumbnet.classifiers.logits import collect_logits, collect_views
 from thumbnet.data.splits import ArraySplit, Data
-from thumbnet.distributed import World
 from thumbnet.errors import (
     DataError,
     DivergedError,
-    FallbackWarning,
     InterruptedRunError,
     RunError,
     ThumbnetError,
@@ -32,10 +30,11 @@ from thumbnet.runs.folder import Run
 from thumbnet.runs.weights import read_weights
 from thumbnet.training import session as session_module
 from thumbnet.training.choose import default_recipe
+from thumbnet.training.epochs import EpochResult
 from thumbnet.training.fit import StepResult
 from thumbnet.training.listener import Listener
-from thumbnet.training.state import EpochResult, TrainingState
-from thumbnet.training.train import Call, resume, train
+from thumbnet.training.state import TrainingState
+from thumbnet.training.train import resume, train
 from training_helpers import StopAfter
 
 SMALLEST = [*TINY, "model.name=fastnet", "model.width=0.1", "training.min_steps=0"]
@@ -487,28 +486,6 @@ def test_data_that_are_corrected_already_leave_the_same_run(
     assert (run.path / "corrections.csv").read_bytes() == (corrected.path / "corrections.csv").read_bytes()
 
 
-def test_several_processes_cannot_be_told_to_share_a_gpu() -> None:
-    call = Call("cuda:0", Listener(), World(1, 2, 1), 0.0)
-    with pytest.raises(ThumbnetError, match=r"^--device cuda:0: process 1 has cuda:1, .*: --device cuda$"):
-        call.choose_device()
-
-
-def test_apples_gpu_trains_in_one_process_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    module = importlib.import_module("thumbnet.training.train")
-    monkeypatch.setattr(module, "choose_device", lambda name, number: torch.device("mps"))
-    monkeypatch.setattr(World, "from_first", lambda world, value: value)
-
-    def chosen(name: str, size: int) -> torch.device:
-        return Call(name, Listener(), World(0, size), 0.0).choose_device()
-
-    assert chosen("auto", 1) == chosen("mps", 1) == torch.device("mps")
-    with pytest.warns(FallbackWarning, match="^mps cannot train in several processes: using cpu$"):
-        assert chosen("auto", 2) == torch.device("cpu")
-    for name in ("mps", "gpu"):
-        with pytest.raises(ThumbnetError, match=f"--device {name}: Apple's GPU .* torchrun, .* --device cpu"):
-            chosen(name, 2)
-
-
 def test_a_call_that_asks_for_another_result_does_not_get_an_earlier_one(
     folder: Path, tmp_path: Path
 ) -> None:
@@ -648,3 +625,24 @@ def test_a_resumed_run_takes_no_settings_and_no_other_folder(tmp_path: Path) -> 
         resume(tmp_path / "run", overrides=["optimizer.lr=0.1"])
     with pytest.raises(ThumbnetError, match="out and overrides go with more_epochs"):
         resume(tmp_path / "run", out=tmp_path / "other", finish=True)
+
+
+def test_a_run_of_an_earlier_version_resumes_with_the_calibration_pictures_that_it_had(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, out, asked = coloured_data(), tmp_path / "run", list[bool]()
+
+    def noted(data: Data, settings: object, keep_classes: bool = True) -> Data:
+        asked.append(keep_classes)
+        return data
+
+    with pytest.raises(InterruptedRunError):
+        train(data, "one-cycle", overrides=TINY, out=out, device="cpu", listener=StopAfter(2))
+    monkeypatch.setattr(importlib.import_module("thumbnet.training.train"), "with_calibration_split", noted)
+    with pytest.raises(InterruptedRunError):
+        resume(out, data=data, device="cpu", listener=StopAfter(4))
+    settings = json.loads((out / "run.json").read_text())
+    del settings["calibration_keeps_classes"]  # as an earlier version wrote it
+    (out / "run.json").write_text(json.dumps(settings))
+    resume(out, data=data, device="cpu")
+    assert asked == [True, False]

@@ -21,8 +21,7 @@ from thumbnet.recipes.settings import ModelSettings, TrainingSettings
 from thumbnet.runs.any_weights import AnyWeights, read_any_weights
 from thumbnet.runs.folder import Run
 from thumbnet.runs.weights import read_weights, write_weights
-from thumbnet.training.listener import Listener
-from thumbnet.training.state import balanced_weights
+from thumbnet.training.build import balanced_weights
 from thumbnet.training.step import summed_loss
 from thumbnet.training.train import resume, train
 from thumbnet.training.transfer import begin_from
@@ -240,6 +239,9 @@ def test_the_run_records_the_digest_and_a_changed_file_cannot_be_resumed(tmp_pat
     as_stranger(tmp_path / "x.pth", seed=4)
     with pytest.raises(RunError, match="have changed since the run"):
         resume(run.path, device="cpu", data=data)
+    (tmp_path / "x.pth").unlink()  # which is told before the data are looked for
+    with pytest.raises(RunError, match=r"there is no file .*x\.pth"):
+        resume(run.path, device="cpu", data="no-data")
 
 
 @pytest.mark.parametrize("recipe", ["one-cycle", "linear"])
@@ -258,50 +260,6 @@ def test_the_weights_are_read_once(
     settings.append(f'training.init="{tiny_run.path}"')
     train(coloured_data(12), recipe, overrides=settings, out=tmp_path / "run", device="cpu")
     assert read == [tiny_run.weights_path]
-
-
-# --- pictures that the network has seen ------------------------------------------------------------------
-
-
-class Notes(Listener):
-    def __init__(self) -> None:
-        self.notes: list[str] = []
-
-    def on_note(self, text: str) -> None:
-        self.notes.append(text)
-
-
-def test_a_note_says_when_the_network_may_know_the_pictures_that_judge_it(tmp_path: Path) -> None:
-    data = write_class_folders(tmp_path / "data", ["train", "test"])
-    other = write_class_folders(tmp_path / "other", ["train", "test"])
-
-    def trained(name: str, source: Path, *settings: str) -> tuple[Path, list[str]]:
-        listener, overrides = Notes(), [*TINY, "training.epochs=1", *settings]
-        run = train(
-            str(source),
-            "one-cycle",
-            overrides=overrides,
-            out=tmp_path / name,
-            device="cpu",
-            listener=listener,
-        )
-        return run.path, [note for note in listener.notes if "it may know pictures" in note]
-
-    apart = "data.val_fraction=0.25"
-    whole, none = trained("whole", data)
-    assert none == []
-    from_whole = f'training.init="{whole}"'
-    divided, (note,) = trained("divided", data, apart, from_whole)
-    assert note == (
-        f"the network in {whole} was trained on these data as they were divided then, so it may know "
-        "pictures that are now in val: the accuracy there may be too high"
-    )
-    # The same division, other pictures, no division: nothing to say.
-    assert trained("again", data, apart, f'training.init="{divided}"')[1] == []
-    assert trained("elsewhere", other, apart, from_whole)[1] == []
-    assert trained("undivided", data, from_whole)[1] == []
-    # Another division.
-    assert len(trained("other-seed", data, apart, "data.split_seed=5", f'training.init="{divided}"')[1]) == 1
 
 
 # --- classes of unequal size -----------------------------------------------------------------------------

@@ -15,7 +15,7 @@ pytest.importorskip("matplotlib", reason="the extra 'tune' is not installed")
 from thumbnet.errors import MissingExtraError
 from thumbnet.recipes.recipe import load_recipe
 from thumbnet.runs.folder import Run
-from thumbnet.tuning.page import check_page, trials_csv, used_settings, write_page
+from thumbnet.tuning.page import check_page, train_again, trials_csv, used_settings, write_page
 from thumbnet.tuning.space import Knob, Point, recipe_at
 from thumbnet.tuning.study import Record
 
@@ -60,6 +60,7 @@ def write(folder: Path, run: Run | None = None, **changes: object) -> str:
         "measure": "accuracy",
         "found": recipe_at(RECIPE, RECORDS[1].point),
         "run": run,
+        "again": "thumbnet train cats --labels cats.csv",
     }
     write_page(folder / "tune.html", **{**values, **changes})  # type: ignore[arg-type]
     return (folder / "tune.html").read_text("utf-8")
@@ -89,6 +90,16 @@ def test_the_page_shows_what_was_found_and_what_mattered(page: str, tiny_run: Ru
     assert f"test accuracy of the final network</dt><dd>{accuracy:.2f} %" in page
     assert "A difference this small may be chance" not in page
     assert "the loss is nan at step 3" in page
+
+
+def test_the_command_that_trains_again_uses_the_same_data_and_labels(page: str, tmp_path: Path) -> None:
+    assert "thumbnet train cats --labels cats.csv" in page
+    settings = {"data": "cifar10", "corrected": True, "data_dir": "/down loads"}
+    recipe, labels = tmp_path / "recipe.toml", tmp_path / "corrections.csv"
+    expected = f"train cifar10 --recipe {recipe} --labels {labels} --data-dir '/down loads'"
+    assert train_again(tmp_path, settings).endswith(expected)
+    settings = {"data": None, "corrected": False, "data_dir": None}
+    assert train_again(tmp_path, settings).endswith(f"train DATA --recipe {recipe}")
 
 
 def test_the_page_warns_when_the_gain_may_be_chance_or_there_is_none(tmp_path: Path) -> None:

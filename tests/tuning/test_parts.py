@@ -1,17 +1,22 @@
 from __future__ import annotations
 
+import json
+import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from helpers import coloured_data, coloured_labels, noise
+from helpers import coloured, coloured_data, coloured_labels, noise, write_class_folders
 from thumbnet.batches.engines import MemoryEngine, WorkerEngine
 from thumbnet.batches.prepare import Prepared
 from thumbnet.data.splits import ArraySplit, Data
-from thumbnet.errors import DataError
-from thumbnet.recipes.recipe import load_recipe
+from thumbnet.errors import DataError, RunError
+from thumbnet.recipes.recipe import Recipe, load_recipe
+from thumbnet.runs.folder import Run
+from thumbnet.sources.load import load_data, where_again
 from thumbnet.tuning import parts as module
 from thumbnet.tuning.parts import FOLDS, divide
 
@@ -160,3 +165,88 @@ def test_another_size_is_divided_alike_and_decoded_once(monkeypatch: pytest.Monk
     assert found.for_recipe(RECIPE.override(["data.image_size=20"]))[0].preprocessing.size == (20, 20)
     decoded = found.for_recipe(RECIPE.override(["data.image_size=24", "data.fit=squash"]))
     assert decoded is not larger  # only the latest other size is kept in memory
+
+
+# --- weights to start from -------------------------------------------------------------------------------
+
+
+def seeded(**seeds: range) -> Data:
+    """Splits of pictures with these seeds. The tiny run was trained on those with the seeds 0 to 59."""
+    made = {}
+    for split, numbers in seeds.items():
+        images = np.stack([coloured(seed % 3, seed) for seed in numbers])
+        made[split] = ArraySplit(images, np.array(numbers) % 3, split)
+    return Data("numbered", "made by the tests", ("red", "green", "blue"), dict(made))
+
+
+def beginning_with(run: Run) -> Recipe:
+    return RECIPE.override([f'training.init="{run.path}"'])
+
+
+def test_pictures_that_the_first_network_knows_judge_no_trial(tiny_run: Run) -> None:
+    found = divide(seeded(train=range(20, 120)), beginning_with(tiny_run), CPU)
+    known = {coloured(seed % 3, seed).transpose(2, 0, 1).tobytes() for seed in range(20, 60)}
+    assert (found.pictures, found.held_out) == (100, 60)
+    assert found.how == "60 of the 100 training pictures"
+    assert f"{tiny_run.path} was trained on 40 of the 100 train pictures, which judge nothing" in found.notes
+    for part in found.parts:
+        assert known <= pictures(part, "train")
+        assert not known & pictures(part, "val")
+    larger = found.for_recipe(beginning_with(tiny_run).override(["data.image_size=24"]))
+    assert sum(len(part.evaluation["val"].engine.labels) for part in larger) == 60
+
+
+def test_pictures_of_val_that_the_first_network_knows_judge_no_trial(tiny_run: Run) -> None:
+    data = seeded(train=range(100, 160), val=range(40, 90))
+    found = divide(data, beginning_with(tiny_run), CPU)
+    assert (found.held_out, found.how) == (30, "the val split, 30 pictures")
+    for recipe in (beginning_with(tiny_run), beginning_with(tiny_run).override(["data.image_size=24"])):
+        (part,) = found.for_recipe(recipe)
+        assert len(part.evaluation["val"].engine.labels) == 30
+        assert part.train.count == 60
+
+
+@pytest.mark.parametrize(
+    ("splits", "words"),
+    [
+        (
+            {"train": range(60)},
+            "trained on 60 of the 60 train pictures, and at least 20 that it does not know",
+        ),
+        ({"train": range(100, 160), "val": range(45, 75)}, "trained on 15 of the 30 val pictures"),
+    ],
+)
+def test_a_first_network_that_knows_too_many_pictures_is_refused(
+    splits: dict[str, range], words: str, tiny_run: Run
+) -> None:
+    with pytest.raises(RunError, match=f"{words}.*Leave out --init"):
+        divide(seeded(**splits), beginning_with(tiny_run), CPU)
+
+
+def test_a_first_network_that_may_know_the_pictures_is_refused(tiny_run: Run, tmp_path: Path) -> None:
+    data = load_data(write_class_folders(tmp_path / "data", ["train"], per_class=8))
+    run = Run(Path(shutil.copytree(tiny_run.path, tmp_path / "run")))
+    (run.path / "digests.npy").unlink()
+    settings = {**run.settings, "data": where_again(data.source), "fingerprint": "0"}
+    (run.path / "run.json").write_text(json.dumps(settings))
+    with pytest.raises(RunError, match=r"as they were divided then.*Leave out --init"):
+        divide(data, beginning_with(run), CPU)
+
+
+def test_a_val_split_of_the_data_themselves_was_never_trained_on(tiny_run: Run, tmp_path: Path) -> None:
+    data = load_data(write_class_folders(tmp_path / "data", ["train", "val"], per_class=8))
+    run = Run(Path(shutil.copytree(tiny_run.path, tmp_path / "run")))
+    (run.path / "digests.npy").unlink()
+    settings = {**run.settings, "data": where_again(data.source), "fingerprint": "0"}
+    (run.path / "run.json").write_text(json.dumps(settings))
+    found = divide(data, beginning_with(run), CPU)
+    assert (found.how, found.knows) == ("the val split, 24 pictures", False)
+
+
+def test_few_unknown_pictures_are_all_held_out_once(tiny_run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "SMALL", 40)
+    found = divide(seeded(train=range(90)), beginning_with(tiny_run), CPU)
+    assert (len(found.parts), found.held_out, found.knows) == (FOLDS, 30, True)
+    many = divide(seeded(train=range(40, 240)), beginning_with(tiny_run), CPU)  # a fold is 40 pictures
+    assert len(many.parts) == 1
+    assert 20 <= many.held_out <= 40

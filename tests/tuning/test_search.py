@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 pytest.importorskip("optuna", reason="the extra 'tune' is not installed")
@@ -101,6 +102,7 @@ class Pretend:
         summary = {"split": "test", "accuracy": 0.5, "tta": "none", "epochs": 1, "kept_by": "last"}
         summary["seconds_total"] = self.training
         (out / "summary.json").write_text(json.dumps(summary))
+        (out / "run.json").write_text("{}")
         return Run(out)
 
 
@@ -374,6 +376,14 @@ def test_data_in_memory_need_to_be_given_again(pretend: Pretend, tmp_path: Path)
     assert resume_tuning(out, data=data, device="cpu").summary["trials"] == 2
 
 
+def test_no_interval_is_recorded_for_pictures_that_come_in_groups(pretend: Pretend, tmp_path: Path) -> None:
+    data = coloured_data(24)
+    groups = {"train": np.array([f"p{number // 3}" for number in range(24)], dtype=object)}
+    for name, one in (("plain", data), ("grouped", replace(data, groups=groups))):
+        found = tune(one, "small", trials=2, overrides=SHORTEST, out=tmp_path / name, device="cpu")
+        assert (found.summary["best_interval"] is None) == (name == "grouped")
+
+
 def pictures_and_corrections(tmp_path: Path) -> tuple[Path, Path]:
     """A folder of 48 pictures, half of them for the test, and a file that drops one of train's."""
     labels = tmp_path / "labels.csv"
@@ -413,3 +423,34 @@ def test_data_that_are_corrected_already_are_read_again_with_their_corrections(
     found = resume_tuning(out, device="cpu")
     assert found.summary["held_out_pictures"] == 23
     assert [one.decision for one in pretend.final["labels"]] == ["drop"]
+
+
+@pytest.mark.parametrize(
+    ("splits", "judge"), [(("train", "val", "test"), "val"), (("train", "test"), "train")]
+)
+def test_the_final_run_records_which_pictures_judged_the_trials(
+    pretend: Pretend, tmp_path: Path, splits: tuple[str, ...], judge: str
+) -> None:
+    data = coloured_data(splits=splits)
+    found = tune(data, "small", trials=1, overrides=SHORTEST, out=tmp_path / "search", device="cpu")
+    assert len(pretend.trials) == 1
+    assert found.run.settings["search"] == {"judged_on": judge}
+
+
+def test_a_search_whose_trials_were_judged_by_other_pictures_does_not_go_on(
+    pretend: Pretend, tiny_run: Run, tmp_path: Path
+) -> None:
+    """The first 60 of the 80 pictures are those that the network knows."""
+    data, out = coloured_data(80), tmp_path / "search"
+    asked = [*SHORTEST, f'training.init="{tiny_run.path}"']
+    with pytest.raises(InterruptedTuneError):
+        tune(data, "small", trials=2, overrides=asked, out=out, device="cpu", listener=Stop(2))
+    settings = json.loads((out / "tune.json").read_text())
+    assert settings["held_out"] == 20
+    of_earlier_version = {key: value for key, value in settings.items() if key != "held_out"}
+    for other in (of_earlier_version, {**settings, "held_out": 80}):
+        (out / "tune.json").write_text(json.dumps(other))
+        with pytest.raises(RunError, match="has judged its trials by other pictures"):
+            resume_tuning(out, data=data, device="cpu")
+    (out / "tune.json").write_text(json.dumps(settings))
+    assert resume_tuning(out, data=data, device="cpu").summary["trials"] == 2

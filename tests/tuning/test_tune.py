@@ -49,6 +49,7 @@ def test_a_search_leaves_a_recipe_a_run_a_page_a_table_and_a_summary(tuned: Tune
     assert (summary["trials"], summary["judged_by"]) == (2, "3 folds of the 24 training pictures")
     assert summary["best"] >= summary["start"]
     assert summary["accuracy"] == tuned.run.summary["accuracy"]
+    assert tuned.run.settings["search"] == {"judged_on": "train"}
     assert summary["split"] == "test"
     table = rows(tuned.path)
     assert [row["trial"] for row in table] == ["1", "2"]
@@ -112,12 +113,22 @@ def test_a_search_that_starts_from_trained_weights_keeps_their_width(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(search, "write_page", lambda *_, **__: None)
-    first = train(folder, "small", overrides=SHORTEST, out=tmp_path / "first", device="cpu")
+    other = write_class_folders(tmp_path / "other", ["train", "test"], per_class=8, side=20)
+    first = train(other, "small", overrides=SHORTEST, out=tmp_path / "first", device="cpu")
     recipe = load_recipe("small", [*SHORTEST, f"training.init={first.path}"])  # a recipe fixes no setting
     found = tune(folder, recipe, trials=2, out=tmp_path / "search", device="cpu")
     assert "width" not in found.summary["changed"]
     assert found.run.recipe.model.width == first.recipe.model.width
     assert found.run.settings["init"]["source"] == str(first.path)
+
+
+def test_a_search_that_starts_from_a_network_that_knows_the_pictures_is_refused(
+    tuned: Tuned, folder: Path, tmp_path: Path
+) -> None:
+    asked = [*SHORTEST, f'training.init="{tuned.run.path}"']
+    with pytest.raises(RunError, match="was trained on 24 of the 24 train pictures"):
+        tune(folder, "small", trials=1, overrides=asked, out=tmp_path / "search", device="cpu")
+    assert not (tmp_path / "search").exists()
 
 
 def test_a_finished_search_says_what_to_do_with_it(tuned: Tuned, folder: Path, tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ from thumbnet.batches.selection import Selection
 from thumbnet.batches.statistics import Normalise
 from thumbnet.batches.upload import send_together
 from thumbnet.distributed import ALONE, World
-from thumbnet.errors import SeveralLabelsError
+from thumbnet.errors import DataError, SeveralLabelsError
 from thumbnet.hardware import one_thread, send
 from thumbnet.recipes.recipe import Recipe
 from thumbnet.recipes.settings import kept_per_epoch
@@ -275,10 +275,18 @@ class EvalBatches:
 
 
 class LoaderBatches:
-    """Wraps a DataLoader that gives (float images [B, C, H, W], labels [B]) as :class:`Batches`.
+    """Wraps a DataLoader that gives (pictures, labels) as :class:`Batches`; ``fit`` wraps one by itself.
 
     Use it for an ``ImageDataset`` with your own transform. The loader decides the order, so a resumed
     training differs from an uninterrupted one.
+
+    Args:
+        loader: gives pictures, float [B, C, H, W], as the network is to see them, and labels, int64 [B]. For
+            several labels per picture, they are 0 and 1, [B, classes].
+        device: where the batches are needed.
+
+    Raises:
+        DataError: in :meth:`epoch`, if the pictures are not float.
     """
 
     def __init__(self, loader: DataLoader[Any], device: torch.device | str = "cpu") -> None:
@@ -290,5 +298,12 @@ class LoaderBatches:
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         for step, (images, labels) in enumerate(self.loader):
-            if step >= start:
-                yield Batch(send(images, self.device), send(labels, self.device))
+            if step < start:
+                continue
+            if not images.is_floating_point():
+                raise DataError(
+                    f"the loader gives pictures of type {images.dtype}, and a network needs floats. Give its "
+                    "data set a transform such as lambda image: to_tensor(image) / 127.5 - 1, with to_tensor "
+                    "of thumbnet.batches.dataset"
+                )
+            yield Batch(send(images.float(), self.device), send(labels, self.device))

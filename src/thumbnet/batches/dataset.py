@@ -1,7 +1,7 @@
 """ImageDataset reads one picture per ``__getitem__``, as in the PyTorch tutorial.
 
 ```python
-dataset = ImageDataset("cifar/train", subset_size=1000)
+dataset = ImageDataset("cifar", "train", subset_size=1000)
 loader = torch.utils.data.DataLoader(dataset, batch_size=128, shuffle=True, num_workers=2)
 ```
 """
@@ -9,6 +9,7 @@ loader = torch.utils.data.DataLoader(dataset, batch_size=128, shuffle=True, num_
 from __future__ import annotations
 
 import inspect
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,9 +20,9 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from thumbnet.data.images import Fit, Rendering, fit_image
+from thumbnet.data.rendering import Fit, Rendering, fit_image
 from thumbnet.data.splits import Split
-from thumbnet.errors import DataError
+from thumbnet.errors import DataError, DataWarning
 from thumbnet.sources.load import load_data
 
 Transform = Callable[..., Any]
@@ -32,6 +33,11 @@ class ImageDataset(Dataset[tuple[Any, Any]]):
 
     If the pictures have several labels each, a label is a tensor of zeros and ones, float32 [classes].
 
+    If ``data`` is not a split, and has neither ``test`` nor ``val``, a fifth of each class becomes ``test``
+    and is missing in ``train``, as in a training; ``notes`` says so. For all pictures, pass
+    ``load_data("pictures", test_fraction=0.0).split("train")``. If there are splits, name the folder
+    that holds them: ``"cifar/train"`` by itself has none.
+
     Args:
         data: a :class:`~thumbnet.data.splits.Split`, or anything that :func:`thumbnet.load_data` accepts.
         split: the name of the split, if ``data`` is not a split.
@@ -40,10 +46,17 @@ class ImageDataset(Dataset[tuple[Any, Any]]):
             albumentations' style gets ``image=`` a uint8 array [H, W, 3] and returns a dictionary with the
             key ``"image"``. A result that is not a tensor becomes one, [C, H, W].
         image_size: height, width in pixels, applied before ``transform``; None keeps the pictures' sizes.
-        fit: how to change the size, see :func:`thumbnet.data.images.fit_image`.
+        fit: how to change the size, see :func:`thumbnet.data.rendering.fit_image`.
         seed: seed of the random subset.
         rendering: how pictures with more than 8 bits and transparent ones become RGB; None decides by type.
             A trained network's rendering is ``info.preprocessing.rendering``.
+
+    Attributes:
+        split: the pictures, with their names and labels.
+        class_names: the class names by label; empty if ``data`` is a split.
+        notes: what the user should know about the data, see ``notes`` of
+            :class:`~thumbnet.data.splits.Data`; those that begin with ``warning: `` are also given as a
+            :class:`~thumbnet.errors.DataWarning`.
 
     Without a ``transform``, a picture is a uint8 tensor [3, H, W].
 
@@ -64,9 +77,13 @@ class ImageDataset(Dataset[tuple[Any, Any]]):
         rendering: Rendering | None = None,
     ) -> None:
         self.class_names: tuple[str, ...] = ()
+        self.notes: tuple[str, ...] = ()
         if not isinstance(data, Split):
             loaded = load_data(data)
-            self.class_names = loaded.class_names
+            self.class_names, self.notes = loaded.class_names, loaded.notes
+            for note in self.notes:
+                if note.startswith("warning: "):
+                    warnings.warn(note.removeprefix("warning: "), DataWarning, stacklevel=2)
             data = loaded.split(split)
         self.split = random_subset(data, subset_size, seed)
         self.transform = transform

@@ -34,7 +34,8 @@ from thumbnet.batches.cores import usable_cores
 from thumbnet.batches.engines import MANY, fits_in_memory, sample_positions
 from thumbnet.batches.statistics import CHANNELS, count_values
 from thumbnet.data import plugins
-from thumbnet.data.images import BY_TYPE, NOT_FINITE, Fit, Rendering, fit_pixels
+from thumbnet.data.images import NOT_FINITE
+from thumbnet.data.rendering import BY_TYPE, Fit, Rendering, fit_pixels
 from thumbnet.data.splits import ArraySplit, Progress, Split
 from thumbnet.data.survey import Survey, sample, survey
 from thumbnet.errors import FailedReadError, UnreadableImageError, UnreadableImagesError, unreadable

@@ -12,6 +12,7 @@ import signal
 import sys
 import threading
 from collections.abc import Iterable, Iterator, Sequence
+from functools import cached_property
 from typing import Any, Protocol
 
 import numpy as np
@@ -20,7 +21,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from thumbnet.batches.statistics import CHANNELS, count_values
-from thumbnet.data.images import BY_TYPE, Fit, Rendering, fit_pixels
+from thumbnet.data.rendering import BY_TYPE, Fit, Rendering, fit_pixels
+from thumbnet.data.repeats import picture_digests
 from thumbnet.data.splits import Split
 from thumbnet.errors import FailedReadError, UnreadableImageError
 from thumbnet.hardware import memory_of, send
@@ -84,6 +86,11 @@ class MemoryEngine:
 
     def value_counts(self) -> Tensor:
         return count_values(self.images) if self._counts is None else self._counts
+
+    @cached_property
+    def digests(self) -> np.ndarray:
+        """What :func:`~thumbnet.data.repeats.picture_digests` computes of the pictures: uint64 [N, 2]."""
+        return picture_digests(self.images.permute(0, 2, 3, 1).cpu().numpy())
 
 
 class WorkerEngine:

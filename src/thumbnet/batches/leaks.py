@@ -13,8 +13,9 @@ import torch
 
 from thumbnet.batches.engines import Engine, MemoryEngine
 from thumbnet.batches.notes import copied_notes
+from thumbnet.data.folds import joined
 from thumbnet.data.reading import is_file
-from thumbnet.data.repeats import Place, Repeats, find_repeats, picture_digests
+from thumbnet.data.repeats import Place, Repeats, find_repeats, number_pictures
 from thumbnet.data.splits import Split
 from thumbnet.errors import RunError, is_out_of_memory, printable
 from thumbnet.files import remove_file, write_file, write_with
@@ -31,9 +32,24 @@ NO_DIGESTS = (
 
 def engine_digests(engine: Engine) -> np.ndarray | None:
     """Digests of an engine's pictures, uint64 [N, 2]; None if the pictures are not all in memory."""
-    if not isinstance(engine, MemoryEngine):
-        return None
-    return picture_digests(engine.images.permute(0, 2, 3, 1).cpu().numpy())
+    return engine.digests if isinstance(engine, MemoryEngine) else None
+
+
+def belonging(engine: Engine, groups: np.ndarray | None) -> np.ndarray:
+    """Numbers that are equal for pictures that belong together: int64 [N].
+
+    These are copies of a picture, if all pictures are in memory, and the pictures of one group.
+
+    Args:
+        engine: delivers the pictures.
+        groups: their groups, str [N]; None if they have none.
+    """
+    found, digests = [np.arange(len(engine.labels))], engine_digests(engine)
+    if digests is not None:
+        found.append(number_pictures(digests))
+    if groups is not None:
+        found.append(np.unique(groups.astype(str), return_inverse=True)[1])
+    return joined(*found)
 
 
 class RepeatSearch:
@@ -181,9 +197,8 @@ def training_digests(folder: Path) -> np.ndarray | None:
 
 def are_among(digests: np.ndarray, known: np.ndarray) -> np.ndarray:
     """Which of ``digests`` (uint64 [N, 2]) are among ``known`` (uint64 [M, 2]): bool [N]."""
-    pairs = np.dtype([("a", np.uint64), ("b", np.uint64)])
-    these, those = (np.ascontiguousarray(one).view(pairs).ravel() for one in (digests, known))
-    return np.isin(these, those)
+    numbers = number_pictures(np.concatenate([digests, known]))
+    return np.isin(numbers[: len(digests)], numbers[len(digests) :])
 
 
 def lines_about(

@@ -8,7 +8,7 @@ from torch import Tensor
 from thumbnet.errors import OwnCodeError
 from thumbnet.hardware import seeded
 from thumbnet.recipes.functions import AUGMENTATIONS, Function
-from thumbnet.recipes.own_code import failing
+from thumbnet.recipes.own_code import failing, layout_hint, type_and_shape
 
 
 def own_augmentation(name: str) -> OwnAugmentation | None:
@@ -50,9 +50,7 @@ class OwnAugmentation:
             changed = self._function(images, generator)
         if isinstance(changed, Tensor) and (changed.shape, changed.dtype) == (shape, torch.uint8):
             return changed.to(device)
-        found = type(changed).__name__
-        if isinstance(changed, Tensor):
-            found = f"{str(changed.dtype).removeprefix('torch.')} {list(changed.shape)}"
+        found = type_and_shape(changed) if isinstance(changed, Tensor) else type(changed).__name__
         raise OwnCodeError(
             f"the augmentation {self._name} returns {found}: expected uint8 {list(shape)}, like the images "
             "that it is given"
@@ -61,8 +59,6 @@ class OwnAugmentation:
 
 def _hint(text: str) -> str:
     """What may help against an exception with the message ``text``."""
-    if "view size is not compatible" in text:
-        return ". Pictures are stored in channels_last order: use flatten or reshape instead of view"
     if "same device" in text:
         return ". The generator is on the CPU: move what it draws with .to(images.device)"
-    return ""
+    return layout_hint(text)

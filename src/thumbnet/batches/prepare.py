@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -31,7 +31,7 @@ from thumbnet.batches.engines import (
 )
 from thumbnet.batches.notes import picture_notes, shrunk_note, size_note
 from thumbnet.batches.statistics import Normalise, channel_statistics, count_values
-from thumbnet.data.images import BY_TYPE, Preprocessing, Rendering
+from thumbnet.data.rendering import BY_TYPE, Preprocessing, Rendering
 from thumbnet.data.splits import Data, Progress, Split
 from thumbnet.data.survey import choose_rendering, rendering_notes
 from thumbnet.distributed import ALONE, World
@@ -53,9 +53,12 @@ class Prepared:
         evaluation: batches of ``val``, ``test`` and ``calibration``, if the data have these splits.
         engine: the chosen engine, ``memory`` or ``workers``.
         splits: the pictures in use, by split, in the same order as in the engines.
+        groups: each picture's group, str [N], by split, for those that have groups.
         skipped: split, name and reason for each picture that was left out because it is damaged.
         notes: what the user should know about the pixels. A note that begins with ``warning: `` means that
             the result may be wrong.
+        known: by split, which pictures the weights in ``training.init`` were trained on: bool [N]. Only
+            splits with such pictures are here; see :mod:`thumbnet.training.known`.
     """
 
     preprocessing: Preprocessing
@@ -63,8 +66,10 @@ class Prepared:
     evaluation: dict[str, EvalBatches]
     engine: str
     splits: dict[str, Split]
+    groups: dict[str, np.ndarray] = field(default_factory=dict)
     skipped: tuple[tuple[str, str, str], ...] = ()
     notes: tuple[str, ...] = ()
+    known: Mapping[str, np.ndarray] = field(default_factory=dict)
 
     @property
     def watched(self) -> str | None:
@@ -83,6 +88,11 @@ class Prepared:
 
     def _first(self, *names: str) -> str | None:
         return next((name for name in names if name in self.evaluation), None)
+
+    def unknown(self, split: str) -> np.ndarray:
+        """The pictures of ``split`` that the weights in ``training.init`` were not trained on: int64 [M]."""
+        known = self.known.get(split)
+        return np.arange(len(self.splits[split])) if known is None else np.flatnonzero(~known)
 
     def with_recipe(self, recipe: Recipe) -> Prepared:
         """The same pictures in the batches of ``recipe``, which must have the same ``data`` settings."""
@@ -133,7 +143,7 @@ def without_skipped(data: Data, skipped: Sequence[tuple[str, str, str]]) -> Data
     for name, split in data.splits.items():
         kept = [at for at in range(len(split)) if (name, split.name(at)) not in left_out] if left_out else []
         splits[name] = split.subset(np.array(kept, dtype=np.int64)) if left_out else split
-    return replace(data, splits=splits)
+    return data.with_parts(splits)
 
 
 def without_unreadable(
@@ -155,7 +165,7 @@ def without_unreadable(
     if len(lost):
         names = ", ".join(data.class_names[label] for label in lost)
         raise DataError(f"{data.source}: no training picture of the class(es) {names} can be read")
-    return replace(data, splits=splits), tuple(skipped)
+    return data.with_parts(splits), tuple(skipped)
 
 
 def all_unreadable(
@@ -214,7 +224,9 @@ def _prepare(
     }
     notes += picture_notes(train_engine, train_split)
     engine_name = "memory" if in_memory else "workers"
-    return Prepared(preprocessing, train, evaluation, engine_name, used, notes=tuple(notes))
+    found_groups = {name: data.groups_of(name, split) for name, split in used.items()}
+    groups = {name: found for name, found in found_groups.items() if found is not None}
+    return Prepared(preprocessing, train, evaluation, engine_name, used, groups, notes=tuple(notes))
 
 
 def build_engine(

@@ -5,24 +5,24 @@ One subclass computes with torch, another with onnxruntime. This module imports 
 
 from __future__ import annotations
 
-import os
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self, TypeAlias
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
-from PIL import Image
 
+from thumbnet.classifiers.given import Picture, decoded, is_path, one_by_one
 from thumbnet.classifiers.labels import check_fits, labels_above, log_probabilities, targets_for
 from thumbnet.classifiers.reading import READ_BATCH, Unread, classify_ahead, pictures_at, read_ahead
 from thumbnet.classifiers.tta import Arrays
 from thumbnet.classifiers.unlike import looks, unlikeness
 from thumbnet.data.images import Picture as DecodedPicture
-from thumbnet.data.images import decode_given, load_picture
+from thumbnet.data.images import load_picture
 from thumbnet.data.splits import Data, Progress, Split
 from thumbnet.errors import (
     DataError,
@@ -31,24 +31,16 @@ from thumbnet.errors import (
     ThumbnetError,
     UnreadableImageError,
     memory_guard,
-    printable,
     unreadable,
 )
 from thumbnet.evaluation import Evaluation, evaluate_logits
 from thumbnet.files import user_path
 from thumbnet.multilabel import LabelEvaluation, evaluate_labels
-from thumbnet.recipes.settings import AUTO
-from thumbnet.runs.weights import HUB
 from thumbnet.runs.weights_info import TTA_NAMES, WeightsInfo
+from thumbnet.sources.known_names import HUB
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from thumbnet.classifiers.sorting import Sorted
-
-CHANNELS = (1, 3, 4)  # the numbers of channels that a picture may have
-ROUNDING = 1e-3  # floats may exceed [0, 1] by this, for rounding errors; it is less than half a level of 255
-Picture: TypeAlias = "str | Path | Image.Image | np.ndarray | Tensor"
 
 
 @dataclass(frozen=True)
@@ -132,7 +124,7 @@ class Classifier(ABC):
         The logits are divided by the network's temperature, so their softmax gives calibrated probabilities.
 
         Args:
-            pixels: from :meth:`thumbnet.data.images.Preprocessing.pixels`.
+            pixels: from :meth:`thumbnet.data.rendering.Preprocessing.pixels`.
             tta: test-time augmentation: ``none``, ``mirror``, ``mirror-shift`` or ``adaptive``; by default
                 the one with which the network's accuracy was measured.
 
@@ -236,11 +228,11 @@ class Classifier(ABC):
         preprocessing = self.info.preprocessing
 
         def read(picture: Any) -> np.ndarray:
-            return preprocessing.pixels(_decoded(picture, preprocessing.range))
+            return preprocessing.pixels(decoded(picture, preprocessing.range))
 
         predictions: list[Prediction] = []
         # Pillow decodes an image at its first use, which is not safe in several threads at once.
-        for batch in read_ahead(_one_by_one(pictures), read, batch_size, in_thread=_is_path):
+        for batch in read_ahead(one_by_one(pictures), read, batch_size, in_thread=is_path):
             pixels = []
             for _, found in batch:
                 if not isinstance(found, np.ndarray):
@@ -283,7 +275,10 @@ class Classifier(ABC):
         _check_batch_size(batch_size)
         given = [paths] if isinstance(paths, str | Path) else paths
         names = pictures_at(given, tell or _warn)
-        return _one_after_another(classify_ahead(self, names, _load, tta=self._tta(tta), size=batch_size))
+        found = classify_ahead(
+            self, names, lambda path: load_picture(path, path), tta=self._tta(tta), size=batch_size
+        )
+        return chain.from_iterable(found)
 
     def predict_pixels(self, pixels: np.ndarray, *, tta: str | None = None) -> list[Prediction]:
         """Classify pictures that are preprocessed already: uint8 [B, height, width, 3]."""
@@ -375,16 +370,17 @@ class Classifier(ABC):
         """
         if self.info.multilabel:
             raise DataError("this network gives a picture several labels: measure it with evaluate_labels")
-        pictures, class_names, usual = self._split_of(data, split)
+        loaded, name, usual = self._split_of(data, split)
         found = self.classify_split(
-            pictures,
-            class_names,
+            loaded.split(name),
+            loaded.class_names,
             tta=tta,
             batch_size=batch_size,
             on_bad_image=usual if on_bad_image is None else on_bad_image,
             progress=progress,
         )
-        return evaluate_logits(found.logits, found.labels, self.class_names)
+        groups = loaded.groups_of(name, found.split)
+        return evaluate_logits(found.logits, found.labels, self.class_names, groups)
 
     def evaluate_labels(
         self, data: Any, split: str | None = None, *, tta: str | None = None, batch_size: int = 500
@@ -392,44 +388,28 @@ class Classifier(ABC):
         """Measure a network that gives a picture several labels. Arguments as for :meth:`evaluate`."""
         if not self.info.multilabel:
             raise DataError("this network gives a picture one class: measure it with evaluate")
-        pictures, class_names, usual = self._split_of(data, split)
-        found = self.classify_split(pictures, class_names, tta=tta, batch_size=batch_size, on_bad_image=usual)
-        return evaluate_labels(found.logits, found.labels, self.class_names, self.info.label_thresholds)
+        loaded, name, usual = self._split_of(data, split)
+        pictures = loaded.split(name)
+        found = self.classify_split(
+            pictures, loaded.class_names, tta=tta, batch_size=batch_size, on_bad_image=usual
+        )
+        thresholds, groups = self.info.label_thresholds, loaded.groups_of(name, found.split)
+        return evaluate_labels(found.logits, found.labels, self.class_names, thresholds, groups)
 
-    def _split_of(self, data: Any, split: str | None) -> tuple[Split, tuple[str, ...], str]:
-        """The split to measure on, its class names, and what to do with pictures that cannot be read.
+    def _split_of(self, data: Any, split: str | None) -> tuple[Data, str, str]:
+        """The data, the name of the split to measure on, and what to do with pictures that cannot be read.
 
         Warns if the split may have pictures of the training.
         """
+        from thumbnet.runs.data import data_to_measure
+
         told: list[str] = []
-        if isinstance(data, str | Path):
-            from thumbnet.runs.data import load_named
-
-            data = load_named(str(data), self.place, self.info, told.append)
-        elif isinstance(data, Data):
-            told = self._said_of(data, split or data.measured_split())
-        else:
-            from thumbnet.sources.python import load_python
-
-            data = load_python(data, self.class_names, self.info.multilabel or AUTO)
+        data = data_to_measure(data, self.place, self.info, split, told.append)
         for text in told:
             if text.startswith("warning: "):
                 warnings.warn(text.removeprefix("warning: "), DataWarning, stacklevel=3)
         usual = "stop" if data.settings is None else data.settings.on_bad_image
-        return data.split(split or data.measured_split()), data.class_names, usual
-
-    def _said_of(self, data: Data, split: str) -> list[str]:
-        """A warning if a split of the network's own data may have pictures of its training."""
-        from thumbnet.runs.data import open_run, split_otherwise
-
-        run = open_run(self.place)
-        if run is None or not split_otherwise(data, run, split):
-            return []
-        return [
-            f"warning: the data in {data.source} have changed since {run.path} was trained on them, or were "
-            f"loaded in another way, so it may have been trained on pictures of {split}. To load them as in "
-            "the training, give evaluate their name"
-        ]
+        return data, split or data.measured_split(), usual
 
     def classify_split(
         self,
@@ -477,166 +457,5 @@ def _check_batch_size(size: Any) -> None:
         raise ThumbnetError(f"batch_size: expected a whole number from 1, got {size!r}")
 
 
-def _is_tensor(thing: Any) -> bool:
-    """Whether ``thing`` is a torch tensor, told without importing torch. Files have a ``detach``, too."""
-    return hasattr(thing, "detach") and hasattr(thing, "dtype")
-
-
-def _one_by_one(pictures: Any) -> Iterable[Any]:
-    """What a user gave as pictures, picture by picture."""
-    if getattr(pictures, "ndim", 0) == 4 or _is_grey_batch(pictures):
-        return list(pictures)
-    return pictures if _are_several(pictures) else [pictures]
-
-
-def _are_several(pictures: Any) -> bool:
-    """Whether this is an iterable of pictures: a list, a generator, a column of a table.
-
-    A set has no order, and iterating a file gives lines of text: those are refused like any other thing that
-    is not a picture.
-    """
-    unordered = isinstance(pictures, Mapping | Set)
-    encoded = isinstance(pictures, str | bytes | bytearray | memoryview) or hasattr(pictures, "read")
-    values = _is_tensor(pictures) or (isinstance(pictures, np.ndarray) and pictures.dtype.kind not in "OUT")
-    column = getattr(pictures, "ndim", 1) == 1  # a data frame iterates over the names of its columns
-    return isinstance(pictures, Iterable) and column and not (unordered or encoded or values)
-
-
 def _warn(text: str) -> None:
     warnings.warn(text.removeprefix("warning: "), stacklevel=2)
-
-
-def _one_after_another(
-    batches: Iterable[list[tuple[str, Prediction | Unread]]],
-) -> Iterator[tuple[str, Prediction | Unread]]:
-    for batch in batches:
-        yield from batch
-
-
-def _is_path(picture: Any) -> bool:
-    return isinstance(picture, str | Path)
-
-
-def _is_grey_batch(pictures: Any) -> bool:
-    """Tell whether an array or tensor of three axes is [B, H, W], that is, if no axis can be the channels.
-
-    Raises:
-        DataError: an array [3, H, W] may be three grey pictures, or one picture with channels first.
-    """
-    if getattr(pictures, "ndim", 0) != 3:
-        return False
-    shape = tuple(pictures.shape)
-    if shape[2] == 2:  # grey with alpha, and not pictures of two columns
-        return False
-    if _is_tensor(pictures):
-        return not any(side in CHANNELS for side in (shape[0], shape[2]))
-    if shape[2] in CHANNELS:
-        return False
-    if shape[0] in CHANNELS:
-        raise DataError(
-            f"an array of shape {list(shape)} is not a picture [H, W, channels]: move the channels to the "
-            f"end (array.transpose(1, 2, 0)), or give {shape[0]} grey pictures as [{shape[0]}, H, W, 1]"
-        )
-    return True
-
-
-def _load(path: str) -> DecodedPicture:
-    return load_picture(path, path)
-
-
-def _load_given(path: str) -> DecodedPicture:
-    try:
-        return _load(path)
-    except UnreadableImageError:
-        if os.path.isdir(path):
-            raise DataError(
-                f"{printable(path)} is a folder: use predict_files to classify the pictures in it"
-            ) from None
-        raise
-
-
-def _decoded(picture: Any, limits: tuple[float, float] | None) -> DecodedPicture:
-    """Decode a picture given in any form.
-
-    ``limits`` is the value range that the network was trained on, if its pictures had more than 8 bits.
-    """
-    if isinstance(picture, Image.Image):
-        decoded = decode_given(picture)
-        return _checked(np.asarray(decoded), limits) if decoded.mode == "F" else decoded
-    if _is_path(picture):
-        return _load_given(str(picture))
-    if _is_tensor(picture):
-        tensor = picture.detach().cpu()
-        if str(tensor.dtype) == "torch.bfloat16":
-            tensor = tensor.float()
-        picture = tensor.numpy()
-        if picture.ndim == 3:
-            if picture.shape[0] not in CHANNELS:
-                hint = ", which must come first" if picture.shape[2] in CHANNELS else ""
-                raise DataError(
-                    f"a tensor of shape {list(picture.shape)} is not a picture: expected [C, H, W] with 1, 3 "
-                    f"or 4 channels{hint}"
-                )
-            picture = picture.transpose(1, 2, 0)
-    if not isinstance(picture, np.ndarray):
-        encoded = isinstance(picture, bytes | bytearray | memoryview) or hasattr(picture, "read")
-        raise DataError(
-            f"expected a picture (a path, PIL image, array or tensor), got a {type(picture).__name__}"
-            f"{': open encoded pictures with PIL.Image.open first' if encoded else ''}"
-        )
-    shape = picture.shape
-    ok = picture.ndim == 2 or (picture.ndim == 3 and shape[2] in CHANNELS)
-    if not ok or 0 in shape or picture.dtype.kind not in "uif":
-        raise DataError(
-            f"an array of {picture.dtype} {list(shape)} is not a picture: expected [H, W] or [H, W, 1, 3 or "
-            f"4], or a tensor [C, H, W], of {_expected(limits)}"
-        )
-    if picture.ndim == 3 and shape[2] == 1:
-        picture = picture[:, :, 0]
-    return _checked(picture, limits)
-
-
-def _expected(limits: tuple[float, float] | None) -> str:
-    if limits is None:
-        return "uint8 or other integers from 0 to 255, uint16 from 0 to 65535, or floats in [0, 1]"
-    low, high = limits
-    return (
-        f"uint8, or values on the scale of the training pictures, where {low:g} is black and {high:g} white"
-    )
-
-
-def _checked(values: np.ndarray, limits: tuple[float, float] | None) -> np.ndarray:
-    """Convert a picture's values to a type that :class:`thumbnet.data.images.Rendering` takes.
-
-    Nothing is clipped, and no scale is guessed from one picture's values: values on an unknown scale are
-    refused.
-
-    Raises:
-        DataError: the values are not finite, or out of range.
-    """
-    if values.dtype == np.uint8:
-        return values
-    kind = values.dtype.kind
-    if kind == "f" and not np.isfinite(values).all():
-        raise DataError(
-            f"a picture has values that are not finite (NaN or infinity): expected {_expected(limits)}"
-        )
-    low, high = values.min().item(), values.max().item()
-    wrong = DataError(
-        f"a picture of {values.dtype} has values from {low:g} to {high:g}: expected {_expected(limits)}"
-    )
-    if limits is not None:
-        span = limits[1] - limits[0]
-        unit = kind == "f" and span > 8 and low >= 0 and 0 < high <= 1  # [0, 1] instead of raw values
-        if high < limits[0] - span or low > limits[1] + span or unit:
-            raise wrong
-        return values if values.dtype == np.uint16 or kind == "f" else values.astype(np.float64)
-    if kind == "f":
-        if low < -ROUNDING or high > 1 + ROUNDING:
-            raise wrong
-        return values
-    if values.dtype == np.uint16 and (high > 255 or high == 0):
-        return values
-    if values.dtype == np.uint16 or low < 0 or high > 255:
-        raise wrong
-    return values.astype(np.uint8)

@@ -16,7 +16,8 @@ import numpy as np
 
 from thumbnet.batches.cores import library_threads
 from thumbnet.classifiers.base import Classifier
-from thumbnet.data.images import Picture, is_deep
+from thumbnet.data.images import Picture
+from thumbnet.data.rendering import is_deep
 from thumbnet.errors import MissingExtraError, OutOfMemoryError, RecipeError, RunError, is_out_of_memory
 from thumbnet.files import user_path
 from thumbnet.runs.finding import no_run

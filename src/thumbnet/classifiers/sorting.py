@@ -30,10 +30,12 @@ from thumbnet.data.listings import safe_name, safe_text
 from thumbnet.data.splits import Progress
 from thumbnet.errors import RunError
 from thumbnet.files import check_new, user_path, write_file
+from thumbnet.runs.weights_info import TTA_NAMES
 from thumbnet.sources.unlabelled import find_pictures
 
 if TYPE_CHECKING:
     from thumbnet.classifiers.base import Classifier, Prediction
+    from thumbnet.runs.certainty import Threshold, Thresholds
 
 COPIERS = 8  # threads; they mostly wait for the disk
 COLUMNS = ("picture", "folder", "class", "probability", "unlikeness", "error")
@@ -149,17 +151,19 @@ def sort_folder(
             ``threshold`` and ``precision``, it is the one for 95 %, or for the highest precision below it
             that the held-out pictures support.
         link: make symbolic links instead of copies.
-        tta: test-time augmentation, see :meth:`Classifier.logits`.
+        tta: test-time augmentation, see :meth:`Classifier.logits`. The stored thresholds hold only for
+            the one with which the network was measured.
         progress: called with the number of pictures done and their total.
 
     Raises:
         DataError: there are no pictures, or one of the two folders is within the other.
-        RunError: the network gives a picture several labels or has no threshold for this precision, a file
-            cannot be written, or another process is sorting into the same folder.
+        RunError: the network gives a picture several labels or has no threshold for this precision or this
+            test-time augmentation, a file cannot be written, or another process is sorting into the same
+            folder.
     """
     started = time.perf_counter()
     root = user_path(folder)
-    criterion = criterion_for(classifier, threshold, precision)
+    criterion = criterion_for(classifier, threshold, precision, tta)
     folders = folder_names(classifier.class_names)
     target = Target(user_path(into), [*folders.values(), UNSURE, UNLIKE], link)
     target.check_apart(root)
@@ -212,12 +216,13 @@ def list_folder(
 
     Raises:
         DataError: there are no pictures.
-        RunError: ``file`` exists or cannot be written, or the network has no threshold for this precision.
+        RunError: ``file`` exists or cannot be written, or the network has no threshold for this precision
+            or this test-time augmentation.
     """
     started = time.perf_counter()
     root, place = user_path(folder), user_path(file).absolute()
     check_new(place)
-    criterion = criterion_for(classifier, threshold, precision)
+    criterion = criterion_for(classifier, threshold, precision, tta)
     folders = folder_names(classifier.class_names)
     paths, notes = find_pictures(root)
     found = _nothing_sorted(criterion, folders, notes)
@@ -276,12 +281,16 @@ def _count(found: Sorted, batch: Sequence[Decision]) -> None:
 
 
 def criterion_for(
-    classifier: Classifier, threshold: float | None = None, precision: float | None = None
+    classifier: Classifier,
+    threshold: float | None = None,
+    precision: float | None = None,
+    tta: str | None = None,
 ) -> Criterion:
     """Decide from which probability a class is accepted; see :func:`sort_folder`.
 
     Raises:
-        RunError: both are given, one is out of range, or the network has no threshold for the precision.
+        RunError: both are given, one is out of range, or the network has no threshold for the precision, or
+            none for this test-time augmentation.
     """
     if classifier.info.multilabel:
         raise RunError("the network gives a picture several labels, so it cannot sort pictures into classes")
@@ -289,12 +298,34 @@ def criterion_for(
         known = classifier.info.thresholds
         row = threshold_for(known, precision)
         assert known is not None
-        return Criterion(row.probability, row.precision, describe_threshold(row, known))
+        _check_tta(classifier, tta)
+        return Criterion(row.probability, row.precision, _promise(classifier, row, known))
     if precision is not None:
         raise RunError("give a threshold or a precision, not both")
     if not 0 <= threshold <= 1:
         raise RunError(f"the threshold is {threshold:g}: expected a probability from 0 to 1, such as 0.9")
     return Criterion(threshold, None, f"a class is accepted from a probability of {threshold:g}")
+
+
+def _check_tta(classifier: Classifier, tta: str | None) -> None:
+    """Check that the thresholds were measured with this test-time augmentation.
+
+    Raises:
+        RunError: they were measured with another one, which gives other probabilities.
+    """
+    measured = classifier.info.tta
+    if tta not in (None, measured) and tta in TTA_NAMES:
+        raise RunError(
+            f"the network's thresholds were measured with test-time augmentation {measured}, so with {tta} "
+            "no precision is known. Leave out --tta, or choose a probability yourself: --threshold 0.9"
+        )
+
+
+def _promise(classifier: Classifier, row: Threshold, known: Thresholds) -> str:
+    """The sentence about a threshold of the network, and whether its file holds other weights now."""
+    quantised = classifier.info.exported == "onnx-int8"
+    text = describe_threshold(row, known)
+    return f"{text}; measured before the network was quantised" if quantised else text
 
 
 def decisions(

@@ -33,16 +33,27 @@ def add(commands: Any) -> None:
         metavar="NAME",
         help="test the other groups against this one: its name, or the folder of one of its runs",
     )
+    add_split(parser)
     parser.add_argument("--plot", metavar="FILE", help="draw the learning curves (.png, .svg, .pdf)")
     parser.add_argument(
         "--csv",
         metavar="FILE",
         help="write a row per group: settings, number of runs, and the mean, standard deviation and interval "
-        "of accuracy and balanced accuracy",
+        "of accuracy and balanced accuracy. A file of that name is replaced",
     )
     parser.add_argument("--markdown", metavar="FILE", help="write such a table in Markdown, in per cent")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.set_defaults(command=execute)
+
+
+def add_split(parser: argparse.ArgumentParser) -> None:
+    """Add ``--split``, the split to compare by."""
+    parser.add_argument(
+        "--split",
+        choices=["val", "test"],
+        help="compare the results on this split: val to decide by it, so that test stays unused until the "
+        "end (default: test, or val if there is no test)",
+    )
 
 
 @dataclass(frozen=True)
@@ -78,7 +89,7 @@ def execute(options: argparse.Namespace) -> int:
     }
     for path in tables:
         check_output(path)
-    found = compare_runs(options.runs, options.against)
+    found = compare_runs(options.runs, options.against, options.split)
     if target:
         plots.save(plots.curves_figure(found.groups), target)
     for path, form in tables.items():
@@ -90,13 +101,16 @@ def execute(options: argparse.Namespace) -> int:
     return 0
 
 
-def compare_runs(paths: Sequence[str | Path], against: str | None = None) -> Compared:
+def compare_runs(
+    paths: Sequence[str | Path], against: str | None = None, split: str | None = None
+) -> Compared:
     """Compare the runs at ``paths``. Notes say what is left out, and whether SciPy is missing.
 
     Args:
         paths: folders of runs, and anything else.
         against: the group that the others are tested against; see
             :func:`~thumbnet.reports.comparison.reference_group`.
+        split: the split to compare by; by default the one that each run reports.
 
     Raises:
         RunError: there is nothing to compare, or no such group.
@@ -110,10 +124,10 @@ def compare_runs(paths: Sequence[str | Path], against: str | None = None) -> Com
         welch_tests,
     )
 
-    runs, left_out = comparable_runs(paths)
+    runs, left_out = comparable_runs(paths, split)
     for one in left_out:
         note(f"thumbnet: {one.path} is left out: {one.reason}")
-    groups = group_runs(runs)
+    groups = group_runs(runs, split)
     for group in groups:
         for run in group.repeated:
             note(
@@ -137,6 +151,7 @@ def show(found: Compared, *, as_json: bool) -> None:
 
     from thumbnet.cli.console import say
     from thumbnet.cli.views import show_comparison
+    from thumbnet.reports.comparison import optimistic_lines
 
     if not as_json:
         show_comparison(found.groups, found.differences, found.measures, chosen=found.chosen)
@@ -144,6 +159,7 @@ def show(found: Compared, *, as_json: bool) -> None:
     described = [
         {
             "name": group.name,
+            "split": group.summary_of(group.runs[0])["split"],
             "runs": [str(run.path) for run in group.runs],
             "repeated": [str(run.path) for run in group.repeated],
             "settings": dict(group.settings),
@@ -157,6 +173,7 @@ def show(found: Compared, *, as_json: bool) -> None:
     ]
     whole = {
         "groups": described,
+        "notes": optimistic_lines(found.groups),
         "differences": [asdict(test) for test in found.differences or []],
         "left_out": [{"path": str(one.path), "reason": one.reason} for one in found.left_out],
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from typing import TYPE_CHECKING, Any
 
 from thumbnet.cli.importing import importing
@@ -18,9 +19,10 @@ from thumbnet.cli.options import (
     overrides,
 )
 from thumbnet.cli.usage import UsageError
+from thumbnet.errors import printable
 
 if TYPE_CHECKING:
-    from thumbnet.data.images import Fit
+    from thumbnet.data.rendering import Fit
     from thumbnet.recipes.settings import DataSettings
     from thumbnet.sources.split_table import Written
 
@@ -138,12 +140,19 @@ def _settings(options: argparse.Namespace) -> DataSettings:
 
     Raises:
         RecipeError: there is no such recipe, or a setting is invalid.
-        UsageError: there is a recipe, but nothing to preview.
+        UsageError: there is a recipe or a setting that only a preview uses, and no preview.
     """
+    if not options.preview_augment:
+        if options.recipe is not None:
+            raise UsageError("--recipe chooses the augmentation of --preview-augment FILE, which is missing")
+        others = [text for text in options.overrides if not re.match(r"\s*data\b", text)]
+        if others:
+            raise UsageError(
+                f"--set {printable(others[0])} is no setting of the data. To see its effect, add "
+                "--preview-augment FILE"
+            )
     if options.recipe is None:
         return data_settings(options)
-    if not options.preview_augment:
-        raise UsageError("--recipe chooses the augmentation of --preview-augment FILE, which is missing")
     from thumbnet.recipes.recipe import load_recipe
 
     return load_recipe(options.recipe, overrides(options)).data

@@ -11,17 +11,19 @@ from thumbnet.cli.options import (
     add_common,
     add_data_of_run,
     add_labels,
-    add_on_bad_image,
+    add_reading_of_run,
     add_run,
     add_threads,
     add_tta,
     data_settings,
     reading_words,
 )
-from thumbnet.cli.run_data import data_of_run, run_of, split_of
+from thumbnet.cli.run_data import data_of_run, naming_data, run_of, split_of
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    import numpy as np
 
     from thumbnet.classifiers.base import SplitLogits
     from thumbnet.runs.weights_info import WeightsInfo
@@ -36,6 +38,7 @@ def add(commands: Any) -> None:
     )
     add_run(parser, or_onnx=True)
     add_data_of_run(parser)
+    add_reading_of_run(parser)
     add_labels(parser)
     add_tta(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON object")
@@ -47,9 +50,9 @@ def add(commands: Any) -> None:
     parser.add_argument(
         "--csv",
         metavar="FILE",
-        help="write a table, a new file: each picture with its true class, the answer and all probabilities",
+        help="write a table, a new file: each picture with its group if it has one, its true class, the "
+        "answer and all probabilities",
     )
-    add_on_bad_image(parser, "the run's setting")
     add_common(parser)
     add_threads(parser)
     parser.set_defaults(command=execute)
@@ -67,11 +70,9 @@ def execute(options: argparse.Namespace) -> int:
     from thumbnet.files import check_new, user_path
     from thumbnet.invocation import command
     from thumbnet.reports.summary import (
-        OPTIMISTIC,
         are_own_data,
-        headline_name,
-        is_optimistic,
         lines_for_run,
+        optimism,
     )
     from thumbnet.runs.provenance import batch_size_of, recipe_of
 
@@ -96,10 +97,10 @@ def execute(options: argparse.Namespace) -> int:
     if options.data is None and options.split is None and not {"test", "val"} & data.splits.keys():
         raise DataError(
             f"{options.run} was trained on all pictures of {data.source}: no pictures are left to measure "
-            f"it on. Name other data: {command('evaluate', options.run, 'DATA')}"
+            f"it on. Name other data: {naming_data(options)}"
         )
     split = split_of(options, data)
-    on_bad_image = options.on_bad_image or settings.on_bad_image
+    on_bad_image = data_settings(options, settings).on_bad_image
     with counting("decoding") as count:
         found = predictor.classify_split(
             data.split(split),
@@ -113,25 +114,21 @@ def execute(options: argparse.Namespace) -> int:
     lines: list[str] = []
     if run is not None:
         lines = lines_for_run(run, predictor, data, split, found)
-    if (
-        run is not None
-        and run.is_complete
-        and are_own_data(run, data)
-        and is_optimistic({**run.summary, "split": split})
-    ):
-        lines = [f"{split} {headline_name(run.summary)}: {OPTIMISTIC}", *lines]
+    if run is not None and run.is_complete and are_own_data(run, data):
+        lines = [*(f"{split} {measure}: {why}" for measure, why in optimism(run, split).items()), *lines]
     left_out = len(data.splits[split]) - len(found.labels)
     if left_out:
         show = command("data", data.source, *reading_words(data_settings(options, settings)))
         note(f"thumbnet: {left_out} unreadable picture(s) were skipped. To list them: {show}")
+    groups = data.groups_of(split, found.split)
     if options.csv:
         from thumbnet.reports.answers import write_answers
 
-        write_answers(found, predictor.info, split, options.csv)
+        write_answers(found, predictor.info, split, options.csv, groups)
     if predictor.info.multilabel:
-        _say_labels(options, predictor.info, found, (data.source, split), lines, target)
+        _say_labels(options, predictor.info, found, groups, (data.source, split), lines, target)
     else:
-        result = evaluate_logits(found.logits, found.labels, predictor.class_names)
+        result = evaluate_logits(found.logits, found.labels, predictor.class_names, groups)
         plain = evaluate_logits(found.plain, found.labels, predictor.class_names).accuracy
         if target:
             title = f"{data.source}, {split}: accuracy {100 * result.accuracy:.2f} %"
@@ -151,13 +148,15 @@ def _say_labels(
     options: argparse.Namespace,
     info: WeightsInfo,
     found: SplitLogits,
+    groups: np.ndarray | None,
     place: tuple[str, str],
     lines: list[str],
     target: Path | None,
 ) -> None:
     """Print the measures of a network that gives several labels, and draw them if there is a ``target``.
 
-    ``place`` has the data's source and the name of the split.
+    ``groups`` is each picture's group, if there are any. ``place`` has the data's source and the name of the
+    split.
     """
     from thumbnet.cli.console import say
     from thumbnet.cli.multilabel import show_label_evaluation
@@ -166,7 +165,7 @@ def _say_labels(
     source, split = place
     where = f"{source}, {split}"
     names, thresholds = info.class_names, info.label_thresholds
-    result = evaluate_labels(found.logits, found.labels, names, thresholds)
+    result = evaluate_labels(found.logits, found.labels, names, thresholds, groups)
     plain = evaluate_labels(found.plain, found.labels, names, thresholds, quick=True)
     if target:
         from thumbnet.reports import figures as plots

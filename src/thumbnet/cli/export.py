@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
 from thumbnet.cli.importing import importing
-from thumbnet.cli.options import add_data_dir, add_run
+from thumbnet.cli.options import add_data_dir, add_reading_of_run, add_run
 from thumbnet.cli.run_data import known_data_of_run
 from thumbnet.invocation import command
 
@@ -54,6 +54,7 @@ def add(commands: Any) -> None:
     parser.add_argument(
         "--data", metavar="DATA", help="data for calibration and the check (default: the run's data)"
     )
+    add_reading_of_run(parser, "skip damaged ones; for missing ones the run's setting")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     add_data_dir(parser)
     parser.set_defaults(command=execute)

@@ -8,14 +8,7 @@ from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
 from thumbnet.cli.importing import importing
-from thumbnet.cli.options import (
-    DATA_HELP,
-    add_common,
-    add_labels,
-    add_recipe_options,
-    overrides,
-    positive,
-)
+from thumbnet.cli.options import DATA_HELP, add_common, add_labels, add_recipe_options, overrides, positive
 from thumbnet.invocation import quoted
 
 if TYPE_CHECKING:
@@ -74,21 +67,24 @@ def execute(options: argparse.Namespace) -> int:
         from thumbnet.errors import RecipeError
         from thumbnet.hardware import choose_device
         from thumbnet.reports import figures as plots
-        from thumbnet.training.choose import choose_recipe
+        from thumbnet.training.build import build_state
+        from thumbnet.training.choose import asked_recipe, choose_recipe
         from thumbnet.training.listener import Listener
         from thumbnet.training.mirror_names import named_keys
         from thumbnet.training.range_test import check_asked, learning_rate_range_test
-        from thumbnet.training.state import build_state
+        from thumbnet.training.transfer import find_initial
 
     check_asked(options.lowest, options.highest, options.steps)
     target = plots.check_plot_path(options.plot) if options.plot else None
     device = choose_device(options.device)
+    asked = asked_recipe(options.recipe, overrides(options))
+    if asked.training.frozen:
+        raise RecipeError(f"the recipe {asked.name} trains only the last layer, without a learning rate")
     labels = None if options.labels is None else corrections_of(options.labels)
+    find_initial(asked)
     recipe, data = choose_recipe(
         options.data, options.recipe, overrides(options), options.data_dir, Listener(), labels
     )
-    if recipe.training.frozen:
-        raise RecipeError(f"the recipe {recipe.name} trains only the last layer, without a learning rate")
     data = replace(data, splits={"train": data.splits["train"]})  # the test needs no other split
     whole_network = replace(recipe.schedule, head_first=0.0)
     recipe = replace(recipe, schedule=whole_network)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
-from thumbnet.cli.console import json_line, say, table
+from thumbnet.cli.console import json_line, say, say_sentence, table
 from thumbnet.cli.streams import ResultsFile
 from thumbnet.data.listings import safe_name, safe_text
 from thumbnet.errors import printable
-from thumbnet.reports.summary import OPTIMISTIC, is_optimistic, percent
+from thumbnet.reports.summary import count_pictures, describe_groups, headline_name, percent
 
 if TYPE_CHECKING:
     from thumbnet.classifiers.base import Prediction
@@ -20,8 +20,13 @@ if TYPE_CHECKING:
 PAIRS = 10  # pairs of labels that `thumbnet evaluate` lists
 
 
-def show_label_summary(summary: dict[str, Any]) -> None:
-    """Print the measures of a training."""
+def show_label_summary(summary: dict[str, Any], optimistic: Mapping[str, str]) -> None:
+    """Print the measures of a training.
+
+    Args:
+        summary: that of the run.
+        optimistic: what :func:`~thumbnet.reports.summary.optimism` returns for it.
+    """
     if summary["map"] is None:
         say(f"no {summary['split']} picture has a label, so mAP is not defined")
         return
@@ -31,14 +36,17 @@ def show_label_summary(summary: dict[str, Any]) -> None:
         f"{summary['split']} mAP {percent(summary['map'])} (95 % interval {100 * low:.2f} to "
         f"{100 * high:.2f}; epoch {summary['kept_epoch']}, {summary['kept_by']}{tta})"
     )
-    if is_optimistic(summary):
-        say(f"  {OPTIMISTIC}: measure it on other pictures too")
+    why = optimistic.get(headline_name(summary))
+    if why:
+        say(f"  {why}: measure it on other pictures too")
     if summary["tta"] != "none" and summary["map_plain"] is not None:
         say(f"  without test-time augmentation {percent(summary['map_plain'])}")
     say(
         f"  micro F1 {percent(summary['micro_f1'])}, macro F1 {percent(summary['macro_f1'])}; "
         f"{percent(summary['accuracy'])} of the pictures have exactly the right labels"
     )
+    if "F1" in optimistic:
+        say(f"  these are {optimistic['F1']}")
 
 
 def show_label_counts(data: Data) -> None:
@@ -66,12 +74,14 @@ def show_label_evaluation(
         lines: notes about the data, such as leaks.
     """
     with_tta = "" if tta == "none" else f" (test-time augmentation: {tta})"
-    say(f"{where}: {result.pictures:,} pictures{with_tta}")
+    say(f"{where}: {count_pictures(result.pictures, result.groups)}{with_tta}")
     if result.map_interval is None:
         say("mAP                undefined: no picture has a label")
     else:
         low, high = result.map_interval
         say(f"mAP                {percent(result.map)}  (95 % interval {100 * low:.2f} to {100 * high:.2f})")
+        if grouped := describe_groups(result.pictures, result.groups):
+            say_sentence(f"  {grouped}")
     if tta != "none" and plain is not None:
         say(f"  without tta      {percent(plain)}  (each picture seen once, unchanged)")
     say(f"loss               {result.loss:.4f}  (summed over the labels)")

@@ -17,18 +17,12 @@ DATA_HELP = (
 
 
 def add_training(parser: argparse.ArgumentParser) -> None:
-    """Add the options that only ``train`` and ``repeat`` have: time, start, checkpoints, trackers."""
+    """Add the options that only ``train`` and ``repeat`` have: time, patience, checkpoints, trackers."""
     parser.add_argument(
         "--minutes",
         type=float,
         metavar="M",
         help="train the best network that this computer can in M minutes, start and evaluation included",
-    )
-    parser.add_argument(
-        "--init",
-        metavar="RUN",
-        help="start from the weights of this run, of a .safetensors, .pt or .pth file of any program, or of "
-        "hf:OWNER/NAME",
     )
     parser.add_argument(
         "--patience",
@@ -38,17 +32,6 @@ def add_training(parser: argparse.ArgumentParser) -> None:
         "train is set aside as one",
     )
     add_labels(parser)
-    parser.add_argument(
-        "--micro-batch",
-        type=int,
-        metavar="N",
-        help="pictures per forward pass; gradients accumulate over the batch",
-    )
-    parser.add_argument(
-        "--on-nonfinite",
-        choices=["stop", "skip"],
-        help="what to do with a step whose loss is not finite (default: stop)",
-    )
     parser.add_argument(
         "--checkpoint-steps", type=int, metavar="N", help="also write a checkpoint every N steps"
     )
@@ -72,6 +55,13 @@ def trackers(options: argparse.Namespace) -> list[str]:
     return [*(options.track or ()), *(["tensorboard"] if options.tensorboard else [])]
 
 
+def resuming_words(options: argparse.Namespace) -> list[str]:
+    """The options of a training or search that its folder does not record, so that resuming it needs them."""
+    device = [] if options.device == "auto" else ["--device", options.device]
+    names = list(dict.fromkeys(trackers(options))) if "track" in options else []
+    return device + [word for name in names for word in ("--track", name)]
+
+
 def add_recipe_options(parser: argparse.ArgumentParser, *, seed: bool = True) -> None:
     """Add the options that choose and change a recipe. :func:`overrides` reads them.
 
@@ -92,6 +82,23 @@ def add_recipe_options(parser: argparse.ArgumentParser, *, seed: bool = True) ->
     parser.add_argument("--batch-size", type=int, metavar="N", help="short for --set training.batch_size=N")
     if seed:
         parser.add_argument("--seed", type=int, metavar="N", help="short for --set seed=N")
+    parser.add_argument(
+        "--init",
+        metavar="RUN",
+        help="start from the weights of this run, of a .safetensors, .pt or .pth file of any program, or of "
+        "hf:OWNER/NAME",
+    )
+    parser.add_argument(
+        "--micro-batch",
+        type=int,
+        metavar="N",
+        help="pictures per forward pass; gradients accumulate over the batch",
+    )
+    parser.add_argument(
+        "--on-nonfinite",
+        choices=["stop", "skip"],
+        help="what to do with a step whose loss is not finite (default: stop)",
+    )
     add_data_options(parser)
     add_on_bad_image(parser)
     add_overrides(parser)
@@ -195,6 +202,25 @@ def add_labels(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_reading_of_run(parser: argparse.ArgumentParser, on_bad_image: str = "the run's setting") -> None:
+    """Add the options that say how a trained network's data are read. :func:`data_settings` reads them.
+
+    ``on_bad_image`` describes the default of that option.
+    """
+    add_label_options(parser)
+    add_on_bad_image(parser, on_bad_image)
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        dest="overrides",
+        type=reading_setting,
+        metavar="KEY=VALUE",
+        help="override a setting that says how the data are read, such as data.multilabel=false; can be "
+        "repeated",
+    )
+
+
 def add_overrides(parser: argparse.ArgumentParser) -> None:
     """Add ``--set``, which changes any setting of a recipe."""
     parser.add_argument(
@@ -254,7 +280,6 @@ def add_data_of_run(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--split", help="train, val or test (default: test if there is one, else val, else all pictures)"
     )
-    add_label_options(parser)
 
 
 def add_device(parser: argparse.ArgumentParser) -> None:
@@ -302,6 +327,14 @@ def positive(text: str) -> int:
     return number
 
 
+def reading_setting(text: str) -> str:
+    """Parse a setting that says how a trained network's data are read, for argparse."""
+    keys = [f"data.{name}" for name in READING_OF_RUN]
+    if text.partition("=")[0].strip() not in keys:
+        raise argparse.ArgumentTypeError(f"{text}: expected KEY=VALUE with one of the keys {', '.join(keys)}")
+    return text
+
+
 def depth(text: str) -> str:
     """Parse a number of folder levels, for argparse."""
     return str(positive(text))
@@ -330,25 +363,26 @@ SHORTCUTS = {
     "label_column": "data.label_column",
 }
 
-
 READING = (
-    "val_fraction",
-    "test_fraction",
-    "group_by",
-    "classes_from",
-    "label_pattern",
-    "images",
-    "path_column",
-    "label_column",
-    "on_bad_image",
-)
+    "val_fraction", "test_fraction", "group_by", "classes_from", "label_pattern", "images", "path_column",
+    "label_column", "on_bad_image",
+)  # fmt: skip
 """The options that say how data are read and split."""
+_SET = ("split_seed", "folds", "fold")  # settings without an option of their own
+
+READING_OF_RUN = (
+    "classes_from", "label_pattern", "images", "path_column", "label_column", "multilabel", "on_bad_image",
+)  # fmt: skip
+"""The settings that may differ between a network's training and its use: how labels and pictures are found.
+
+The others decide which pictures are in which split, or belong to the training.
+"""
 
 
 def reading_words(settings: DataSettings, data_dir: str | None = None) -> list[str]:
     """The options with which a command reads data as ``settings`` say; none for the defaults."""
     words = [f"{as_flags([name])}={getattr(settings, name)}" for name in settings.given(*READING)]
-    words += [f"--set=data.split_seed={settings.split_seed}"] if settings.split_seed else []
+    words += [f"--set=data.{name}={getattr(settings, name)}" for name in settings.given(*_SET)]
     return words + ([f"--data-dir={data_dir}"] if data_dir else [])
 
 
@@ -357,7 +391,7 @@ def by_option(message: str, words: Sequence[str]) -> str:
     for option, key in SHORTCUTS.items():
         begin = f"recipe key '{key}' is "
         if message.startswith(begin):
-            flag = f"--{option.replace('_', '-')}"
+            flag = as_flags([option])
             pairs = zip(words, [*words[1:], ""], strict=True)
             given = [
                 after if word == flag else word.removeprefix(f"{flag}=")

@@ -36,8 +36,9 @@ if TYPE_CHECKING:
     from thumbnet.recipes.settings import TrainingSettings
     from thumbnet.reviewing.scores import Scoring
     from thumbnet.runs.folder import Run
+    from thumbnet.training.epochs import EpochResult
     from thumbnet.training.fit import StepResult
-    from thumbnet.training.state import EpochResult, TrainingState
+    from thumbnet.training.state import TrainingState
 
 PLAIN_EVERY = 10.0  # seconds between plain lines of progress
 
@@ -240,6 +241,8 @@ class TrainingDisplay(StoppableListener):
             self._line(
                 f"        an accuracy with ~ is of up to {sample:,} pictures; /s is pictures per second"
             )
+        if recipe.data.skip_easy and prepared.train.engine.labels.ndim == 1:
+            self._line("        training accuracy: on the pictures that an epoch does not skip")
         if recipe.training.compile:
             self._line(f"        torch.compile: {_whether_compiled(state)}")
         self._line(f"run     {run.path}")

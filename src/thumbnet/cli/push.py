@@ -29,8 +29,9 @@ def execute(options: argparse.Namespace) -> int:
     from thumbnet.cli.console import say
     from thumbnet.publish.hub import model_card, push
     from thumbnet.runs.folder import Run
+    from thumbnet.sources.known_names import HUB
 
-    run, name = Run.open(options.run), options.repository.removeprefix("hf:")
+    run, name = Run.open(options.run), options.repository.removeprefix(HUB)
     if options.card:
         say(model_card(run, name, options.license))
     else:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from thumbnet.cli.options import add_overrides
+from thumbnet.cli.options import add_model_code, add_overrides
 
 
 def add(commands: Any) -> None:
@@ -26,6 +26,7 @@ def add(commands: Any) -> None:
         "--plot", metavar="FILE", help="draw the learning rate over the epochs (.png, .svg, .pdf)"
     )
     add_overrides(show)
+    add_model_code(show)
     show.set_defaults(command=_recipes_show)
 
 

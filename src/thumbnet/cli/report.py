@@ -6,7 +6,7 @@ import argparse
 from typing import TYPE_CHECKING, Any
 
 from thumbnet.cli.importing import importing
-from thumbnet.cli.options import add_data_dir, add_data_of_run, add_model_code
+from thumbnet.cli.options import add_common, add_data_of_run, add_model_code, add_reading_of_run
 from thumbnet.cli.run_data import data_of_run, split_of
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ def add(commands: Any) -> None:
     parser.add_argument("run", metavar="RUN", help="folder of a complete run")
     add_model_code(parser)
     add_data_of_run(parser)
+    add_reading_of_run(parser, "skip damaged ones; for missing ones the run's setting")
     parser.add_argument(
         "--out",
         metavar="FILE",
@@ -32,7 +33,7 @@ def add(commands: Any) -> None:
         "NAME.html are then called NAME-mistakes.csv and NAME-suspects.csv",
     )
     parser.add_argument("--open", action="store_true", help="then open the page in the browser")
-    add_data_dir(parser)
+    add_common(parser)
     parser.set_defaults(command=execute)
 
 
@@ -47,9 +48,10 @@ def execute(options: argparse.Namespace) -> int:
         from thumbnet.files import check_output, user_path
         from thumbnet.invocation import command
         from thumbnet.reports.label_page import write_label_report
-        from thumbnet.reports.page import write_report
+        from thumbnet.reports.page import check_jinja, write_report
         from thumbnet.runs.folder import Run
 
+    check_jinja()
     run = Run.open(options.run)
     _ = run.summary  # refuse an incomplete run before loading its data
     out = user_path(options.out) if options.out else run.path / "report.html"
@@ -57,16 +59,15 @@ def execute(options: argparse.Namespace) -> int:
     data = data_of_run(options, run.recipe.data)
     split = split_of(options, data)
     if not options.out and not _is_usual(options, run, data, split):
-        asked = [*([options.data] if options.data else []), *(["--split", split] if options.split else [])]
         raise RunError(
             f"{out} is for the pictures on which the run was measured. Name a file for the report on others: "
-            f"{command('report', options.run, *asked, '--out', 'FILE')}"
+            f"{command(*options.words, '--out', 'FILE')}"
         )
     with counting("heat maps") as count:
         if data.multilabel:
-            written = write_label_report(run, data, split, out)
+            written = write_label_report(run, data, split, out, device=options.device)
         else:
-            written = write_report(run, data, split, out, progress=count)
+            written = write_report(run, data, split, out, device=options.device, progress=count)
     say(f"written: {out}  ({out.stat().st_size / 1e6:.2f} MB)")
     for path in written[1:]:
         say(f"written: {path}")

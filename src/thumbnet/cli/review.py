@@ -16,7 +16,7 @@ from thumbnet.errors import DataError, RunError, ThumbnetError, needs_extra, pri
 from thumbnet.invocation import command
 
 if TYPE_CHECKING:
-    from thumbnet.data.images import Rendering
+    from thumbnet.data.rendering import Rendering
     from thumbnet.data.splits import Data, Split
     from thumbnet.reviewing.session import Review
     from thumbnet.runs.folder import Run
@@ -41,7 +41,7 @@ def add(commands: Any) -> None:
     parser.add_argument("--data", metavar="DATA", help=f"{DATA_HELP}: the run's data, if they have moved")
     parser.add_argument(
         "--folds",
-        type=int,
+        type=folds,
         metavar="K",
         help="train K networks, each without a part of the training pictures, to judge that part "
         "(default: 3); 0: let the run's own network judge them within seconds, having seen their labels",
@@ -68,6 +68,14 @@ def add(commands: Any) -> None:
     add_model_code(parser)
     add_common(parser)
     parser.set_defaults(command=execute)
+
+
+def folds(text: str) -> int:
+    """Parse a number of folds, for argparse."""
+    number = int(text)
+    if number < 0 or number == 1:
+        raise argparse.ArgumentTypeError(f"{text}: expected 2 or more, or 0 to train no network")
+    return number
 
 
 def execute(options: argparse.Namespace) -> int:
@@ -190,9 +198,7 @@ class _Suspects(_Task):
                     self.run, data, folds=folds, device=self.options.device, progress=display
                 )
         except KeyboardInterrupt:
-            given = [] if self.options.folds is None else ["--folds", str(folds)]
-            given += ["--data", self.options.data] if self.options.data else []
-            again = command("review", self.options.place, *given)
+            again = command(*self.options.words)
             note(f"\nthumbnet: the networks that are finished are kept. Continue: {again}")
             raise
         first = self.options.first

@@ -6,6 +6,7 @@ import argparse
 from typing import TYPE_CHECKING
 
 from thumbnet.cli.options import data_settings
+from thumbnet.invocation import command
 
 if TYPE_CHECKING:
     from thumbnet.data.splits import Data
@@ -20,10 +21,11 @@ def run_of(options: argparse.Namespace) -> Run | None:
         RunError: RUN does not exist, or its folder is not a run.
     """
     from thumbnet.files import user_path
+    from thumbnet.sources.known_names import HUB
 
     folder = user_path(options.run)
     if not folder.is_dir():
-        if not folder.exists() and not options.run.startswith("hf:"):
+        if not folder.exists() and not options.run.startswith(HUB):
             from thumbnet.runs.finding import no_run
 
             raise no_run(folder)
@@ -101,12 +103,22 @@ def known_data_of_run(options: argparse.Namespace, fingerprint: str) -> Data | N
 
 def where_now(options: argparse.Namespace, run: str | None = None) -> str:
     """Say how to name the new place of a run's data. ``run`` is the command's RUN."""
-    from thumbnet.invocation import command
+    return f"If the run's data have moved, name their new place: {naming_data(options, run)}"
 
-    name = options.parser.prog.rpartition(" ")[2]
-    place = ["--data"] if "--data" in options.parser._option_string_actions else []
-    again = command(name, run or options.run, *place, "DATA")
-    return f"If the run's data have moved, name their new place: {again}"
+
+def naming_data(options: argparse.Namespace, run: str | None = None) -> str:
+    """The command line as the user typed it, with DATA added.
+
+    Args:
+        options: those of the command, which names no data.
+        run: the command's RUN.
+    """
+    words = list(options.words)
+    if "--data" in options.parser._option_string_actions:
+        return command(*words, "--data", "DATA")
+    # Directly after RUN, because an option with an optional value, such as --tta, would take it at the end.
+    words.insert(words.index(run or options.run, 1) + 1, "DATA")
+    return command(*words)
 
 
 def split_of(options: argparse.Namespace, data: Data) -> str:

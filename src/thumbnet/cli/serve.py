@@ -9,15 +9,16 @@ import re
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from thumbnet.cli.options import add_common, add_run, add_threads, add_tta, positive
+from thumbnet.cli.options import add_common, add_reading_of_run, add_run, add_threads, add_tta, positive
 from thumbnet.cli.run_data import known_data_of_run
-from thumbnet.errors import ThumbnetError, needs_extra
+from thumbnet.errors import ThumbnetError, needs_extra, printable
 
 LARGEST_BATCH = 65_536  # what an exported model takes
 ORIGIN = re.compile(r"([a-z][a-z0-9+.-]*)://([a-z0-9._-]+|\[[0-9a-f:.]+\])(?::([0-9]{1,5}))?/?")
 
 if TYPE_CHECKING:
     from thumbnet.data.splits import Data
+    from thumbnet.serving.keeping import Keeper
 
 
 def add(commands: Any) -> None:
@@ -35,6 +36,7 @@ def add(commands: Any) -> None:
         help="offer this data set's hardest test pictures on the "
         "page (default: the run's data; 'none' to disable)",
     )
+    add_reading_of_run(parser)
     parser.add_argument(
         "--host",
         default="127.0.0.1",
@@ -103,6 +105,23 @@ def add(commands: Any) -> None:
         default="plain",
         help="how to log each request on standard error (default: plain)",
     )
+    parser.add_argument(
+        "--keep",
+        metavar="DIR",
+        help="keep pictures that the network is unsure of in this folder, to label them (default: keep none)",
+    )
+    parser.add_argument(
+        "--keep-below",
+        type=float,
+        metavar="P",
+        help="with --keep: pictures whose most probable class is less probable than this (default: 0.8)",
+    )
+    parser.add_argument(
+        "--keep-at-most",
+        type=positive,
+        metavar="N",
+        help="with --keep: keep no more while the folder has N pictures (default: 1000)",
+    )
     add_tta(parser)
     add_common(parser)
     add_threads(parser)
@@ -125,6 +144,7 @@ def execute(options: argparse.Namespace) -> int:
     if options.max_batch > LARGEST_BATCH:
         raise ThumbnetError(f"--max-batch {options.max_batch}: expected at most {LARGEST_BATCH}")
     key = _api_key(options.api_key_file)
+    keeper = _keeper(options)
     source = Source(options.run, options.device, options.threads, partial(_data_to_try, options))
     network = source.load()
     check_memory(network.classifier, options.max_batch, options.tta)
@@ -154,6 +174,7 @@ def execute(options: argparse.Namespace) -> int:
             _warn,
             identity=network.identity,
             access_log=log,
+            keeper=keeper,
             source=source,
             tell=announce,
         )
@@ -167,9 +188,34 @@ def execute(options: argparse.Namespace) -> int:
 
         def greet(here: str) -> None:
             _greet(here, address_elsewhere(listener))
+            if keeper is not None:
+                announce(_about(keeper))
 
         serve(service, listener, greet, service.state.reload)
     return 0
+
+
+def _keeper(options: argparse.Namespace) -> Keeper | None:
+    """What keeps pictures as ``--keep`` says; None without it."""
+    from thumbnet.serving.keeping import AT_MOST, BELOW, Keeper
+
+    if options.keep is None:
+        if options.keep_below is not None or options.keep_at_most is not None:
+            raise ThumbnetError(
+                "--keep-below and --keep-at-most have no effect without --keep: name the folder, --keep DIR"
+            )
+        return None
+    below = BELOW if options.keep_below is None else options.keep_below
+    return Keeper(options.keep, below, options.keep_at_most or AT_MOST, _warn)
+
+
+def _about(keeper: Keeper) -> str:
+    """Say which pictures are kept, where, and how many there are."""
+    return (
+        f"keeping pictures that the network is less than {100 * keeper.below:g} % sure of in "
+        f"{printable(str(keeper.folder))}: "
+        f"{keeper.count():,} of at most {keeper.at_most:,}"
+    )
 
 
 def _greet(here: str, elsewhere: str | None) -> None:

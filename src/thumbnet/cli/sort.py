@@ -6,7 +6,7 @@ import argparse
 from typing import TYPE_CHECKING, Any
 
 from thumbnet.cli.importing import importing
-from thumbnet.cli.options import add_device, add_run, add_tta
+from thumbnet.cli.options import add_device, add_run, add_threads, add_tta
 
 if TYPE_CHECKING:
     from thumbnet.classifiers.sorting import Sorted
@@ -45,6 +45,7 @@ def add(commands: Any) -> None:
     add_tta(parser)
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
     add_device(parser)
+    add_threads(parser)
     parser.set_defaults(command=execute)
 
 
@@ -60,7 +61,7 @@ def execute(options: argparse.Namespace) -> int:
             "say where the pictures go: --into OUT for one folder per class, or --csv FILE for a table"
         )
     with importing():
-        classifier = load_classifier(options.run, options.device)
+        classifier = load_classifier(options.run, options.device, threads=options.threads)
     how = {"threshold": options.threshold, "precision": options.precision, "tta": options.tta}
     with counting("sorting", plain=True) as progress:
         if options.csv is not None:

@@ -5,13 +5,16 @@ from __future__ import annotations
 import argparse
 import json
 import textwrap
+import threading
 import time
 from contextlib import ExitStack, nullcontext
+from pathlib import Path
 from typing import Any
 
 from thumbnet.cli.importing import importing
 from thumbnet.cli.options import (
     DATA_HELP,
+    READING,
     SHORTCUTS,
     add_common,
     add_outcome,
@@ -19,9 +22,10 @@ from thumbnet.cli.options import (
     add_training,
     as_flags,
     overrides,
+    resuming_words,
     trackers,
 )
-from thumbnet.errors import ThumbnetError
+from thumbnet.errors import InterruptedRunError, ThumbnetError
 from thumbnet.invocation import command, rank
 
 
@@ -76,7 +80,11 @@ def execute(options: argparse.Namespace) -> int:
     started = time.perf_counter()  # the imports below take a second, which counts
     _check_what_is_trained(options)
     with ExitStack() as ahead:
-        return _train(options, ahead, started)
+        try:
+            return _train(options, ahead, started)
+        except InterruptedRunError as error:
+            error.continue_with(*resuming_words(options))
+            raise
 
 
 def _train(options: argparse.Namespace, ahead: ExitStack, started: float) -> int:
@@ -84,7 +92,12 @@ def _train(options: argparse.Namespace, ahead: ExitStack, started: float) -> int
         if rank() == 0 and options.resume is None:
             from thumbnet.sources.load import unpacking_ahead
 
-            ahead.enter_context(unpacking_ahead(options.data, options.data_dir))  # while torch is imported
+            # Both while torch is imported.
+            ahead.enter_context(unpacking_ahead(options.data, options.data_dir))
+            if options.device == "cpu" or (options.device == "auto" and not _may_have_gpu()):
+                from thumbnet.kernels.library import compile_ahead
+
+                threading.Thread(target=compile_ahead).start()
 
         from thumbnet.cli.console import note, say
         from thumbnet.cli.progress import TrainingDisplay
@@ -133,6 +146,11 @@ def _train(options: argparse.Namespace, ahead: ExitStack, started: float) -> int
     return 0
 
 
+def _may_have_gpu() -> bool:
+    """Whether Linux has the driver of a GPU, CUDA's or ROCm's. What PyTorch can use, only PyTorch knows."""
+    return Path("/proc/driver/nvidia").exists() or Path("/dev/kfd").exists()
+
+
 def _check_what_is_trained(options: argparse.Namespace) -> None:
     """Check that DATA or a run to resume is named, and nothing that would change a resumed run's result."""
     if options.data is None and options.resume is None:
@@ -161,8 +179,10 @@ def _check_what_is_trained(options: argparse.Namespace) -> None:
             raise ThumbnetError("--more-epochs goes without --epochs, --init and --auto-resume")
         if options.labels is not None:
             raise ThumbnetError(_own_labels(options))
-        if options.data_dir is not None:
-            raise ThumbnetError("--more-epochs takes the run's own data: leave out --data-dir")
+        own = ("data_dir", *(name for name in READING if name != "on_bad_image"))
+        given = [name for name in own if getattr(options, name) is not None]
+        if given:
+            raise ThumbnetError(f"--more-epochs takes the run's own data: leave out {as_flags(given)}")
         if options.recipe is not None:
             raise ThumbnetError(
                 "--more-epochs keeps the run's recipe; change single settings by --set KEY=VALUE"

@@ -20,8 +20,9 @@ from thumbnet.cli.options import (
     as_flags,
     overrides,
     positive,
+    resuming_words,
 )
-from thumbnet.errors import ThumbnetError
+from thumbnet.errors import InterruptedTuneError, ThumbnetError
 from thumbnet.invocation import command
 
 if TYPE_CHECKING:
@@ -69,9 +70,24 @@ def add(commands: Any) -> None:
 def execute(options: argparse.Namespace) -> int:
     started = time.perf_counter()  # the imports below take a second, which counts
     _check_asked(options)
+    try:
+        found = _search(options, started)
+    except InterruptedTuneError as error:
+        error.continue_with(*resuming_words(options))
+        raise
+    if options.json or options.quiet:
+        from thumbnet.cli.console import say
 
+        say(json.dumps({"path": str(found.path), **found.summary}) if options.json else str(found.path))
+    else:
+        _show(found)
+    return 0
+
+
+def _search(options: argparse.Namespace, started: float) -> Tuned:
+    """Search, or go on with a search. ``started`` is when the clock started."""
     with importing():
-        from thumbnet.cli.console import note, say
+        from thumbnet.cli.console import note
         from thumbnet.cli.tune_display import QuietTuning, TuneDisplay
         from thumbnet.training.stopping import stopping
         from thumbnet.tuning.tune import resume_tuning, tune
@@ -79,28 +95,20 @@ def execute(options: argparse.Namespace) -> int:
     shown = nullcontext(QuietTuning()) if options.quiet else TuneDisplay()
     with shown as display, stopping(display, note, ends_process=True):
         if options.resume is not None:
-            found = resume_tuning(options.resume, device=options.device, listener=display, started=started)
-        else:
-            found = tune(
-                options.data,
-                options.recipe,
-                minutes=options.minutes,
-                trials=options.trials,
-                overrides=overrides(options),
-                out=options.out,
-                device=options.device,
-                data_dir=options.data_dir,
-                listener=display,
-                labels=options.labels,
-                started=started,
-            )
-    if options.json:
-        say(json.dumps({"path": str(found.path), **found.summary}))
-    elif options.quiet:
-        say(str(found.path))
-    else:
-        _show(found)
-    return 0
+            return resume_tuning(options.resume, device=options.device, listener=display, started=started)
+        return tune(
+            options.data,
+            options.recipe,
+            minutes=options.minutes,
+            trials=options.trials,
+            overrides=overrides(options),
+            out=options.out,
+            device=options.device,
+            data_dir=options.data_dir,
+            listener=display,
+            labels=options.labels,
+            started=started,
+        )
 
 
 def _check_asked(options: argparse.Namespace) -> None:

@@ -187,6 +187,8 @@ def words_of(parser: argparse.ArgumentParser) -> list[str]:
 def _no_option(parser: argparse.ArgumentParser, option: str, value: str) -> str:
     name, asked = " ".join(words_of(parser)), option.lstrip("-").replace("-", "_").lower()
     here = {o for action in parser._actions for o in action.option_strings if o.startswith("--")}
+    # A --set with a type takes only some settings.
+    takes_settings = any("--set" in a.option_strings and a.type is None for a in parser._actions)
     said = f"{name} has no option {printable(option)}"
     meant = _OTHER_OPTIONS.get(asked)
     if meant == "DATA" and meant in {action.metavar for action in parser._actions}:
@@ -196,7 +198,7 @@ def _no_option(parser: argparse.ArgumentParser, option: str, value: str) -> str:
     close = difflib.get_close_matches(f"--{asked.replace('_', '-')}", here, n=1, cutoff=0.75)
     if close:
         return f"{said}. Did you mean {close[0]}{' ' + printable(value) if value else ''}?"
-    if "--set" in here:
+    if takes_settings:
         keys = recipe_keys(asked)
         if len(keys) > 2:
             return f"{said}. Use --set KEY=VALUE with one of these recipe settings: {', '.join(keys)}"
@@ -206,10 +208,8 @@ def _no_option(parser: argparse.ArgumentParser, option: str, value: str) -> str:
             )
             return f"{said}. Set it in the recipe: {shown}"
     page = command(*words_of(parser), "--help")
-    others = (
-        f"\nAll settings for --set: {command('recipes', 'show', 'NAME', '--all')}" if "--set" in here else ""
-    )
-    return f"{said}. Its options: {page}{others}"
+    all_keys = f"\nAll settings for --set: {command('recipes', 'show', 'NAME', '--all')}"
+    return f"{said}. Its options: {page}{all_keys if takes_settings else ''}"
 
 
 def recipe_keys(asked: str) -> list[str]:
@@ -245,6 +245,7 @@ def _no_command(parser: argparse.ArgumentParser, given: str, choices: list[str])
     if given and not words_of(parser):
         from thumbnet.files import user_path
         from thumbnet.runs.finding import is_run
+        from thumbnet.sources.known_names import HUB
 
         place = user_path(given)
         if is_run(place) or place.suffix.lower() in (".onnx", ".safetensors"):
@@ -253,7 +254,7 @@ def _no_command(parser: argparse.ArgumentParser, given: str, choices: list[str])
                 f"Measure it: {command('evaluate', given)}\n"
                 f"Classify pictures: {command('predict', given, 'PICTURE...')}"
             )
-        if given in NAMED_DATA or given.startswith("hf:") or os.path.exists(place):
+        if given in NAMED_DATA or given.startswith(HUB) or os.path.exists(place):
             return (
                 f"{printable(given)} is data, not a command. "
                 f"Train on it: {command('train', given)}\nLook at it: {command('data', given)}"

@@ -4,30 +4,34 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from thumbnet.classifiers.words import in_words
 from thumbnet.cli.console import duration, json_line, say, say_sentence, table
-from thumbnet.cli.multilabel import show_label_counts, show_label_summary
+from thumbnet.cli.multilabel import show_label_counts, show_label_evaluation, show_label_summary
 from thumbnet.cli.streams import ResultsFile
 from thumbnet.data.correct import describe_corrections
 from thumbnet.data.listings import safe_name, safe_text
 from thumbnet.errors import printable
 from thumbnet.invocation import command
+from thumbnet.multilabel import LabelEvaluation
 from thumbnet.recipes.networks import code_options
 from thumbnet.reports.summary import (
     NOTHING_MEASURED,
-    OPTIMISTIC,
+    count_pictures,
     describe_calibration,
     describe_continued,
+    describe_groups,
+    describe_measured_groups,
     describe_stop,
     ended_early,
     epochs_before,
     headline_key,
     headline_name,
     interval_of,
-    is_optimistic,
+    optimism,
     own_epochs,
     percent,
     short_epochs,
@@ -35,14 +39,16 @@ from thumbnet.reports.summary import (
 
 if TYPE_CHECKING:
     from thumbnet.classifiers.base import Prediction
-    from thumbnet.data.images import Fit
+    from thumbnet.data.rendering import Fit
     from thumbnet.data.splits import Data
     from thumbnet.evaluation import Evaluation
     from thumbnet.reports.comparison import Difference, Group, Spread
+    from thumbnet.reports.cross_validation import CrossValidation
     from thumbnet.reports.inspection import Inspection
     from thumbnet.runs.folder import Run
 
 SETTINGS_SHOWN = 4  # per group of runs; two recipes may differ in thirty
+PAIRS_SHOWN = 10  # of equal pictures
 
 
 def show_summary(run: Run) -> None:
@@ -51,7 +57,7 @@ def show_summary(run: Run) -> None:
     if summary["accuracy"] is None:
         say(NOTHING_MEASURED)
     elif summary.get("multilabel"):
-        show_label_summary(summary)
+        show_label_summary(summary, optimism(run))
     else:
         tta = "" if summary["tta"] == "none" else f", test-time augmentation {summary['tta']}"
         low, high = summary["accuracy_interval"]
@@ -59,11 +65,13 @@ def show_summary(run: Run) -> None:
             f"{summary['split']} accuracy {percent(summary['accuracy'])} (95 % interval {100 * low:.2f} to "
             f"{100 * high:.2f}; epoch {summary['kept_epoch']}, {summary['kept_by']}{tta})"
         )
-        if is_optimistic(summary):
-            say(f"  {OPTIMISTIC}: measure it on other pictures too")
+        why = optimism(run).get(headline_name(summary))
+        if why:
+            say(f"  {why}: measure it on other pictures too")
         if summary["tta"] != "none" and summary.get("accuracy_plain") is not None:
             say(f"  without test-time augmentation {percent(summary['accuracy_plain'])}")
-    for told in (describe_continued(run), describe_stop(summary), describe_calibration(summary)):
+    described = (describe_measured_groups, describe_stop, describe_calibration)
+    for told in (describe_continued(run), *(describe(summary) for describe in described)):
         if told:
             say_sentence(f"  {told}")
     if summary.get("labels"):
@@ -95,8 +103,10 @@ def show_evaluation(
     """
     low, high = result.interval
     with_tta = "" if tta == "none" else f" (test-time augmentation: {tta})"
-    say(f"{where}: {result.pictures:,} pictures{with_tta}")
+    say(f"{where}: {count_pictures(result.pictures, result.groups)}{with_tta}")
     say(f"accuracy           {percent(result.accuracy)}  (95 % interval {100 * low:.2f} to {100 * high:.2f})")
+    if grouped := describe_groups(result.pictures, result.groups):
+        say_sentence(f"  {grouped}")
     if tta != "none" and plain is not None:
         say(f"  without tta      {percent(plain)}  (each picture seen once, unchanged)")
     if abs(result.balanced_accuracy - result.accuracy) > 1e-9:
@@ -149,10 +159,12 @@ def show_comparison(
         measures: how the measures of each group vary, for the intervals of the means.
         chosen: whether the user chose the group that the others are tested against.
     """
+    from thumbnet.reports.comparison import optimistic_lines
+
     rows = []
     for group in groups:
         for run in group.runs:
-            summary = run.summary
+            summary = group.summary_of(run)
             value = summary[headline_key(summary)]
             low, high = interval_of(summary) or (0.0, 0.0)
             measured = value is not None
@@ -169,7 +181,7 @@ def show_comparison(
                     duration(summary["seconds_total"]),
                 ]
             )
-    first = groups[0].runs[0].summary
+    first = groups[0].summary_of(groups[0].runs[0])
     split = first["split"] or ""
     heads = [
         "run",
@@ -190,8 +202,14 @@ def show_comparison(
     if first["accuracy"] is None:
         say(f"\n{NOTHING_MEASURED}")
         return
-    if any(is_optimistic(run.summary) for group in groups for run in group.runs):
-        say(f"\n{split} {headline_name(first)}: {OPTIMISTIC}.")
+    for text in optimistic_lines(groups):
+        say(f"\n{text}")
+    grouped = [describe_measured_groups(group.summary_of(run)) for group in groups for run in group.runs]
+    if told := next(filter(None, grouped), None):
+        say(
+            f"\nIn the table of runs, {told}. Means and tests say how results vary with the seed on these "
+            "pictures, not with other groups of pictures."
+        )
     repeated = any(len(group.runs) > 1 for group in groups)
     if repeated or len(groups) > 1:
         say()
@@ -263,6 +281,60 @@ def _settings(group: Group) -> str:
         texts.append(f"{key}={text}")
     more = len(texts) - SETTINGS_SHOWN
     return ", ".join([*texts[:SETTINGS_SHOWN], *([f"and {more} more"] if more > 0 else [])]) or "-"
+
+
+def show_cross_validation(found: CrossValidation) -> None:
+    """Print the folds of a cross-validation, and the measures over the pictures of all folds."""
+    several = isinstance(found.result, LabelEvaluation)
+    measure = "mAP" if several else "accuracy"
+    rows = [
+        [printable(str(one.run.path)), str(one.number), f"{one.pictures:,}", _share(one.value)]
+        for one in found.folds
+    ]
+    say(table(["run", "fold", "test pictures", measure], rows))
+    spread = (
+        "a fold in which no picture has a label has no mAP, so the folds have no mean"
+        if math.isnan(found.mean)
+        else f"mean of the folds {_share(found.mean)}, standard deviation {_points(found.deviation)} points"
+    )
+    say()
+    say_sentence(
+        f"{spread}. Below, each picture is classified once, by the network that was trained without it."
+    )
+    say()
+    where = f"{printable(found.source)}, all {len(found.folds)} folds"
+    if isinstance(found.result, LabelEvaluation):
+        show_label_evaluation(found.result, where, found.tta, lines=found.notes)
+        say("\nEach fold's network has thresholds of its own. The table shows their mean.")
+    else:
+        show_evaluation(found.result, where, found.tta, lines=found.notes)
+
+
+def show_cross_validations(measured: Sequence[tuple[Sequence[str], CrossValidation]]) -> None:
+    """Print a line per cross-validation.
+
+    Args:
+        measured: settings such as ``seed=0``, each with its result.
+    """
+    measure = "mAP" if isinstance(measured[0][1].result, LabelEvaluation) else "accuracy"
+    rows = []
+    for settings, found in measured:
+        ends = found.interval
+        interval = "-" if ends is None else f"{100 * ends[0]:.2f} to {100 * ends[1]:.2f}"
+        spread = [_share(found.mean), _points(found.deviation)]
+        rows.append([printable(", ".join(settings)), _share(found.value), interval, *spread])
+    heads = ["settings", f"{measure} over all", "95 % interval", "mean of folds", "standard deviation"]
+    say(table(heads, rows))
+
+
+def _share(value: float) -> str:
+    """Format a share as a percentage; "-" for nan."""
+    return "-" if math.isnan(value) else percent(value)
+
+
+def _points(value: float) -> str:
+    """Format a difference of shares in percentage points; "-" for nan."""
+    return "-" if math.isnan(value) else f"{100 * value:.2f}"
 
 
 def _plain_accuracy(summary: dict[str, Any]) -> str:
@@ -347,9 +419,9 @@ def show_inspection(data: Data, found: Inspection, fit: Fit) -> None:
     say(f"input      {found.image_size[0]}x{found.image_size[1]} RGB, fit: {fit}")
     say(f"mean, std  {_numbers(found.mean)}; {_numbers(found.std)}  (training pictures, in [0, 1])")
     say(f"repeated   {found.repeated:,} picture(s) repeat another one in their split")
+    _show_pairs(found.repeats)
     say(f"shared     {len(found.duplicates):,} picture(s) are in two splits")
-    for first, second in found.duplicates[:10]:
-        say(f"           {first[0]}: {printable(first[1])} = {second[0]}: {printable(second[1])}")
+    _show_pairs(found.duplicates)
     if data.multilabel:
         show_label_counts(data)
     else:
@@ -367,6 +439,14 @@ def show_inspection(data: Data, found: Inspection, fit: Fit) -> None:
     else:
         rows.append(["all", *(f"{sum(found.counts[split].values()):,}" for split in splits)])
     say(table(["label" if data.multilabel else "class", *splits], rows))
+
+
+def _show_pairs(pairs: Sequence[tuple[tuple[str, str], tuple[str, str]]]) -> None:
+    """Print the first few pairs of equal pictures, (split, name) each, and how many more there are."""
+    for first, second in pairs[:PAIRS_SHOWN]:
+        say(f"           {first[0]}: {printable(first[1])} = {second[0]}: {printable(second[1])}")
+    if len(pairs) > PAIRS_SHOWN:
+        say(f"           and {len(pairs) - PAIRS_SHOWN:,} more: --json lists all of them")
 
 
 def _numbers(values: Sequence[float]) -> str:

@@ -15,6 +15,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from thumbnet.data.folds import with_test_fold
 from thumbnet.data.patterns import compile_pattern
 from thumbnet.data.splits import Data, Split
 from thumbnet.errors import DataError, printable
@@ -24,7 +25,12 @@ NOTHING_SET_ASIDE = "no test pictures are set aside (data.test_fraction is 0): n
 
 
 def with_held_out(
-    data: Data, test_fraction: float, val_fraction: float, seed: int, group_by: str = ""
+    data: Data,
+    test_fraction: float,
+    val_fraction: float,
+    seed: int,
+    group_by: str = "",
+    fold: tuple[int, int] | None = None,
 ) -> Data:
     """``data`` with ``test`` (if it has neither ``test`` nor ``val``) and ``val`` split off ``train``.
 
@@ -38,13 +44,17 @@ def with_held_out(
         val_fraction: share of each class; 0 for no val split.
         seed: selects the pictures.
         group_by: a regular expression that finds a picture's group in its name, for sources without groups.
+        fold: instead of ``test_fraction``, the fold of ``train`` that becomes ``test``, from 1, and the
+            number of folds; see :func:`~thumbnet.data.folds.with_test_fold`.
 
     Raises:
-        DataError: ``val`` is asked for but exists already, nothing can be set aside, or ``group_by`` finds no
-            groups.
+        DataError: ``val`` is asked for but exists already, nothing can be set aside, there are too few
+            pictures for the folds, or ``group_by`` finds no groups.
     """
     if group_by:
         data = _with_groups(data, group_by)
+    if fold is not None:
+        data = with_test_fold(data, fold[1], fold[0], seed)
     data = _with_shared_groups_noted(data)
     if "test" not in data.splits and "val" not in data.splits:
         if test_fraction > 0:
@@ -153,18 +163,14 @@ def _by_group(train: Split, groups: np.ndarray, classes: int, fraction: float, s
     classes still lack than it adds above their targets. ``train`` keeps pictures of every class.
     """
     names, position = np.unique(groups, return_inverse=True)
-    counts = np.zeros((len(names), classes), dtype=np.int64)  # pictures per group and class
-    if train.multilabel:
-        np.add.at(counts, position, train.targets.astype(np.int64))
-    else:
-        np.add.at(counts, (position, train.labels), 1)
+    counts = counts_by_group(train, position, classes)
     total = counts.sum(axis=0)
     wanted = np.where(total > 1, np.maximum(1, np.rint(total * fraction)), 0).astype(np.int64)
     taken, held = np.zeros(len(names), dtype=bool), np.zeros(classes, dtype=np.int64)
     order = sorted(range(len(names)), key=lambda index: _rank(str(names[index]), seed))
 
     def may_go(index: int) -> bool:
-        return not taken[index] and not np.any((held + counts[index] >= total) & (counts[index] > 0))
+        return not taken[index] and not loses_a_class(counts[index], held, total)
 
     for index in order:
         after = held + counts[index]
@@ -180,6 +186,30 @@ def _by_group(train: Split, groups: np.ndarray, classes: int, fraction: float, s
             best = min(possible, key=lambda index: counts[index].sum())
             taken[best], held = True, held + counts[best]
     return taken[position]
+
+
+def counts_by_group(split: Split, position: np.ndarray, classes: int) -> np.ndarray:
+    """How many pictures of each class or label each group has: int64 [groups, classes].
+
+    Args:
+        split: the pictures.
+        position: the number of each picture's group, from 0: int [N].
+        classes: the number of classes or labels.
+    """
+    counts = np.zeros((int(position.max(initial=-1)) + 1, classes), dtype=np.int64)
+    if split.multilabel:
+        np.add.at(counts, position, split.targets.astype(np.int64))
+    else:
+        np.add.at(counts, (position, split.labels), 1)
+    return counts
+
+
+def loses_a_class(going: np.ndarray, gone: np.ndarray, total: np.ndarray) -> bool:
+    """Whether nothing is left of a class or label once ``going`` follows ``gone``.
+
+    All three count the pictures of each class: int [classes]. ``total`` counts all of them.
+    """
+    return bool(np.any((gone + going >= total) & (going > 0)))
 
 
 def _with_groups(data: Data, group_by: str) -> Data:

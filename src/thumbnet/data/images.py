@@ -1,9 +1,4 @@
-"""Turn one picture from the bytes of a file into RGB pixels of the network's size.
-
-There are three steps. *Decoding* (:func:`load_picture`) gives the first frame, upright, with all of its bits.
-*Rendering* (:class:`Rendering`) makes 8-bit RGB of it. *Fitting* (:func:`fit_pixels`) brings that to the
-network's size. Training, evaluation and prediction all go through :func:`fit_pixels`, so they cannot differ.
-"""
+"""Read one picture from a file: its first frame, upright, with all of its bits, or rendered as RGB."""
 
 from __future__ import annotations
 
@@ -14,16 +9,15 @@ import os
 import stat
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import lru_cache
 from importlib.util import find_spec
-from typing import IO, Any, Literal, TypeAlias, TypeVar
+from typing import IO, Any, TypeAlias, TypeVar
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from thumbnet.data import plugins
 from thumbnet.data.reading import is_not_there, is_of_the_system, read_error
+from thumbnet.data.rendering import BY_TYPE, bands
 from thumbnet.errors import TooManyPixelsError, UnknownFormatError, UnreadableImageError
 from thumbnet.files import check_reads, open_whole
 
@@ -33,14 +27,10 @@ except ImportError:  # simplejpeg has no wheel for this processor: Pillow reads 
     simplejpeg = None  # type: ignore[assignment,unused-ignore]
 
 T = TypeVar("T")
-Fit = Literal["pad", "crop", "squash"]
 Picture: TypeAlias = "Image.Image | np.ndarray"
 """A decoded picture: a Pillow image of any mode, or an array [H, W] or [H, W, 1, 3 or 4] of uint8, uint16,
 int32 or floats."""
-WHITE = (255, 255, 255)
 MAX_PIXELS = 64_000_000  # more could be a decompression bomb
-BAND_PIXELS = 1 << 20  # pixels that are converted at a time
-ALPHA_MODES = frozenset({"RGBA", "LA", "PA", "RGBa", "La"})
 HEAD_BYTES = 4096  # the start of a file that :func:`is_plain` looks at
 TIFF_STARTS = (b"II*\0", b"MM\0*")
 TIFF_REFUSED = (
@@ -56,29 +46,11 @@ APP1 = b"\xff\xe1"  # marker of the JPEG segment that may hold an orientation
 FORMATS = ["PNG", "JPEG", "GIF", "BMP", "PPM", "WEBP", "TIFF", "TGA", "ICO", "JPEG2000"]
 FORMATS += ["AVIF"] if find_spec("PIL._avif") else []  # a build of Pillow may lack it
 Image.preinit()  # loads the first five; Pillow loads the others when a file is in none of these
-PICTURE_SUFFIXES = frozenset(
-    {
-        ".png",
-        ".jpg",
-        ".jpeg",
-        ".jpe",
-        ".jfif",
-        ".bmp",
-        ".gif",
-        ".webp",
-        ".tif",
-        ".tiff",
-        ".ppm",
-        ".pgm",
-        ".pbm",
-        ".pnm",
-        ".tga",
-        ".ico",
-        ".jp2",
-        ".avif",
-    }
-    | plugins.readable_suffixes()
-)
+_SUFFIXES = {"JPEG2000": ".jp2", "TIFF": ".tif"}  # of formats whose suffix is not their name
+PICTURE_SUFFIXES = plugins.readable_suffixes() | {
+    ".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm",
+    ".pbm", ".pnm", ".tga", ".ico", ".jp2", ".avif",
+}  # fmt: skip
 
 
 def open_image(source: str | IO[bytes] | bytes, name: str) -> Image.Image:
@@ -86,19 +58,19 @@ def open_image(source: str | IO[bytes] | bytes, name: str) -> Image.Image:
 
     Rendering goes by its type: white behind transparent pixels, 0..65535 for 16-bit values, 0..1 for floats.
 
-    Args:
-        source: path, binary stream or bytes.
-        name: the picture's name in errors.
-
     Raises:
-        UnreadableImageError: missing, not a picture, damaged, or larger than ``MAX_PIXELS``.
-        FailedReadError: the system failed to read the file.
+        UnreadableImageError, FailedReadError: as for :func:`load_picture`.
     """
     return to_rgb(load_picture(source, name))
 
 
 def load_picture(source: str | IO[bytes] | bytes, name: str, max_pixels: int = MAX_PIXELS) -> Picture:
     """Decode the picture in a file, a stream or bytes: its first frame, upright, at its full bit depth.
+
+    Args:
+        source: path, binary stream or bytes.
+        name: the picture's name in errors.
+        max_pixels: the largest number of pixels.
 
     Returns:
         - uint8 [H, W, 3] for a plain JPEG file: converting to a Pillow image and back would take as long as
@@ -107,7 +79,8 @@ def load_picture(source: str | IO[bytes] | bytes, name: str, max_pixels: int = M
         - a loaded Pillow image in the file's own mode for everything else.
 
     Raises:
-        UnreadableImageError: as for :func:`open_image`, and if a value is not finite.
+        UnreadableImageError: missing, not a picture, damaged, larger than ``max_pixels``, or with a value
+            that is not finite.
         FailedReadError: the system failed to read the file.
     """
     if isinstance(source, str):
@@ -207,6 +180,27 @@ def too_many_pixels(name: str, limit: int, size: tuple[int, ...] = ()) -> TooMan
     return TooManyPixelsError(name, f"{which} pixels are more than the limit of {limit:,}")
 
 
+def picture_suffix(content: bytes, name: str) -> str:
+    """The suffix for a picture's file by what is in it, such as ``.jpg``: one of ``PICTURE_SUFFIXES``.
+
+    Args:
+        content: the file, of which only the head is decoded.
+        name: the picture's name in errors.
+
+    Raises:
+        UnreadableImageError: it is not a picture.
+    """
+    if content.startswith(JPEG_START):
+        return ".jpg"
+    stream = io.BytesIO(content)
+    try:
+        with Image.open(stream, formats=FORMATS) as image:
+            found = str(image.format)
+    except UnidentifiedImageError:
+        found = other_formats(stream, 0, name, FORMATS)[0]
+    return _SUFFIXES.get(found, f".{found.lower()}")
+
+
 def decode(image: Image.Image) -> Image.Image:
     """Load the first frame of an opened Pillow image, upright by its EXIF, in its own mode."""
     image.seek(0)
@@ -272,7 +266,7 @@ def _sixteen_bits(upper: Image.Image, lower: Image.Image, grey: bool) -> np.ndar
 
 
 def _is_finite(image: Image.Image) -> bool:
-    return all(bool(np.isfinite(np.asarray(image.crop(box))).all()) for box in _bands(image))
+    return all(bool(np.isfinite(np.asarray(image.crop(box))).all()) for box in bands(image))
 
 
 def other_formats(stream: IO[bytes], start: int, name: str, formats: list[str]) -> list[str]:
@@ -287,7 +281,7 @@ def other_formats(stream: IO[bytes], start: int, name: str, formats: list[str]) 
     found = plugins.load_formats(stream.read(plugins.HEAD_BYTES))
     stream.seek(start)
     if not found or found == formats:
-        raise UnknownFormatError(name, plugins.reason(stream)) from None
+        raise plugins.refusal(stream, name) from None
     return found
 
 
@@ -312,13 +306,13 @@ def read_plain_jpeg(data: bytes, max_pixels: int = MAX_PIXELS) -> np.ndarray | N
 
 
 def to_rgb(picture: Picture) -> Image.Image:
-    """Convert any picture to RGB: upright by its EXIF, rendered by its type (see :class:`Rendering`).
+    """Convert any picture to RGB: upright by its EXIF, rendered by its type.
 
     Returns:
         A new, loaded picture in mode ``RGB``.
     """
     decoded = decode(picture) if isinstance(picture, Image.Image) else picture
-    rgb = Rendering().rgb(decoded)
+    rgb = BY_TYPE.rgb(decoded)
     if isinstance(rgb, np.ndarray):
         return Image.fromarray(rgb)
     rgb = rgb.copy() if rgb is picture else rgb
@@ -348,92 +342,6 @@ def _upright(image: Image.Image) -> Image.Image:
         return image
 
 
-@dataclass(frozen=True)
-class Rendering:
-    """How decoded pictures become 8-bit RGB, the same way for a whole data set.
-
-    Attributes:
-        range: the values (low, high) that become 0 and 255 in pictures of more than 8 bits or floats. None
-            goes by type: 0 to 65535 for integers, 0 to 1 for floats. 8-bit pictures keep their values.
-        background: the colour behind transparent pixels, RGB.
-    """
-
-    range: tuple[float, float] | None = None
-    background: tuple[int, int, int] = WHITE
-
-    def rgb(self, picture: Picture) -> Picture:
-        """Render a decoded picture: uint8 [H, W, 3], or a Pillow image in mode RGB."""
-        if isinstance(picture, np.ndarray):
-            if picture.ndim == 3 and picture.shape[2] == 3 and picture.dtype == np.uint8:
-                return picture
-            return np.asarray(self.arrays(picture[None], colour=picture.ndim == 3)[0])
-        clear = "transparency" in picture.info
-        if picture.mode == "RGB" and not clear:
-            return picture
-        if is_deep(picture):
-            return _in_bands(picture, self._from_deep)
-        if clear or picture.mode in ALPHA_MODES:
-            return _in_bands(picture, self._on_background)
-        return picture.convert("RGB")
-
-    def arrays(self, images: np.ndarray, *, colour: bool) -> np.ndarray:
-        """Render many pictures of one size: uint8 [N, H, W, 3].
-
-        Args:
-            images: [N, H, W], or [N, H, W, 1, 3 or 4] with ``colour``, of any type that a picture can have.
-            colour: whether the last axis holds the channels.
-        """
-        if not colour:
-            images = images[..., None]
-        channels = images.shape[3]
-        grey_or_rgb = self.levels(images[..., :3])
-        if channels == 1:
-            return np.repeat(grey_or_rgb, 3, axis=3)
-        if channels == 3:
-            return grey_or_rgb
-        layer = np.concatenate([grey_or_rgb, Rendering().levels(images[..., 3:])], axis=3)
-        flat = Image.fromarray(layer.reshape(-1, *layer.shape[2:]))
-        return np.asarray(_in_bands(flat, self._on_background)).reshape(*layer.shape[:3], 3)
-
-    def levels(self, values: np.ndarray) -> np.ndarray:
-        """Map values of any type and shape to uint8, linearly from ``range`` to 0..255."""
-        if values.dtype == np.uint8:
-            return values
-        low, high = self.range or type_range(values.dtype)
-        if values.dtype.kind == "u" and values.dtype.itemsize == 2:
-            return _table(low, high)[values]
-        return _straight(values, low, high)
-
-    def _from_deep(self, band: Image.Image) -> Image.Image:
-        values = np.asarray(band)
-        grey = Image.fromarray(self.levels(values))
-        key = band.info.get("transparency")
-        if not isinstance(key, int):
-            return grey.convert("RGB")
-        layer = grey.convert("RGBA")
-        layer.putalpha(Image.fromarray(np.where(values == key, 0, 255).astype(np.uint8)))
-        return self._on_background(layer)
-
-    def _on_background(self, band: Image.Image) -> Image.Image:
-        layer = with_alpha(band)
-        ground = Image.new("RGBA", layer.size, self.background)
-        return Image.alpha_composite(ground, layer).convert("RGB")
-
-
-def with_alpha(image: Image.Image) -> Image.Image:
-    """Convert an 8-bit picture to RGBA."""
-    if image.mode == "La":  # Pillow converts it to LA only
-        image = image.convert("LA")
-    return image.convert("RGBA")
-
-
-def is_deep(picture: Picture) -> bool:
-    """Whether a decoded picture has more than 8 bits or is float."""
-    if isinstance(picture, np.ndarray):
-        return picture.dtype != np.uint8
-    return picture.mode.startswith("I") or picture.mode == "F"
-
-
 def is_plain(head: bytes) -> bool:
     """Whether a file that begins with ``head`` certainly has 8 bits and no transparency.
 
@@ -448,97 +356,10 @@ def is_plain(head: bytes) -> bool:
     return depth <= 8 and colour in (0, 2, 3) and pixels > 0 and head.find(b"tRNS", 0, pixels) < 0
 
 
-def type_range(dtype: np.dtype[Any]) -> tuple[float, float]:
-    """The values that become 0 and 255 if no range was measured or set."""
-    return (0.0, 1.0) if dtype.kind == "f" else (0.0, 65535.0)
-
-
-def _straight(values: np.ndarray, low: float, high: float) -> np.ndarray:
-    scaled = np.subtract(values, low, dtype=np.float64)
-    scaled *= 255.0 / (high - low)
-    np.rint(scaled, out=scaled)
-    np.clip(scaled, 0, 255, out=scaled)
-    return np.asarray(scaled, dtype=np.uint8)
-
-
-@lru_cache(maxsize=8)
-def _table(low: float, high: float) -> np.ndarray:
-    """The result of :func:`_straight` for each 16-bit value."""
-    return _straight(np.arange(65536), low, high)
-
-
-def _bands(image: Image.Image) -> list[tuple[int, int, int, int]]:
-    """Cut a picture into boxes of full width, to limit the memory for intermediate results."""
-    rows = max(1, BAND_PIXELS // image.width)
-    return [(0, y, image.width, min(y + rows, image.height)) for y in range(0, image.height, rows)]
-
-
-def _in_bands(image: Image.Image, convert: Callable[[Image.Image], Image.Image]) -> Image.Image:
-    """``convert`` a picture to RGB, band by band if it is large."""
-    bands = _bands(image)
-    if len(bands) == 1:
-        return convert(image)
-    whole = Image.new("RGB", image.size)
-    for box in bands:
-        whole.paste(convert(image.crop(box)), box)
-    return whole
-
-
 def may_be_turned(image: Image.Image) -> bool:
     """Whether the picture may have an EXIF orientation. Reading it takes as long as decoding a small JPEG."""
     plain = image.format in ("JPEG", "PNG", "GIF", "BMP", "PPM")
     return not plain or any(key in image.info for key in ("exif", "xmp", "XML:com.adobe.xmp"))
-
-
-def fit_image(image: Image.Image, size: tuple[int, int], fit: Fit) -> Image.Image:
-    """Resize an RGB picture to ``size``, antialiased. A picture of that size is returned unchanged.
-
-    Args:
-        image: in mode RGB.
-        size: height, width in pixels.
-        fit: ``pad`` scales to fit within and centres on black; ``crop`` scales to cover and keeps the
-            centre; ``squash`` changes the aspect ratio.
-    """
-    height, width = size
-    if image.size == (width, height):
-        return image
-    if fit == "squash":
-        return image.resize((width, height), Image.Resampling.BILINEAR)
-    ratios = (width / image.width, height / image.height)
-    scale = min(ratios) if fit == "pad" else max(ratios)
-    if fit == "pad":
-        scaled = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
-        canvas = Image.new("RGB", (width, height))
-        inner = image.resize(scaled, Image.Resampling.BILINEAR)
-        canvas.paste(inner, ((width - scaled[0]) // 2, (height - scaled[1]) // 2))
-        return canvas
-    # The part to keep, in source pixels. Resizing only this part avoids a huge intermediate picture.
-    kept = (width / scale, height / scale)
-    left, top = max(0.0, (image.width - kept[0]) / 2), max(0.0, (image.height - kept[1]) / 2)
-    box = (left, top, min(left + kept[0], image.width), min(top + kept[1], image.height))
-    return image.resize((width, height), Image.Resampling.BILINEAR, box=box)
-
-
-def fit_pixels(
-    picture: Picture, size: tuple[int, int], fit: Fit, rendering: Rendering | None = None
-) -> np.ndarray:
-    """Render a decoded picture and bring it to ``size``, the network's input: uint8 [height, width, 3].
-
-    Args:
-        picture: from :func:`load_picture` or :func:`decode`.
-        size: height, width in pixels.
-        fit: see :func:`fit_image`.
-        rendering: None renders by the picture's type.
-    """
-    picture = (rendering or BY_TYPE).rgb(picture)
-    if isinstance(picture, np.ndarray):
-        if picture.shape[:2] == size:
-            return picture
-        picture = Image.fromarray(picture)
-    return np.asarray(fit_image(picture, size, fit))
-
-
-BY_TYPE = Rendering()
 
 
 def as_data_address(pixels: np.ndarray, *, lossless: bool = False) -> str:
@@ -546,31 +367,3 @@ def as_data_address(pixels: np.ndarray, *, lossless: bool = False) -> str:
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "WEBP", quality=80, method=4, lossless=lossless)
     return f"data:image/webp;base64,{base64.b64encode(buffer.getvalue()).decode()}"
-
-
-@dataclass(frozen=True)
-class Preprocessing:
-    """How a picture becomes the network's input; stored with the weights.
-
-    Attributes:
-        size: height, width in pixels.
-        fit: how other aspect ratios are handled, see :func:`fit_image`.
-        mean, std: mean and standard deviation of each channel, for pixels in [0, 1].
-        range, background: see :class:`Rendering`.
-    """
-
-    size: tuple[int, int]
-    fit: Fit
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    range: tuple[float, float] | None = None
-    background: tuple[int, int, int] = WHITE
-
-    @property
-    def rendering(self) -> Rendering:
-        """How decoded pictures become 8-bit RGB."""
-        return Rendering(self.range, self.background)
-
-    def pixels(self, picture: Picture) -> np.ndarray:
-        """Render and resize a decoded picture of any mode and size: uint8 [height, width, 3]."""
-        return fit_pixels(picture, self.size, self.fit, self.rendering)

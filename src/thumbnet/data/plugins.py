@@ -15,7 +15,7 @@ from importlib import import_module
 from importlib.util import find_spec
 from typing import IO
 
-from thumbnet.errors import printable
+from thumbnet.errors import MissingPluginError, UnknownFormatError, printable
 
 HEAD_BYTES = 512
 MAX_JPEG_HEADER = 1 << 20  # how many bytes to search for a JPEG's frame header
@@ -220,9 +220,21 @@ def _load(kind: Kind) -> bool:
     return True
 
 
-def reason(stream: IO[bytes]) -> str:
-    """Why Pillow cannot read the picture at the current position of ``stream``, and what to do."""
+def refusal(stream: IO[bytes], name: str) -> UnknownFormatError:
+    """The error for a picture, at the current position of ``stream``, that Pillow cannot read."""
     head = stream.read(HEAD_BYTES)
+    kind = kind_of(head)
+    if kind is not None and kind.package and not installed(kind) and not _in_pillow(kind):
+        return MissingPluginError(name, kind.name, kind.package)
+    return UnknownFormatError(name, _reason(head, stream))
+
+
+def _in_pillow(kind: Kind) -> bool:
+    return kind is AVIF and find_spec("PIL._avif") is not None  # a build of Pillow may lack it
+
+
+def _reason(head: bytes, stream: IO[bytes]) -> str:
+    """Why Pillow cannot read a picture that begins with ``head``, and what to do; ``stream`` has the rest."""
     if head.startswith(b"\xff\xd8"):
         special = _special_jpeg(head + stream.read(MAX_JPEG_HEADER))
         return special or UNKNOWN
@@ -235,9 +247,9 @@ def reason(stream: IO[bytes]) -> str:
     kind = kind_of(head)
     if kind is None:
         return UNKNOWN
-    if kind is AVIF and find_spec("PIL._avif"):  # a build of Pillow may lack it
+    if _in_pillow(kind):
         return f"{kind.name}, but Pillow cannot read it: it is damaged or unusual"
-    if installed(kind):
+    if kind.package:
         return f"{kind.name}, but the plug-in {kind.package} cannot read it: it is damaged or unusual"
     return f"{kind.name}; {kind.advice}"
 

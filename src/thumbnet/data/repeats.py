@@ -50,12 +50,14 @@ class Repeats:
         conflicts: groups of equal pictures with different labels.
         repeated: by split, how many pictures repeat an earlier picture of the same split.
         copied_classes: classes that are copies of another class.
+        copies: pairs (first, later) for each picture that repeats another one of the same split.
     """
 
     leaks: tuple[tuple[Place, Place], ...]
     conflicts: tuple[tuple[Place, ...], ...]
     repeated: dict[str, int]
     copied_classes: tuple[CopiedClass, ...]
+    copies: tuple[tuple[Place, Place], ...] = ()
 
 
 def picture_digests(images: np.ndarray) -> np.ndarray:
@@ -135,22 +137,27 @@ def find_repeats(digests: Mapping[str, np.ndarray], labels: Mapping[str, np.ndar
     def place(at: int) -> Place:
         return Place(names[split[at]], int(index[at]))
 
+    def by_later(pair: tuple[Place, Place]) -> tuple[int, int]:
+        return names.index(pair[1].split), pair[1].index
+
     leaks: list[tuple[Place, Place]] = []
     conflicts: list[tuple[Place, ...]] = []
+    copies: list[tuple[Place, Place]] = []
     starts = np.flatnonzero(np.diff(group[order], prepend=-1))
     ends = np.append(starts[1:], len(order))
     several = ends - starts > 1
     for start, end in zip(starts[several].tolist(), ends[several].tolist(), strict=True):
         members = order[start:end]
         leaks += [(place(members[0]), place(at)) for at in members[split[members] != split[members[0]]]]
+        for one in np.unique(split[members]):
+            same = members[split[members] == one]
+            copies += [(place(same[0]), place(at)) for at in same[1:]]
         known = label[members][label[members] >= 0]
         if len(known) and (known != known[0]).any():
             conflicts.append(tuple(place(at) for at in members))
     again = np.flatnonzero(np.bincount(group)[group] > 1)  # pictures that occur more than once
     numbers, where, of = group[again], split[again], label[again]
-    repeated = {
-        name: int((where == at).sum() - len(np.unique(numbers[where == at]))) for at, name in enumerate(names)
-    }
+    repeated = {name: sum(later.split == name for _, later in copies) for name in names}
     copied = [
         one
         for at, name in enumerate(names)
@@ -159,10 +166,11 @@ def find_repeats(digests: Mapping[str, np.ndarray], labels: Mapping[str, np.ndar
         )
     ]
     return Repeats(
-        tuple(sorted(leaks, key=lambda pair: (names.index(pair[1].split), pair[1].index))),
+        tuple(sorted(leaks, key=by_later)),
         tuple(sorted(conflicts, key=lambda places: (names.index(places[0].split), places[0].index))),
         repeated,
         tuple(copied),
+        tuple(sorted(copies, key=by_later)),
     )
 
 

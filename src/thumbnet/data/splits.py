@@ -10,7 +10,7 @@ import stat
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Self
@@ -303,7 +303,7 @@ class ArraySplit(Split):
 
     Args:
         images: uint8, uint16, int32 or floats. Other integers and booleans are converted to one of these. A
-            :class:`thumbnet.data.images.Rendering` turns them into 8-bit RGB.
+            :class:`thumbnet.data.rendering.Rendering` turns them into 8-bit RGB.
         labels: int [N].
         prefix: the start of each picture's name, which is ``prefix[number]``.
         numbers: the pictures' positions in the whole array, int [N], if these are a part of it.
@@ -390,6 +390,11 @@ def _as_pictures(images: np.ndarray, name: str) -> np.ndarray:
     least, most = (int(images.min()), int(images.max())) if images.size else (0, 0)
     fits = np.iinfo(np.int32).min <= least and most <= np.iinfo(np.int32).max
     return images.astype(np.int32 if fits else np.float64)
+
+
+def group_name(group: str) -> str:
+    """The name of a picture's group as people know it; empty for a picture that is a group of its own."""
+    return "" if group.startswith("\0") else group
 
 
 def file_stamp(path: str, label: int, size: int) -> bytes:
@@ -488,7 +493,8 @@ class Data:
         notes: what the user should know, such as files that were skipped. A note that begins with
             ``warning: `` means that the result may be wrong.
         groups: each picture's group, str [N], by split, if pictures belong together (those of one person, for
-            example). Held-out splits take whole groups.
+            example). Held-out splits take whole groups. A picture that belongs to no other has a group that
+            begins with a zero byte, see :func:`group_name`.
         set_aside: the splits that thumbnet split off ``train``, as opposed to the source's own.
         corrected: what corrections of labels changed; None if there were none.
         settings: the settings by which :func:`thumbnet.load_data` read and split the data, so that a run can
@@ -552,6 +558,26 @@ class Data:
         if name not in self.splits:
             raise DataError(f"{printable(self.source)} has no split {name!r}, only {', '.join(self.splits)}")
         return self.splits[name]
+
+    def groups_of(self, name: str, part: Split) -> np.ndarray | None:
+        """Each picture's group, str [N]; None if the split has no groups.
+
+        Args:
+            name: the name of the split.
+            part: the split, or a part of it, such as the pictures that can be read. Pictures are found by
+                their names.
+        """
+        groups, whole = self.groups.get(name), self.splits[name]
+        if groups is None or len(part) == len(whole):
+            return groups
+        of_name = {whole.name(index): group for index, group in enumerate(groups.tolist())}
+        return np.array([of_name[part.name(index)] for index in range(len(part))], dtype=object)
+
+    def with_parts(self, parts: Mapping[str, Split]) -> Data:
+        """The same data, of which each split is only a part; the groups follow their pictures."""
+        groups = {name: self.groups_of(name, part) for name, part in parts.items()}
+        known = {name: found for name, found in groups.items() if found is not None}
+        return replace(self, splits={**self.splits, **parts}, groups={**self.groups, **known})
 
     def measured_split(self) -> str:
         """The name of the split to measure on: ``test``, else ``val``, else all pictures."""

@@ -15,7 +15,8 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
-from thumbnet.data.images import ALPHA_MODES, BY_TYPE, Picture, Rendering, is_deep, is_plain, with_alpha
+from thumbnet.data.images import Picture, is_plain
+from thumbnet.data.rendering import ALPHA_MODES, BY_TYPE, Rendering, is_deep, with_alpha
 from thumbnet.data.splits import ArraySplit, Split
 from thumbnet.errors import UnreadableImageError, printable
 from thumbnet.recipes.settings import AUTO, BACKGROUNDS, DataSettings

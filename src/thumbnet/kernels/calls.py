@@ -10,11 +10,17 @@ from torch import Tensor
 from thumbnet.kernels.library import load_kernels
 
 MAX_CHANNELS = 4096  # as in vectors.h
+_STRIDED = "strided"  # the first word of the names of kernels that are in a library of their own
 
 
 def available() -> bool:
-    """Whether the kernels are loaded."""
+    """Whether the kernels can run."""
     return load_kernels() is not None
+
+
+def strided_available() -> bool:
+    """Whether the kernels of stride 2 can run, which are a library of their own."""
+    return load_kernels(strided=True) is not None
 
 
 def applies(x: Tensor) -> bool:
@@ -42,7 +48,7 @@ def call(name: str, *arguments: Tensor | int | None) -> None:
     Raises:
         MemoryError: the kernel could not allocate its scratch memory. It has written no result.
     """
-    library = load_kernels()
+    library = load_kernels(strided=name.startswith(_STRIDED))
     assert library is not None
     pointers = [ctypes.c_void_p(a.data_ptr()) if isinstance(a, Tensor) else a for a in arguments]
     if library[name](*pointers, torch.get_num_threads()):

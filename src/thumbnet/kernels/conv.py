@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from thumbnet.kernels.calls import MAX_CHANNELS, applies
+from thumbnet.kernels.calls import MAX_CHANNELS, applies, strided_available
 from thumbnet.kernels.library import has_tiles
 from thumbnet.kernels.strided import StridedConv, strided_pays
 from thumbnet.kernels.tiles import MIN_PICTURES, TileConv
@@ -50,7 +50,13 @@ def uses_winograd(x: Tensor, conv: Conv3x3, pool: int = 1) -> bool:
 
 def uses_strided(x: Tensor, conv: Conv3x3) -> bool:
     """Whether to convolve ``x`` with Winograd's algorithm for stride 2."""
-    return _fits(x, conv) and not has_tiles() and conv.stride[0] == 2 and strided_pays(x, conv.weight)
+    return (
+        _fits(x, conv)
+        and not has_tiles()
+        and conv.stride[0] == 2
+        and strided_pays(x, conv.weight)
+        and strided_available()
+    )
 
 
 def uses_tiles(x: Tensor, conv: Conv3x3, pool: int = 1) -> bool:

@@ -5,6 +5,8 @@ write to, and loaded only if the user owns the folder and the library and nobody
 Otherwise every process compiles its own library in a private folder, and :func:`why_not_kept` gives the
 reason. If the kernels cannot run at all, their reference implementations in PyTorch run instead, and
 :func:`why_off` gives the reason.
+
+Nothing here needs PyTorch, so that gcc can work while PyTorch is imported.
 """
 
 from __future__ import annotations
@@ -18,20 +20,20 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
-
-import torch
 
 from thumbnet.files import cache_folder, clear_leftovers
 
 SOURCES = tuple(sorted(Path(__file__).parent.glob("*.[ch]")))
 UNITS = tuple(path for path in SOURCES if path.suffix == ".c")
 _INSTRUCTIONS = ("avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512bf16", "amx-tile", "amx-bf16")
-FLAGS = ("-O3", "-shared", "-fPIC", "-fopenmp", *(f"-m{name}" for name in _INSTRUCTIONS))
+FLAGS = ("-O3", "-fPIC", "-fopenmp", *(f"-m{name}" for name in _INSTRUCTIONS))
 _SEAL = 32  # bytes of a SHA-256
 _COMPILING = ".compiling-"  # prefix of the folders of unfinished compilations
+_LONGEST = 120  # seconds that gcc may take
 _ARCH_PRCTL, _REQUEST, _TILE_DATA = 158, 0x1023, 18  # how to ask Linux on x86-64 for tiles: arch_prctl(2)
 
 
@@ -45,16 +47,34 @@ class _Kernels:
     why_not_kept: str | None = None
 
 
-_loaded: _Kernels | None = None
+_loaded: dict[bool, _Kernels] = {}  # by ``strided``
 _loading = threading.Lock()
 
 
-def load_kernels() -> ctypes.CDLL | None:
+def load_kernels(strided: bool = False) -> ctypes.CDLL | None:
     """The compiled kernels; None if they cannot run (see :func:`why_off`).
 
-    The first call loads them. If they are not in the cache, it compiles them first, which takes seconds.
+    The first call loads them. If they are not in the cache, it compiles them first, which takes seconds. The
+    convolutions of stride 2 for processors without matrix tiles are a library of their own, ``strided``,
+    because they take a third of that time, and the fastest networks have none.
     """
-    return _kernels().library
+    return _kernels(strided).library
+
+
+def compile_ahead() -> None:
+    """Compile the kernels into the cache, unless they are there; :func:`load_kernels` waits for the end.
+
+    The library is not loaded: PyTorch must load its OpenMP first. Errors are not reported here, because
+    :func:`load_kernels` meets them again.
+    """
+    compiler = shutil.which("gcc")
+    if _obstacle() is not None or compiler is None:
+        return
+    with _loading, suppress(OSError, subprocess.SubprocessError):
+        units = needed_units(_tiles_granted())
+        folder, name = _checked_folder(), _name(compiler, units)
+        if not (folder / name).exists():
+            _compile_whole(compiler, units, folder, name)
 
 
 def has_tiles() -> bool:
@@ -74,22 +94,17 @@ def why_not_kept() -> str | None:
 
 def forget() -> None:
     """Forget the loaded kernels, so that the next call loads them again. For tests."""
-    global _loaded
-    _loaded = None
+    _loaded.clear()
 
 
-def multiplies_bf16() -> bool:
-    """Whether the processor can multiply bfloat16, with matrix tiles (AMX) or vectors (AVX-512 BF16)."""
-    return torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
-
-
-def needed_units(tiles: bool) -> tuple[Path, ...]:
-    """The C files that a processor needs, with matrix tiles or without.
-
-    Winograd's algorithm takes three quarters of the time to compile, and is not used with tiles.
-    """
-    unused = ("winograd.c", "strided.c") if tiles else ("tile_conv.c", "tile_gradient.c")
-    return tuple(path for path in UNITS if path.name not in unused)
+def needed_units(tiles: bool, strided: bool = False) -> tuple[Path, ...]:
+    """The C files of a library, for a processor with matrix tiles or without."""
+    if strided:
+        names = {"strided.c"}
+    else:
+        convolutions = {"tile_conv.c", "tile_gradient.c"} if tiles else {"winograd.c"}
+        names = {"augment.c", "norm.c", *convolutions}
+    return tuple(path for path in UNITS if path.name in names)
 
 
 def compile_library(
@@ -97,32 +112,39 @@ def compile_library(
 ) -> None:
     """Compile kernels into the shared library ``target``: all of them, or those in ``units``.
 
+    The files are compiled at the same time, in a temporary folder beside ``target``.
+
     Raises:
         subprocess.SubprocessError: the compiler fails, or takes more than two minutes.
-        OSError: the compiler cannot be started.
+        OSError: the compiler cannot be started, or the folder cannot be written.
     """
-    _run([compiler, *FLAGS, *extra_flags, "-o", str(target), *map(str, units)])
+    with tempfile.TemporaryDirectory(dir=target.parent, ignore_cleanup_errors=True) as place:
+        objects = [str(Path(place) / f"{unit.stem}.o") for unit in units]
+        flags = [*FLAGS, *extra_flags]
+        _run_together(
+            [compiler, *flags, "-c", "-o", made, str(unit)] for made, unit in zip(objects, units, strict=True)
+        )
+        _run_together([[compiler, *flags, "-shared", "-o", str(target), *objects]])
 
 
-def _kernels() -> _Kernels:
-    global _loaded
-    if _loaded is None:
+def _kernels(strided: bool = False) -> _Kernels:
+    if strided not in _loaded:
         with _loading:  # two threads may get here at the same time
-            if _loaded is None:
-                _loaded = _load()
-    return _loaded
+            if strided not in _loaded:
+                _loaded[strided] = _load(strided)
+    return _loaded[strided]
 
 
-def _load() -> _Kernels:
+def _load(strided: bool) -> _Kernels:
     off = _obstacle()
     compiler = shutil.which("gcc")
     if off is None and compiler is None:
         off = "there is no gcc to compile them: install gcc and start again"
     if off is not None or compiler is None:
         return _Kernels(why_off=off)
-    tiles = torch.cpu._is_amx_tile_supported() and _ask_for_tiles()
+    tiles = _tiles_granted()
     try:
-        library, why_not_kept = _kept_or_private(compiler, needed_units(tiles))
+        library, why_not_kept = _kept_or_private(compiler, needed_units(tiles, strided))
     except subprocess.CalledProcessError as error:
         lines = (error.stderr or b"").decode(errors="replace").splitlines()
         reason = lines[0] if lines else f"exit status {error.returncode}"
@@ -136,24 +158,33 @@ def _obstacle() -> str | None:
     """Why the kernels cannot run here even if gcc could compile them; None if they can."""
     if os.environ.get("THUMBNET_KERNELS", "1") == "0":
         return "THUMBNET_KERNELS=0"
-    if not multiplies_bf16():
-        return "this processor has neither AVX-512 BF16 nor AMX"
     if sys.platform != "linux":
         return f"they need Linux, and this is {sys.platform}"
+    if not _instructions() & {"amx_tile", "avx512_bf16"}:
+        return "this processor has neither AVX-512 BF16 nor AMX"
     return None
 
 
+def _instructions() -> set[str]:
+    """The instruction sets of the first processor, as Linux calls them."""
+    return {name for line in _processor() if line.startswith("flags") for name in line.split()}
+
+
+def _tiles_granted() -> bool:
+    """Whether there are matrix tiles. A process gets their registers from Linux only on request."""
+    return "amx_tile" in _instructions() and _ask_for_tiles()
+
+
 def _ask_for_tiles() -> bool:
-    """Ask Linux for the registers of matrix tiles, which a process gets only on request."""
     request = map(ctypes.c_long, (_ARCH_PRCTL, _REQUEST, _TILE_DATA))
     return int(ctypes.CDLL(None).syscall(*request)) == 0
 
 
 def _kept_or_private(compiler: str, units: Sequence[Path]) -> tuple[ctypes.CDLL, str | None]:
     """The library from the cache and None; or a library for this process alone, and the reason."""
-    name = f"kernels-{_digest(compiler, units)}.so"
+    name = _name(compiler, units)
     try:
-        return _kept(compiler, units, cache_folder() / "kernels", name), None
+        return _kept(compiler, units, name), None
     except OSError as error:
         why = str(error)
     with tempfile.TemporaryDirectory(prefix="thumbnet-kernels-") as private:
@@ -161,16 +192,28 @@ def _kept_or_private(compiler: str, units: Sequence[Path]) -> tuple[ctypes.CDLL,
         return _load_checked(Path(private), name), why
 
 
-def _kept(compiler: str, units: Sequence[Path], folder: Path, name: str) -> ctypes.CDLL:
-    """The library ``name`` from ``folder``. It is compiled if it is missing or damaged.
+def _checked_folder() -> Path:
+    """The libraries' folder in the cache, made if it is missing.
+
+    Raises:
+        PermissionError: another user owns it, or can write to it.
+        OSError: it cannot be made.
+    """
+    folder = cache_folder() / "kernels"
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(mode=0o700, exist_ok=True)
+    _check_owner(folder, folder.stat())
+    return folder
+
+
+def _kept(compiler: str, units: Sequence[Path], name: str) -> ctypes.CDLL:
+    """The library ``name`` from the cache. It is compiled if it is missing or damaged.
 
     Raises:
         PermissionError: another user owns the folder or the library, or can write to it.
         OSError: the folder cannot be written, or the library cannot be loaded.
     """
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    folder.mkdir(mode=0o700, exist_ok=True)
-    _check_owner(folder, folder.stat())
+    folder = _checked_folder()
     if (folder / name).exists():
         try:
             return _load_checked(folder, name)
@@ -237,19 +280,43 @@ def _check_owner(path: Path, status: os.stat_result) -> None:
         raise PermissionError(f"other users can write to {path} (mode {mode:o}): chmod go-w {path}")
 
 
-def _digest(compiler: str, units: Sequence[Path]) -> str:
-    """16 hexadecimal digits that depend on the sources, the flags, the compiler and the processor."""
+def _name(compiler: str, units: Sequence[Path]) -> str:
+    """The name of a library: 16 of its digits depend on sources, flags, compiler and processor."""
     headers = [path for path in SOURCES if path.suffix == ".h"]
     sources = [(path.name, path.read_bytes()) for path in (*units, *headers)]
-    described = repr((sources, FLAGS, _run([compiler, "--version"]), _processor()))
-    return hashlib.sha256(described.encode()).hexdigest()[:16]
+    asked = subprocess.run([compiler, "--version"], check=True, capture_output=True, timeout=_LONGEST)
+    described = repr((sources, FLAGS, asked.stdout, _processor()))
+    return f"kernels-{hashlib.sha256(described.encode()).hexdigest()[:16]}.so"
 
 
 def _processor() -> list[str]:
-    """The lines with the model and the instruction sets of the first processor, from Linux."""
-    first = Path("/proc/cpuinfo").read_text("utf-8", errors="replace").split("\n\n")[0]
+    """The lines with the model and the instruction sets of the first processor, from Linux; or none."""
+    try:
+        first = Path("/proc/cpuinfo").read_text("utf-8", errors="replace").split("\n\n")[0]
+    except OSError:  # a container may hide it
+        return []
     return [line for line in first.splitlines() if line.startswith(("model name", "flags"))]
 
 
-def _run(command: list[str]) -> bytes:
-    return subprocess.run(command, check=True, capture_output=True, timeout=120).stdout
+def _run_together(commands: Iterable[list[str]]) -> None:
+    """Run commands at the same time; if one fails, end the others.
+
+    Raises:
+        subprocess.CalledProcessError: a command failed; ``stderr`` is what it wrote.
+        subprocess.TimeoutExpired: a command took too long.
+        OSError: a command cannot be started.
+    """
+    with ExitStack() as stack:  # closes the pipes, and waits for the processes
+        running: list[subprocess.Popen[bytes]] = []
+        try:
+            for command in commands:
+                process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+                running.append(stack.enter_context(process))
+            for process in running:
+                _, written = process.communicate(timeout=_LONGEST)
+                if process.returncode:
+                    raise subprocess.CalledProcessError(process.returncode, process.args, stderr=written)
+        except BaseException:
+            for process in running:
+                process.kill()
+            raise

@@ -201,7 +201,7 @@ int backward_sums(const bf16 *dy, const bf16 *pooled, const bf16 *y, bf16 *dz, c
 }
 
 /* Computes dx [N, H, W, C] from dz [N, H/pool, W/pool, C]: scale * dz + slope * pooled + base at the maximum
- * of each window, and 0 elsewhere. Returns DONE. */
+ * of each window, and 0 elsewhere. With pool 1, dx may be dz. Returns DONE. */
 int backward(const bf16 *dz, const bf16 *pooled, const uint8_t *which, bf16 *dx, const float *scale,
              const float *slope, const float *base, int N, int H, int W, int C, int pool, int threads) {
     const int h = H / pool, w = W / pool;

@@ -133,7 +133,10 @@ class _NormAct(torch.autograd.Function):
             sum_over_processes(sums)
         slope = -scale.double() * inverse.square() * (sums[1] - mean * sums[0]) / ctx.positions
         base = -scale.double() * sums[0] / ctx.positions - slope * mean
-        dx, slope, base = empty(*ctx.shape), slope.float(), base.float()
+        # Without pooling, dz can become dx in its place: the memory need not be fetched anew.
+        own_dz = ctx.act != "none" and not ctx.adds
+        dx = dz if ctx.pool == 1 and own_dz else empty(*ctx.shape)
+        slope, base = slope.float(), base.float()
         shape = (count, height, width, channels)
         call("backward", dz, pooled, which, dx, scale, slope, base, *shape, ctx.pool)
         return dx, dweight.float(), dbias, dz if ctx.adds else None, None, None, None

@@ -408,6 +408,7 @@ typedef struct {
 INLINE void convolve_tiles(const Convolution *job, long first, int count, bf16 *v, float *m) {
     const int places = job->map.down * job->map.across;
     const int inputs = job->inputs, outputs = job->outputs, wide = job->wide, CO = job->outputs_there;
+    const int pairs = (job->pictures.channels + 1) / 2; /* of inputs that are not padding */
     const size_t v_point = job->v_point, m_point = job->m_point;
     int counts[POINTS] = {0}; /* how many of the tiles so far have this point */
     Tile tiles[TILES];
@@ -435,7 +436,7 @@ INLINE void convolve_tiles(const Convolution *job, long first, int count, bf16 *
                 for (int t = 0; t < counts[p]; t += ROWS) /* products of rows past the end are ignored */
                     multiply(m + p * m_point + t * wide + c, wide,
                              (const int32_t *)(v + p * v_point + t * inputs), inputs / 2, 1, b,
-                             b + 16 * inputs, inputs / 2, 0);
+                             b + 16 * inputs, pairs, 0);
             }
         for (int t = 0; t < count; t++)
             for (int c = 0; c < wide && o + c < CO; c += 16) {

@@ -42,7 +42,7 @@ from thumbnet.recipes.networks import (
     is_module,
     is_timm,
 )
-from thumbnet.recipes.own_code import failing, import_module, import_object, path_of
+from thumbnet.recipes.own_code import failing, import_module, import_object, layout_hint, path_of
 from thumbnet.recipes.settings import ModelSettings
 
 Builder = Callable[..., nn.Module]
@@ -341,11 +341,9 @@ def _check_forward(
 
 def _hint(text: str) -> str:
     """What may help against an exception with the message ``text`` in the code of a network."""
-    if "view size is not compatible" in text:
-        return ". Pictures are stored in channels_last order: use flatten or reshape instead of view"
     if "shapes cannot be multiplied" in text or "size mismatch" in text:
         return (
             ". If the network accepts only one size, train at that size (--image-size), and never at a "
             "smaller one (--set schedule.small_until=0)"
         )
-    return ""
+    return layout_hint(text)

@@ -2,8 +2,8 @@
 
 Every exported graph takes pixels, uint8 [B, height, width, 3] with any B from 1, and returns logits,
 float32 [B, classes]. Normalisation is part of the graph. Resizing is not: the metadata holds ``size`` and
-``fit``, and :class:`thumbnet.data.images.Preprocessing` resizes accordingly, as in training. The exception is
-``onnx-any-size``: its graph also resizes, and takes one picture of any size, see
+``fit``, and :class:`~thumbnet.data.rendering.Preprocessing` resizes accordingly, as in training. The
+exception is ``onnx-any-size``: its graph also resizes, and takes one picture of any size, see
 :mod:`thumbnet.publish.onnx_resize`.
 """
 
@@ -29,8 +29,8 @@ from thumbnet.classifiers.base import Classifier, SplitLogits
 from thumbnet.classifiers.labels import labels_above, log_probabilities
 from thumbnet.classifiers.onnx_classifier import INPUT, METADATA, OUTPUT, OnnxClassifier
 from thumbnet.classifiers.torch_classifier import Predictor
-from thumbnet.data.images import Preprocessing
 from thumbnet.data.multilabel import MultiLabelSplit
+from thumbnet.data.rendering import Preprocessing
 from thumbnet.data.splits import ArraySplit, Data, Progress, Split
 from thumbnet.errors import (
     DataError,

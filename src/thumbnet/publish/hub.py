@@ -18,22 +18,22 @@ from thumbnet.recipes.networks import code_options, is_timm
 from thumbnet.recipes.recipe import Recipe
 from thumbnet.reports.summary import (
     NOTHING_MEASURED,
-    OPTIMISTIC,
     describe_calibration,
     describe_continued,
+    describe_measured_groups,
     describe_stop,
     ended_early,
     epochs_before,
     headline_name,
-    is_optimistic,
+    optimism,
     own_epochs,
 )
 from thumbnet.runs.folder import Run
 from thumbnet.runs.weights import WEIGHTS_NAME, hub_reason, import_hub, read_weights, weights_content
 from thumbnet.runs.weights_info import public_name
+from thumbnet.sources.known_names import HUB
 from thumbnet.version import __version__
 
-PREFIX = "hf:"
 AS_THEY_ARE = ("environment.json", "metrics.jsonl", "metrics.csv")
 LISTED_CLASSES = 100
 MEASURED = """The accuracy was measured only on the split above. Expect a lower accuracy on pictures
@@ -114,7 +114,7 @@ def push(run: Run, repository: str, *, private: bool = False, licence: str | Non
         RunError: the run is not complete, or the Hub refuses the upload or cannot be reached.
         MissingExtraError: huggingface_hub is not installed.
     """
-    hub, name = import_hub(), repository.removeprefix(PREFIX)
+    hub, name = import_hub(), repository.removeprefix(HUB)
     card = model_card(run, name, licence)
     api = hub.HfApi(library_name="thumbnet", library_version=__version__)
     add = hub.CommitOperationAdd
@@ -181,7 +181,7 @@ def model_card(run: Run, name: str, licence: str | None = None) -> str:
         library_name="thumbnet",
         pipeline_tag="image-classification",
         tags=["image-classification", "thumbnet", recipe.model.name],
-        datasets=[data.removeprefix(PREFIX)] if data.startswith(PREFIX) else None,
+        datasets=[data.removeprefix(HUB)] if data.startswith(HUB) else None,
         model_name=name.rpartition("/")[2],
         eval_results=_eval_results(hub, summary, data),
     )
@@ -193,7 +193,7 @@ def model_card(run: Run, name: str, licence: str | None = None) -> str:
     return CARD.format(
         metadata=metadata.to_yaml(),
         title=name.rpartition("/")[2],
-        use=_use(PREFIX + name, info.model.name, label_card.USE if info.multilabel else ANSWER),
+        use=_use(HUB + name, info.model.name, label_card.USE if info.multilabel else ANSWER),
         trained=_how_trained(run, recipe),
         network=f"{recipe.model.name} of {parameters:,} parameters",
         what=label_card.what_it_does(size, classes) if info.multilabel else what,
@@ -274,7 +274,7 @@ def _eval_results(hub: Any, summary: dict[str, Any], data: str) -> list[Any] | N
     return [
         hub.EvalResult(
             task_type="image-classification",
-            dataset_type=data.removeprefix(PREFIX),
+            dataset_type=data.removeprefix(HUB),
             dataset_name=data,
             dataset_split=summary["split"],
             metric_type=headline_name(summary),
@@ -302,8 +302,9 @@ def _results(run: Run, summary: dict[str, Any]) -> str:
     elif summary["tta"] != "none" and summary.get("accuracy_plain") is not None:
         lines.append(f"| {split} | {100 * summary['accuracy_plain']:.2f} % | | | none |")
     scored = [line for line in run.metrics if f"{split}_accuracy" in line]
-    if is_optimistic(summary):
-        chosen = f"The {split} {headline_name(summary)} is {OPTIMISTIC}."
+    optimistic = {measure: f"The {split} {measure} is {why}." for measure, why in optimism(run).items()}
+    if headline_name(summary) in optimistic:
+        chosen = optimistic[headline_name(summary)]
     elif summary["kept_by"] == "best on val":
         chosen = f"The best epoch was chosen on a separate split; {split} was measured once."
     else:
@@ -311,7 +312,10 @@ def _results(run: Run, summary: dict[str, Any]) -> str:
         chosen = f"The last epoch was kept; {split} was measured {when}."
     stop = describe_stop(summary)
     calibration = describe_calibration(summary)
+    grouped = describe_measured_groups(summary)
     sentences = [f"One training, seed {run.recipe.seed}.", chosen]
+    sentences += [f"{grouped[0].upper()}{grouped[1:]}."] if grouped else []
+    sentences += [optimistic["F1"]] if "F1" in optimistic else []
     sentences += [f"The training {stop}."] if stop else []
     sentences += [f"{calibration[0].upper()}{calibration[1:]}."] if calibration else []
     notes = [*(summary.get("repeats") or {}).get("lines", ()), *summary.get("warnings", ())]

@@ -1,6 +1,6 @@
 """Resize a picture of any size to the network's pixels, with nodes of an ONNX graph.
 
-The nodes compute what :func:`thumbnet.data.images.fit_image` does with Pillow: bilinear resizing with
+The nodes compute what :func:`thumbnet.data.rendering.fit_image` does with Pillow: bilinear resizing with
 antialiasing, that is, a triangle filter that widens as the picture shrinks. Pillow resizes horizontally
 first, uses 22-bit fixed-point weights, and rounds to 8 bits after each direction. ONNX's own ``Resize`` can
 antialias, but it rounds only once and cannot crop at fractions of a pixel. Here, each direction is a product
@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from thumbnet.classifiers.onnx_classifier import PICTURE
-from thumbnet.data.images import Preprocessing
+from thumbnet.data.rendering import Preprocessing
 
 STEPS = float(1 << 22)  # a weight of 1 in fixed point, as in Pillow
 
@@ -93,7 +93,7 @@ def _picture_to_pixels(new: _Nodes, preprocessing: Preprocessing, output: str) -
 
 
 def _levels(new: _Nodes, low: float, high: float) -> str:
-    """Scale values to levels of 0 to 255, like :meth:`thumbnet.data.images.Rendering.levels`."""
+    """Scale values to levels of 0 to 255, like :meth:`thumbnet.data.rendering.Rendering.levels`."""
     above = new.add("Sub", new.cast(PICTURE, np.float64), new.constant(low))
     scaled = new.add("Round", new.add("Mul", above, new.constant(255.0 / (high - low))))
     return new.add("Clip", scaled, new.constant(0.0), new.constant(255.0))

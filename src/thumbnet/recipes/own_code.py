@@ -51,13 +51,12 @@ def import_module(name: str, fault: type[OwnCodeError] = OwnCodeError) -> Module
     importlib.invalidate_caches()  # in case the module was only just written
     try:
         return importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        if error.name is None or not f"{name}.".startswith(f"{error.name}."):
-            raise fault(f"cannot import the module {name}: {described(error)}") from error
-        raise fault(
-            f"there is no Python module {error.name}, neither in {here} nor among the installed packages"
-        ) from None
     except Exception as error:
+        missing = error.name if isinstance(error, ModuleNotFoundError) else None
+        if missing is not None and f"{name}.".startswith(f"{missing}."):
+            raise fault(
+                f"there is no Python module {missing}, neither in {here} nor among the installed packages"
+            ) from None
         raise fault(f"cannot import the module {name}: {described(error)}") from error
 
 
@@ -101,3 +100,15 @@ def described(error: BaseException) -> str:
                 where = f" ({frame.filename}, line {frame.lineno})"
                 break
     return f"{type(error).__name__}: {text}{where}"
+
+
+def type_and_shape(tensor: Any) -> str:
+    """A tensor's type and shape, such as ``float32 [8, 10]``."""
+    return f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"
+
+
+def layout_hint(text: str) -> str:
+    """A hint for :func:`failing` in code that sees pictures; empty if ``text`` is about something else."""
+    if "view size is not compatible" not in text:
+        return ""
+    return ". Pictures are stored in channels_last order: use flatten or reshape instead of view"

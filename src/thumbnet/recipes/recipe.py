@@ -41,6 +41,7 @@ from thumbnet.recipes.settings import (
 from thumbnet.recipes.tables import build, by_key, differences, flattened, known_keys, plain, unknown_key
 
 _LONGEST = 1 << 20  # bytes of a recipe's file
+_WITHOUT_EFFECT = ("name", "description", "data.engine", "data.workers", "checkpoint")
 
 
 @dataclass(frozen=True)
@@ -178,6 +179,18 @@ def training_code(recipe: Recipe) -> tuple[str, ...]:
     functions = LOSSES.code(recipe.training.loss), AUGMENTATIONS.code(recipe.augment.custom)
     codes = [*code_options(recipe.model.name)[1:], *(code for code in functions if code is not None)]
     return tuple(word for code in dict.fromkeys(codes) for word in ("--model-code", code))
+
+
+def has_effect(key: str) -> bool:
+    """Whether a setting may change the result of a training.
+
+    >>> has_effect("optimizer.lr"), has_effect("data.workers"), has_effect("checkpoint.minutes")
+    (True, False, False)
+
+    Args:
+        key: a setting such as ``optimizer.lr``, or a whole section.
+    """
+    return key not in _WITHOUT_EFFECT and key.partition(".")[0] not in _WITHOUT_EFFECT
 
 
 def assignments_of(overrides: Iterable[str] | Mapping[str, Any]) -> list[str]:

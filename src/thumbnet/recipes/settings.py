@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from thumbnet.errors import RecipeError
+from thumbnet.invocation import command
 from thumbnet.recipes.functions import AUGMENTATIONS, CROSS_ENTROPY, LOSSES
 from thumbnet.recipes.networks import check_name, is_timm
 
@@ -27,6 +28,7 @@ STEMS = (AUTO, "small", "original")
 HEAD = "@head"  # the last layer, whatever its name is
 VECTORS = "@vectors"  # parameters with one dimension: biases, and the weights of normalisation
 MOST_TRANSLATE = 15  # pixels
+MOST_FOLDS = 20  # more would each take a training and tell little more
 LEAST_STD = 1e-6  # a millionth of the value range; below, normalised pixels would lose all precision
 SMALLEST_BATCH = 32  # `min_steps` makes batches no smaller: BatchNorm's statistics need this many pictures
 # Settings of [training] that have only this value where `training.frozen` is true.
@@ -61,8 +63,12 @@ class DataSettings:
         val_fraction: fraction of the training split to set aside as ``val``.
         test_fraction: fraction to set aside as ``test`` if the data have neither ``val`` nor ``test``. 0
             trains on all pictures and measures no accuracy.
-        split_seed: seed of both. It is separate from ``seed``, so repeated runs are tested on the same
-            pictures.
+        split_seed: seed of both and of the folds. It is separate from ``seed``, so that repeated runs are
+            tested on the same pictures.
+        folds: divide ``train`` into this many parts, 2 to 20, of which one is ``test``. ``thumbnet repeat
+            --folds`` trains with each of them. ``test_fraction`` and a ``test`` split of the data are not
+            used then. 0 for no folds.
+        fold: which of these parts is ``test``, from 1; 0 without folds.
         classes_from: which folder names a picture's class: ``top`` (the outermost below the split), ``leaf``
             (the innermost), a depth such as ``"2"``, or ``here`` (the folders in the given one are the
             classes, even if they are called train or test).
@@ -105,6 +111,8 @@ class DataSettings:
     val_fraction: float = 0.0
     test_fraction: float = 0.2
     split_seed: int = 0
+    folds: int = 0
+    fold: int = 0
     classes_from: str = "top"
     label_pattern: str = ""
     group_by: str = ""
@@ -149,6 +157,12 @@ class DataSettings:
         check(ok, "data.background", f"{known} or three numbers from 0 to 255", self.background)
         check(0 <= self.val_fraction < 1, "data.val_fraction", "a fraction in [0, 1)", self.val_fraction)
         check(0 <= self.test_fraction < 1, "data.test_fraction", "a fraction in [0, 1)", self.test_fraction)
+        ok = self.folds == 0 or 2 <= self.folds <= MOST_FOLDS
+        check(ok, "data.folds", f"0 (none) or a number from 2 to {MOST_FOLDS}", self.folds)
+        if not min(self.folds, 1) <= self.fold <= self.folds:
+            every = command("repeat", "DATA", "--folds", str(self.folds))
+            some = f"a number from 1 to {self.folds}. To train with each of these folds: {every}"
+            check(False, "data.fold", some if self.folds else "0 where data.folds is 0", self.fold)
         ok = self.classes_from in ("top", "leaf", "here") or (
             self.classes_from.isascii() and self.classes_from.isdigit() and 1 <= int(self.classes_from) <= 16
         )
@@ -169,6 +183,11 @@ class DataSettings:
         ok = not self.skip_easy or self.sampling == "uniform"
         check(ok, "data.skip_easy", "0 where data.sampling is 'balanced'", self.skip_easy)
         check(self.workers >= 1, "data.workers", "1 or more", self.workers)
+
+    @property
+    def test_fold(self) -> tuple[int, int] | None:
+        """The fold that is ``test``, from 1, and the number of folds; None without folds."""
+        return (self.fold, self.folds) if self.folds else None
 
     def given(self, *keys: str) -> list[str]:
         """Those of ``keys`` that do not have their default value."""

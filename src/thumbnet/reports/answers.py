@@ -13,20 +13,28 @@ import numpy as np
 from thumbnet.classifiers.base import SplitLogits
 from thumbnet.classifiers.labels import labels_above, log_probabilities
 from thumbnet.data.listings import safe_name, safe_text
+from thumbnet.data.splits import group_name
 from thumbnet.files import check_new, user_path, write_with
 from thumbnet.runs.weights_info import WeightsInfo
 
 ROWS = 1000  # that are computed and written at once
 
 
-def write_answers(found: SplitLogits, info: WeightsInfo, split: str, file: str | Path) -> None:
+def write_answers(
+    found: SplitLogits,
+    info: WeightsInfo,
+    split: str,
+    file: str | Path,
+    groups: np.ndarray | None = None,
+) -> None:
     """Write a table with a row per picture of a split: its class, the network's answer, all probabilities.
 
     The table is CSV in UTF-8, written whole or not at all. Its columns are ``path`` (the picture's name in
     the data), ``split``, ``true_class``, ``class_1`` (the answer), ``probability_1``, and ``p(NAME)`` for
     each class, in the network's order. For several labels per picture they are ``path``, ``split``,
     ``true_labels``, ``labels`` (those that reach their thresholds, most probable first) and ``p(NAME)`` for
-    each label; labels that share a cell are separated by ``;``. No cell begins like a formula, see
+    each label; labels that share a cell are separated by ``;``. If the pictures have groups, ``group`` comes
+    after ``split``; it is empty for a picture that is a group of its own. No cell begins like a formula, see
     :mod:`thumbnet.data.listings`.
 
     Args:
@@ -35,6 +43,8 @@ def write_answers(found: SplitLogits, info: WeightsInfo, split: str, file: str |
         info: the network's description, :attr:`Classifier.info`.
         split: the name of the split.
         file: the table, a new file.
+        groups: the group of each picture of ``found``, str [N], see
+            :meth:`thumbnet.data.splits.Data.groups_of`.
 
     Raises:
         RunError: ``file`` exists or cannot be written.
@@ -42,17 +52,20 @@ def write_answers(found: SplitLogits, info: WeightsInfo, split: str, file: str |
     place = user_path(file)
     check_new(place)
     answer = ["true_labels", "labels"] if info.multilabel else ["true_class", "class_1", "probability_1"]
-    head = ["path", "split", *answer, *(safe_text(f"p({name})") for name in info.class_names)]
+    grouped = [] if groups is None else ["group"]
+    head = ["path", "split", *grouped, *answer, *(safe_text(f"p({name})") for name in info.class_names)]
     cells_of = _labels if info.multilabel else _classes
 
     def write(stream: IO[bytes]) -> None:
         stream.write(_as_lines([head]))
         for start in range(0, len(found.labels), ROWS):
             stop = min(start + ROWS, len(found.labels))
-            names = [safe_name(found.split.name(index)) for index in range(start, stop)]
+            names = [[safe_name(found.split.name(index)), safe_text(split)] for index in range(start, stop)]
+            if groups is not None:
+                for name, group in zip(names, groups[start:stop].tolist(), strict=True):
+                    name.append(safe_text(group_name(str(group))))
             cells = cells_of(found, info, start, stop)
-            rows = [[name, safe_text(split), *row] for name, row in zip(names, cells, strict=True)]
-            stream.write(_as_lines(rows))
+            stream.write(_as_lines([[*name, *row] for name, row in zip(names, cells, strict=True)]))
 
     write_with(place, write)
 

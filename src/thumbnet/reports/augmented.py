@@ -11,7 +11,7 @@ from thumbnet.batches.batches import TrainBatches
 from thumbnet.batches.decoding import surveyed
 from thumbnet.batches.engines import CPU, MemoryEngine, as_labels
 from thumbnet.batches.statistics import Normalise
-from thumbnet.data.images import Preprocessing, fit_pixels
+from thumbnet.data.rendering import Preprocessing, fit_pixels
 from thumbnet.data.splits import Data
 from thumbnet.data.survey import choose_rendering
 from thumbnet.errors import DataError, UnreadableImageError

@@ -38,7 +38,7 @@ def _headline(run: Run, metrics: Sequence[dict[str, Any]]) -> str:
     figure, axes = _by_epoch(f"{name}, %")
     for split in ("val", "test"):
         _plot_known(axes, metrics, f"{split}_{key}", 100, color=BLUE, label=split)
-    draw_accuracies(axes, run.summary, metrics, ORANGE, BLUE)
+    draw_accuracies(axes, run.summary, metrics, ORANGE, BLUE, skips=run.recipe.data.skip_easy > 0)
     _add_legend(axes)
     return finished(figure, f"{_title(name)} over {len(metrics)} epochs")
 

@@ -10,17 +10,18 @@ import json
 import math
 import statistics
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from thumbnet.errors import MissingExtraError, RunError, printable
+from thumbnet.errors import MissingExtraError, RecipeError, RunError, printable
 from thumbnet.files import user_path
 from thumbnet.invocation import command
-from thumbnet.recipes.recipe import Recipe
+from thumbnet.recipes.recipe import Recipe, has_effect
 from thumbnet.recipes.settings import SMALLEST_BATCH
 from thumbnet.recipes.tables import flattened
-from thumbnet.reports.summary import ended_early, headline_key
+from thumbnet.reports.summary import ended_early, headline_key, headline_name, of_split, optimism
 from thumbnet.runs.finding import FINAL_RUN, is_finished, is_run, is_search, no_run
 from thumbnet.runs.folder import CORRECTIONS_NAME, Run, without_length
 
@@ -35,13 +36,14 @@ class Group:
     Attributes:
         name: the recipe's name, with a number if several recipes share it.
         runs: the runs, in the order given.
-        accuracies: their final accuracies on the split that the runs report; empty if nothing was measured.
+        accuracies: their final accuracies on ``split``; empty if nothing was measured.
             For runs on pictures with several labels, these are values of mAP.
         repeated: further runs with the seed and the result of one of ``runs``, such as a run that was named
             twice. They are no further samples, so they do not count.
         settings: the settings in which the groups differ, with this group's values. Keys are the recipe's,
             such as ``optimizer.lr``; ``minutes``, the given time; ``fingerprint``, a digest of the data; and
             ``ended``, the step at which the user ended the training and the number of planned steps.
+        split: the split whose accuracies are compared; None for the one that each run reports.
     """
 
     name: str
@@ -49,6 +51,7 @@ class Group:
     accuracies: tuple[float, ...]
     repeated: tuple[Run, ...] = ()
     settings: Mapping[str, Any] = field(default_factory=dict)
+    split: str | None = None
 
     @property
     def mean(self) -> float:
@@ -63,7 +66,11 @@ class Group:
     @property
     def balanced_accuracies(self) -> list[float | None]:
         """The balanced accuracy of each run; None with several labels, and in runs of earlier versions."""
-        return [run.summary.get("balanced_accuracy") for run in self.runs]
+        return [self.summary_of(run).get("balanced_accuracy") for run in self.runs]
+
+    def summary_of(self, run: Run) -> dict[str, Any]:
+        """The summary of a run of the group, with the measures of ``split``."""
+        return _summary(run, self.split)
 
 
 @dataclass(frozen=True)
@@ -126,9 +133,10 @@ class _Measured:
     data: str | None
 
     @classmethod
-    def by(cls, run: Run) -> _Measured:
-        settings = run.settings
-        return cls(run.summary["split"], settings.get("measured_fingerprint"), settings.get("fingerprint"))
+    def by(cls, run: Run, split: str | None) -> _Measured:
+        settings, reported = run.settings, run.summary["split"]
+        key = "measured_fingerprint" if split in (None, reported) else "val_fingerprint"
+        return cls(split or reported, settings.get(key), settings.get("fingerprint"))
 
     def like(self, other: _Measured) -> bool:
         """Whether these are the same pictures, with the same labels."""
@@ -139,12 +147,16 @@ class _Measured:
         return self.pictures == other.pictures
 
 
-def comparable_runs(paths: Sequence[str | Path]) -> tuple[list[Run], list[LeftOut]]:
+def comparable_runs(paths: Sequence[str | Path], split: str | None = None) -> tuple[list[Run], list[LeftOut]]:
     """Open those runs that can be compared with each other.
 
     Others are left out, because ``runs/*`` names whatever is there: folders and files that hold no run, runs
-    that are not complete, and runs that were measured on other pictures or labels than most. The folder of a
-    search stands for its final training.
+    that are not complete, and runs that were measured on other pictures or labels than most, or not on
+    ``split``. The folder of a search stands for its final training.
+
+    Args:
+        paths: folders of runs, and anything else.
+        split: the split to compare by, ``test`` or ``val``; by default the one that each run reports.
 
     Returns:
         the runs, in the order given, and what was left out.
@@ -158,7 +170,11 @@ def comparable_runs(paths: Sequence[str | Path]) -> tuple[list[Run], list[LeftOu
     for path in map(user_path, paths):
         folder = path / FINAL_RUN if is_search(path) else path
         if is_finished(folder):
-            complete.append(Run(folder))
+            run = Run(folder)
+            if of_split(run.summary, split) is None:
+                left_out[path] = _not_measured(run, str(split))
+            else:
+                complete.append(run)
         elif is_search(path):
             left_out[path] = f"its search is not complete. Continue it: {command('tune', '--resume', path)}"
         elif len(paths) == 1 or not path.exists():
@@ -169,20 +185,21 @@ def comparable_runs(paths: Sequence[str | Path]) -> tuple[list[Run], list[LeftOu
             left_out[path] = "it is not a run's folder"
     if not complete:
         lines = [f"  {printable(str(path))}: {why}" for path, why in left_out.items()]
-        raise RunError("there is no complete run to compare:\n" + "\n".join(lines))
-    runs, others = _divide(complete)
+        by = "" if split is None else f" by {split}"
+        raise RunError(f"there is no complete run to compare{by}:\n" + "\n".join(lines))
+    runs, others = _divide(complete, split)
     if others and len(runs) == 1:
         raise RunError(others[0].reason)
     return runs, [*(LeftOut(path, why) for path, why in left_out.items()), *others]
 
 
-def _divide(runs: Sequence[Run]) -> tuple[list[Run], list[LeftOut]]:
+def _divide(runs: Sequence[Run], split: str | None) -> tuple[list[Run], list[LeftOut]]:
     """Divide runs into those that were measured on the same pictures and labels as most, and the others.
 
     Raises:
         RunError: a run is not complete.
     """
-    measured = [_Measured.by(run) for run in runs]
+    measured = [_Measured.by(run, split) for run in runs]
     counts = {one: sum(one.like(other) for other in measured) for one in dict.fromkeys(measured)}
     if not counts:
         return [], []
@@ -213,15 +230,55 @@ def _asked(recipe: Recipe) -> dict[str, Any]:
     return described
 
 
-def _described(run: Run) -> dict[str, Any]:
-    """The settings, data, time and early end of a run: runs that agree in all of these are repetitions."""
-    minutes = run.settings.get("minutes")
-    described = run.recipe.to_dict() if minutes is None else _asked(run.recipe)
-    for key in ("seed", "name", "description"):
-        described.pop(key, None)
+def _described(run: Run, followed: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """The settings, data, time and early end of a run: runs that agree in all of these are repetitions.
+
+    Settings that change no result are left out. A run that continues another one has the description of that
+    run in place of its path, so those that continue repetitions are repetitions as well.
+
+    Args:
+        run: a complete run.
+        followed: the runs that continue it: folders that were replaced may name each other in a circle.
+    """
+    settings = run.settings
+    minutes = settings.get("minutes")
+    described = _with_effect(run.recipe.to_dict() if minutes is None else _asked(run.recipe))
+    continued = _continued(settings)
+    if continued is not None and continued.path.resolve() not in followed:
+        with suppress(RunError, RecipeError):  # a damaged one is compared by its path
+            before = _described(continued, (*followed, run.path.resolve()))
+            earlier = continued.recipe
+            described["training"]["init"] = json.dumps(before, sort_keys=True)
+            subset_seed = earlier.seed if earlier.data.subset_seed is None else earlier.data.subset_seed
+            if described["data"].get("subset_seed") == subset_seed:
+                del described["data"]["subset_seed"]  # --more-epochs has set it
+    described.pop("seed", None)
     stop = ended_early(run.summary)
     ended = None if stop is None else [stop["step"], stop["planned_steps"]]
-    return described | {"minutes": minutes, "fingerprint": run.settings.get("fingerprint"), "ended": ended}
+    return described | {"minutes": minutes, "fingerprint": settings.get("fingerprint"), "ended": ended}
+
+
+def _with_effect(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """A recipe's settings without those that change no result."""
+    return {
+        section: {key: one for key, one in values.items() if has_effect(f"{section}.{key}")}
+        if isinstance(values, dict)
+        else values
+        for section, values in settings.items()
+        if has_effect(section)
+    }
+
+
+def _continued(settings: Mapping[str, Any]) -> Run | None:
+    """The run that one with these ``settings`` continues; None if it continues no other, or that is gone."""
+    continued = settings.get("continues")
+    if continued is None:
+        return None
+    try:
+        found = Path(continued["run"])
+        return Run(found) if is_finished(found) else None
+    except OSError:  # no permission to look there, or a name that is too long
+        return None
 
 
 def _flat(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -264,7 +321,7 @@ def _differing(runs: Sequence[Run]) -> list[dict[str, Any]]:
     return [{key: one.get(key) for key in keys} for one in used]
 
 
-def group_runs(runs: Sequence[Run]) -> list[Group]:
+def group_runs(runs: Sequence[Run], split: str | None = None) -> list[Group]:
     """Group runs that differ only in the seed, in the order of the groups' first runs.
 
     Runs that were trained on different pictures or labels are in different groups. So are runs that the user
@@ -272,10 +329,15 @@ def group_runs(runs: Sequence[Run]) -> list[Group]:
     clock decides; see :func:`_asked`. In a group, a seed counts once, unless its results differ, as they may
     on another device.
 
+    Args:
+        runs: complete runs.
+        split: the split to compare by, ``test`` or ``val``; by default the one that each run reports.
+
     Raises:
-        RunError: a run is not complete, or the runs were measured on different pictures or labels.
+        RunError: a run is not complete or was not measured on ``split``, or the runs were measured on
+            different pictures or labels.
     """
-    _, others = _divide(runs)
+    _, others = _divide(runs, split)
     if others:
         raise RunError(others[0].reason)
     members: dict[str, list[Run]] = {}
@@ -295,14 +357,39 @@ def group_runs(runs: Sequence[Run]) -> list[Group]:
         samples: dict[tuple[int, float | None], Run] = {}
         repeated = []
         for run in same:
-            sample = run.recipe.seed, run.summary[headline_key(run.summary)]
+            summary = _summary(run, split)
+            sample = run.recipe.seed, summary[headline_key(summary)]
             if sample in samples:
                 repeated.append(run)
             else:
                 samples[sample] = run
         accuracies = tuple(float(value) for _, value in samples if value is not None)
-        groups.append(Group(label, tuple(samples.values()), accuracies, tuple(repeated), settings))
+        groups.append(Group(label, tuple(samples.values()), accuracies, tuple(repeated), settings, split))
     return groups
+
+
+def _summary(run: Run, split: str | None) -> dict[str, Any]:
+    """The summary of a run with the measures of ``split``.
+
+    Raises:
+        RunError: the run was not measured on it.
+    """
+    found = of_split(run.summary, split)
+    if found is None:
+        raise RunError(f"{run.path}: {_not_measured(run, str(split))}")
+    return found
+
+
+def _not_measured(run: Run, split: str) -> str:
+    """Say why the result of a run on ``split`` is not known."""
+    if split != "val":
+        return f"its data have no {split} split"
+    if "val" in run.summary or run.summary["split"] is None:
+        return "its data have no val split. Train with one: --val-fraction 0.1"
+    evaluate = command("evaluate", run.path, "--split", "val")
+    return (
+        f"an earlier version of thumbnet trained it, which kept no result on val. To measure it: {evaluate}"
+    )
 
 
 def _why_not(first: Run, second: Run) -> str:
@@ -316,6 +403,14 @@ def _why_not(first: Run, second: Run) -> str:
             f"{lacks.path} was not measured, because its data have no test split, so it cannot be compared "
             f"with {has.path}: train it again with a test split"
         )
+    fold, other_fold = first.recipe.data.test_fold, second.recipe.data.test_fold
+    if fold is not None and other_fold is not None and fold != other_fold:
+        again = command("repeat", "DATA", "--folds", str(fold[1]))
+        return (
+            f"{first.path} and {second.path} were measured on different folds of their data, so their "
+            f"accuracies cannot be compared. The command that trained them ({again} ...) measures all folds "
+            "together"
+        )
     why = (
         f"{first.path} and {second.path} were measured on different pictures or labels, so their "
         "accuracies cannot be compared"
@@ -326,6 +421,22 @@ def _why_not(first: Run, second: Run) -> str:
         measure = command("evaluate", plain.path, "--labels", changed.path / CORRECTIONS_NAME)
         why += f".\nTo measure {plain.path} with the corrected labels of {changed.path}: {measure}"
     return why
+
+
+def optimistic_lines(groups: Sequence[Group]) -> list[str]:
+    """Sentences that say whether the accuracies are optimistic, and why.
+
+    See :func:`~thumbnet.reports.summary.optimism`.
+    """
+    found: dict[str, None] = {}
+    for group in groups:
+        for run in group.runs:
+            summary = group.summary_of(run)
+            split, measure = summary["split"], headline_name(summary)
+            why = optimism(run, split).get(measure)
+            if why is not None:
+                found[f"{split} {measure}: {why}."] = None
+    return list(found)
 
 
 def spreads(group: Group, *, intervals: bool = True) -> dict[str, Spread]:

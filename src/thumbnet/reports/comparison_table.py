@@ -8,16 +8,17 @@ from typing import Any
 
 from thumbnet.data import listings
 from thumbnet.errors import printable
-from thumbnet.reports.comparison import Group, Spread
+from thumbnet.reports.comparison import Group, Spread, optimistic_lines
 
 _NAMES = {"map": "mAP", "accuracy": "accuracy", "balanced_accuracy": "balanced accuracy"}
 
 
 def as_csv(groups: Sequence[Group], measures: Sequence[Mapping[str, Spread]]) -> str:
-    """One row per group: name, settings that differ, number of runs, and for each measure four columns.
+    """One row per group: name, settings that differ, number of runs, split, and the measures.
 
-    These are mean, standard deviation (``_sd``), and the ends of the mean's 95 % interval (``_low``,
-    ``_high``), as shares. A cell is empty if a single run, or a missing library, leaves it unknown.
+    A measure has four columns: mean, standard deviation (``_sd``), and the ends of the mean's 95 % interval
+    (``_low``, ``_high``), as shares. A cell is empty if a single run, or a missing library, leaves it
+    unknown.
 
     Args:
         groups: as :func:`~thumbnet.reports.comparison.group_runs` returns them.
@@ -25,12 +26,12 @@ def as_csv(groups: Sequence[Group], measures: Sequence[Mapping[str, Spread]]) ->
     """
     keys, names = _columns(groups, measures)
     parts = ("mean", "sd", "low", "high")
-    head = ["group", *keys, "runs", *(f"{name}_{part}" for name in names for part in parts)]
+    head = ["group", *keys, "runs", "split", *(f"{name}_{part}" for name in names for part in parts)]
     rows: list[list[str | float]] = []
     for group, measured in zip(groups, measures, strict=True):
         row: list[str | float] = [listings.safe_text(group.name)]
         row += [_cell(group.settings.get(key)) for key in keys]
-        row.append(len(group.runs))
+        row += [len(group.runs), _split(group)]
         for name in names:
             row += _numbers(measured.get(name))
         rows.append(row)
@@ -38,13 +39,15 @@ def as_csv(groups: Sequence[Group], measures: Sequence[Mapping[str, Spread]]) ->
 
 
 def as_markdown(groups: Sequence[Group], measures: Sequence[Mapping[str, Spread]]) -> str:
-    """The same table in Markdown: ``91.00 ± 1.00 (88.52 to 93.48)`` in per cent, and what that means.
+    """The same table in Markdown: ``91.00 ± 1.00 (88.52 to 93.48)`` in per cent.
+
+    Below it stands what that means, and whether the results are optimistic.
 
     Args:
         groups, measures: as for :func:`as_csv`.
     """
     keys, names = _columns(groups, measures)
-    split = groups[0].runs[0].summary["split"]
+    split = _split(groups[0])
     heads = ["recipe", *keys, "runs", *(f"{split} {_NAMES[name]} (%)" for name in names)]
     rows = []
     for group, measured in zip(groups, measures, strict=True):
@@ -58,7 +61,12 @@ def as_markdown(groups: Sequence[Group], measures: Sequence[Mapping[str, Spread]
         *map(_line, rows),
     ]
     note = "Mean ± standard deviation over the runs (95 % confidence interval of the mean, Student's t)."
-    return "\n".join([*lines, "", note]) + "\n"
+    return "\n".join([*lines, "", " ".join([note, *optimistic_lines(groups)])]) + "\n"
+
+
+def _split(group: Group) -> str:
+    """The split that the measures of a group are of; empty if nothing was measured."""
+    return str(group.summary_of(group.runs[0])["split"] or "")
 
 
 def _columns(

@@ -152,7 +152,13 @@ def confusion_figure(evaluation: Evaluation, title: str) -> Figure:
 
 
 def draw_accuracies(
-    axes: Any, summary: dict[str, Any], metrics: Sequence[dict[str, Any]], train: str, headline: str
+    axes: Any,
+    summary: dict[str, Any],
+    metrics: Sequence[dict[str, Any]],
+    train: str,
+    headline: str,
+    *,
+    skips: bool = False,
 ) -> None:
     """Draw the training accuracy by epoch, and the run's final accuracy as a star at the kept epoch.
 
@@ -160,12 +166,14 @@ def draw_accuracies(
         axes: the matplotlib axes to draw on; the y axis is in per cent.
         summary, metrics: the run's own; runs of older versions have no training accuracy.
         train, headline: the colours of the curve and the star.
+        skips: whether epochs skipped easy pictures, so that the training accuracy is that of the others.
     """
     several = bool(summary.get("multilabel"))
     known = [line for line in metrics if line.get("train_accuracy") is not None and not several]
     if known:
         at, values = [line["epoch"] for line in known], [100 * line["train_accuracy"] for line in known]
-        label = _once(axes, "training, on augmented pictures")
+        which = "augmented pictures not skipped" if skips else "augmented pictures"
+        label = _once(axes, f"training, on {which}")
         axes.plot(at, values, marker=".", color=train, alpha=0.8, linestyle="--", label=label)
     final = summary[headline_key(summary)]
     if final is not None:
@@ -199,13 +207,15 @@ def curves_figure(groups: Sequence[Group]) -> Figure:
         style = {"color": colour, "alpha": 0.9 if count == 1 else 0.6}
         label = plain(group.name) + (f" (n = {count})" if count > 1 else "")
         for run in group.runs:
-            metrics, key = run.metrics, headline_key(run.summary)
+            summary, metrics = group.summary_of(run), run.metrics
+            key = headline_key(summary)
             split = "val" if any("val_accuracy" in line for line in metrics) else "test"
             scored = [line for line in metrics if line.get(f"{split}_{key}") is not None]
             epochs, values = [s["epoch"] for s in scored], [100 * s[f"{split}_{key}"] for s in scored]
             axes[0].plot(epochs, values, marker=".", label=label, **style)
-            axes[0].set_ylabel(f"{split} {headline_name(run.summary)}, %")
-            draw_accuracies(axes[0], run.summary, metrics, colour, colour)
+            axes[0].set_ylabel(f"{split} {headline_name(summary)}, %")
+            skips = run.recipe.data.skip_easy > 0
+            draw_accuracies(axes[0], summary, metrics, colour, colour, skips=skips)
             axes[1].plot(
                 epochs, [s.get(f"{split}_loss") for s in scored], label=_once(axes[1], split), **style
             )

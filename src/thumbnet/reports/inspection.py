@@ -11,7 +11,7 @@ import numpy as np
 from thumbnet.batches.decoding import auto_size, decode_split, some_sizes, surveyed
 from thumbnet.batches.notes import copied_notes, flat_note, is_flat, shrunk_note
 from thumbnet.batches.statistics import channel_statistics
-from thumbnet.data.images import Fit, Rendering, fit_pixels
+from thumbnet.data.rendering import Fit, Rendering, fit_pixels
 from thumbnet.data.repeats import Place, find_repeats
 from thumbnet.data.splits import Data, Progress
 from thumbnet.data.survey import choose_rendering, rendering_notes
@@ -30,6 +30,7 @@ class Inspection:
         unreadable: the name of each picture that cannot be decoded, and the reason.
         duplicates: pairs of pictures with identical pixels in two splits; each picture is (split, name).
         repeated: the number of pictures that repeat another picture of the same split.
+        repeats: pairs of such pictures, first the one that is repeated; each picture is (split, name).
         image_size: (height, width) at which mean and std were measured.
         mean, std: the mean and standard deviation of each channel over the readable training pictures, with
             values scaled to [0, 1].
@@ -44,6 +45,7 @@ class Inspection:
     unreadable: list[tuple[str, str]]
     duplicates: list[tuple[tuple[str, str], tuple[str, str]]]
     repeated: int
+    repeats: list[tuple[tuple[str, str], tuple[str, str]]]
     image_size: tuple[int, int]
     mean: tuple[float, ...]
     std: tuple[float, ...]
@@ -97,7 +99,7 @@ def inspect_data(
     Args:
         data: the data set.
         image_size: (height, width) for mean and std; None for the size that training would use.
-        fit: see :func:`thumbnet.data.images.fit_image`.
+        fit: see :func:`thumbnet.data.rendering.fit_image`.
         progress: called with the number of pictures done and their total.
         settings: the recipe's data settings: range, background and largest automatic size apply.
 
@@ -156,7 +158,8 @@ def inspect_data(
         seen.modes.most_common(),
         seen.unreadable,
         [(described(first), described(second)) for first, second in repeats.leaks],
-        sum(repeats.repeated.values()),
+        len(repeats.copies),
+        [(described(first), described(second)) for first, second in repeats.copies],
         image_size,
         mean,
         std,

@@ -22,6 +22,7 @@ from thumbnet.reports.page import check_jinja, head, left_out, render, shown_spl
 from thumbnet.reports.pictures import Album, Shown
 from thumbnet.reports.summary import (
     describe_calibration,
+    describe_groups,
     percent,
 )
 from thumbnet.runs.folder import Run
@@ -45,7 +46,9 @@ class _Mistakes:
     missed: list[Shown]
 
 
-def write_label_report(run: Run, data: Data, split: str, out: Path) -> tuple[Path, ...]:
+def write_label_report(
+    run: Run, data: Data, split: str, out: Path, *, device: str = "auto"
+) -> tuple[Path, ...]:
     """Write the report of a run atomically.
 
     Args:
@@ -53,6 +56,7 @@ def write_label_report(run: Run, data: Data, split: str, out: Path) -> tuple[Pat
         data: the run's data, with the run's splits, or others with the same labels.
         split: the name of the split to report on.
         out: the HTML file to write.
+        device: where the network computes, see :func:`thumbnet.load_classifier`.
 
     Returns:
         The files that were written.
@@ -60,11 +64,12 @@ def write_label_report(run: Run, data: Data, split: str, out: Path) -> tuple[Pat
     Raises:
         RunError: the run is not complete, or the file cannot be written.
         MissingExtraError: jinja2 or matplotlib is not installed.
+        ThumbnetError: the device is not available.
     """
     check_jinja()
     check_output(out)
     summary = run.summary
-    classifier = load_run(run.path)
+    classifier = load_run(run.path, device)
     info, splits = classifier.info, shown_splits(data)
     found = classifier.classify_split(
         data.split(split),
@@ -73,7 +78,8 @@ def write_label_report(run: Run, data: Data, split: str, out: Path) -> tuple[Pat
         batch_size=batch_size_of(run.recipe),
         on_bad_image="skip",
     )
-    evaluation = evaluate_labels(found.logits, found.labels, info.class_names, info.label_thresholds)
+    groups = data.groups_of(split, found.split)
+    evaluation = evaluate_labels(found.logits, found.labels, info.class_names, info.label_thresholds, groups)
     album = Album(info.preprocessing, out.parent)
     above = head(run, classifier, data, split, found, left_out(data, split, found.split, album))
     page = render(
@@ -86,6 +92,7 @@ def write_label_report(run: Run, data: Data, split: str, out: Path) -> tuple[Pat
         **above,
         facts=_facts(evaluation, found, split, summary, above["parameters"]),
         evaluation=evaluation,
+        grouped=describe_groups(evaluation.pictures, evaluation.groups),
         calibration=describe_calibration(summary),
         chosen=_how_chosen(info, summary, above["own_data"] and split == summary["calibrated_on"]),
         matrix=len(info.class_names) <= MATRIX_LABELS,
@@ -104,6 +111,9 @@ def _facts(
     """Names and values of the most important numbers."""
     tta = "" if found.tta == "none" else f" ({found.tta})"
     seconds = summary["seconds_total"]
+    count = f"{evaluation.pictures:,}"
+    if evaluation.groups is not None:
+        count += f" in {evaluation.groups:,} groups"
     facts = [(f"{split} mAP{tta}", "–" if math.isnan(evaluation.map) else percent(evaluation.map))]
     if evaluation.map_interval is not None:
         low, high = evaluation.map_interval
@@ -116,7 +126,7 @@ def _facts(
         ("all labels right", percent(decisions.exact_match)),
         ("wrong decisions", percent(decisions.hamming_loss)),
         ("calibration error", percent(evaluation.calibration_error)),
-        ("pictures", f"{evaluation.pictures:,}"),
+        ("pictures", count),
         ("parameters", f"{parameters:,}"),
         ("total time", f"{int(seconds // 60)}:{int(seconds % 60):02} min"),
     ]
@@ -127,7 +137,7 @@ def _how_chosen(info: WeightsInfo, summary: dict[str, Any], here: bool) -> str:
     if not info.label_thresholds:
         return "No thresholds were chosen, because there were too few held-out pictures: all are 0.5."
     source = "val" if summary["calibrated_on"] == "val" else "pictures set aside from train"
-    how = "the pictures measured here, so F1 is optimistic" if here else "not on the pictures measured here"
+    how = "the pictures measured here" if here else "not on the pictures measured here"
     return f"Thresholds were chosen for the highest F1 on {source}, {how}."
 
 

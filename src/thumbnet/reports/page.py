@@ -11,6 +11,7 @@ import math
 import os
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -28,8 +29,10 @@ from thumbnet.data.splits import Data, Progress, Split
 from thumbnet.errors import FallbackWarning, MissingExtraError, printable
 from thumbnet.evaluation import (
     CALIBRATION_BINS,
+    GroupScore,
     at_precision,
     best_f1,
+    group_scores,
     micro_average,
     one_against_rest,
     reliability_bins,
@@ -41,13 +44,13 @@ from thumbnet.reports import charts
 from thumbnet.reports.pictures import MATRIX_CLASSES, Album, Answers
 from thumbnet.reports.summary import (
     NOTHING_MEASURED,
-    OPTIMISTIC,
     are_own_data,
     describe_calibration,
     describe_continued,
+    describe_groups,
     describe_stop,
-    is_optimistic,
     lines_for_run,
+    optimism,
     short_epochs,
 )
 from thumbnet.runs.folder import Run
@@ -57,11 +60,14 @@ from thumbnet.version import __version__
 
 MISTAKES, SUSPECTS = "mistakes.csv", "suspects.csv"
 LISTED = 24  # pictures in the list of mistakes, and in the list of doubtful labels
+LISTED_GROUPS = 10
+FEWEST_GROUPS = 5  # with fewer groups of several pictures, they are not listed
 PRECISION = 0.95  # the table of thresholds says where each class reaches this precision
 SECTIONS = {
     "curves": "Learning curves",
     "confusion": "Confusion",
     "classes": "Classes",
+    "groups": "Groups",
     "thresholds": "ROC and thresholds",
     "calibration": "Calibration",
     "mistakes": "Mistakes",
@@ -75,7 +81,13 @@ SECTIONS = {
 
 
 def write_report(
-    run: Run, data: Data, split: str, out: Path, *, progress: Progress | None = None
+    run: Run,
+    data: Data,
+    split: str,
+    out: Path,
+    *,
+    device: str = "auto",
+    progress: Progress | None = None,
 ) -> tuple[Path, ...]:
     """Write the report of a run: the page, and CSV files of all mistakes and suspects.
 
@@ -88,6 +100,7 @@ def write_report(
         out: the HTML file to write. If it is ``report.html``, the lists are ``mistakes.csv`` and
             ``suspects.csv`` in the same folder; for another ``NAME.html``, ``NAME-mistakes.csv`` and
             ``NAME-suspects.csv``.
+        device: where the network computes, see :func:`thumbnet.load_classifier`.
         progress: called with the number of heat maps done and their total.
 
     Returns:
@@ -96,13 +109,14 @@ def write_report(
     Raises:
         RunError: the run is not complete, or a file cannot be written.
         MissingExtraError: jinja2 or matplotlib is not installed.
+        ThumbnetError: the device is not available.
     """
     check_jinja()
     prefix = "" if out.name == "report.html" else f"{out.stem}-"
     for name in (out.name, f"{prefix}{MISTAKES}", f"{prefix}{SUSPECTS}"):
         check_output(out.with_name(name))
     summary = run.summary
-    predictor = load_run(run.path)
+    predictor = load_run(run.path, device)
     album = Album(predictor.info.preprocessing, out.parent)
     batch_size = batch_size_of(run.recipe)
     found = predictor.classify_split(
@@ -112,7 +126,8 @@ def write_report(
         batch_size=batch_size,
         on_bad_image="skip",
     )
-    answers = Answers(predictor, found, album)
+    groups = data.groups_of(split, found.split)
+    answers = Answers(predictor, found, album, groups)
     lists = _lists(answers, split, prefix)
     parts = {
         **_thresholds(answers),
@@ -121,11 +136,15 @@ def write_report(
         **_pictures(answers, progress, batch_size),
         **_data(data, album, predictor.info.preprocessing),
         **_confusion(answers),
+        "worst_groups": _worst_groups(answers.right, groups),
     }
+    sections = dict(SECTIONS)
+    if not parts["worst_groups"]:
+        sections.pop("groups", None)
     page = render(
         "report.html",
         run,
-        sections=SECTIONS,
+        sections=sections,
         summary=summary,
         data=data,
         split=split,
@@ -135,6 +154,7 @@ def write_report(
         **head(run, predictor, data, split, found, left_out(data, split, found.split, album)),
         accuracy_plain=float((found.plain.argmax(axis=1) == found.labels).mean()),
         corrections=describe_corrections(summary["labels"]) if summary.get("labels") else None,
+        grouped=describe_groups(answers.evaluation.pictures, answers.evaluation.groups),
         tta=found.tta,
         epochs=short_epochs(run),
         **parts,
@@ -232,7 +252,7 @@ def head(
         or count_parameters(weights, info.model, len(info.class_names)),
         "nothing_measured": NOTHING_MEASURED if summary["accuracy"] is None else None,
         "stopped": describe_stop(summary),
-        "optimistic": OPTIMISTIC if own and is_optimistic({**summary, "split": split}) else None,
+        "optimistic": optimism(run, split) if own else {},
         "own_data": own,
         "trained_on": (own and split == "train") or any(IN_TRAINING in line for line in lines),
         "notes": [*([continued] if continued else []), *more_notes, *lines, *summary.get("warnings", ())],
@@ -292,6 +312,25 @@ def _confusion(answers: Answers) -> dict[str, Any]:
         "confusions": confusions,
         "cells": {f"{actual}-{guess}": answers.cell(actual, guess) for _, actual, guess in confusions},
     }
+
+
+def _worst_groups(right: np.ndarray, groups: np.ndarray | None) -> list[GroupScore]:
+    """The groups of several pictures that have the most mistakes beyond their share, worst first.
+
+    None are listed with fewer than ``FEWEST_GROUPS`` such groups.
+
+    Args:
+        right: whether each picture is classified correctly, bool [N].
+        groups: each picture's group, str [N]; None without groups.
+    """
+    if groups is None:
+        return []
+    several = [one for one in group_scores(right, groups) if one.pictures > 1]
+    if len(several) < FEWEST_GROUPS:
+        return []
+    return [replace(one, name=printable(one.name)) for one in several if one.accuracy < right.mean()][
+        :LISTED_GROUPS
+    ]
 
 
 def _pictures(answers: Answers, progress: Progress | None, batch_size: int) -> dict[str, Any]:

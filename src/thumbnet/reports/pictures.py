@@ -12,7 +12,8 @@ import numpy as np
 
 from thumbnet.classifiers.base import Classifier, SplitLogits
 from thumbnet.classifiers.explain import confident_classes, highlight, likely_label_errors, occlusion_map
-from thumbnet.data.images import Preprocessing, as_data_address
+from thumbnet.data.images import as_data_address
+from thumbnet.data.rendering import Preprocessing
 from thumbnet.data.splits import Data, Progress, Split
 from thumbnet.errors import UnreadableImageError, printable
 from thumbnet.evaluation import evaluate_logits, log_softmax
@@ -123,14 +124,18 @@ class Answers:
         probabilities: float64 [N, classes].
         predicted, confidence: the most probable class, int64 [N], and its probability, float64 [N].
         evaluation: the measures.
+
+    ``groups`` is each picture's group, str [N], if the pictures have groups.
     """
 
-    def __init__(self, classifier: Classifier, found: SplitLogits, album: Album) -> None:
+    def __init__(
+        self, classifier: Classifier, found: SplitLogits, album: Album, groups: np.ndarray | None = None
+    ) -> None:
         self.split, self.labels, self.names = found.split, found.labels, classifier.class_names
         self.probabilities = np.exp(log_softmax(found.logits))
         self.predicted = found.logits.argmax(axis=1)
         self.confidence = self.probabilities.max(axis=1)
-        self.evaluation = evaluate_logits(found.logits, found.labels, self.names)
+        self.evaluation = evaluate_logits(found.logits, found.labels, self.names, groups)
         self._classifier, self._album = classifier, album
 
     @property

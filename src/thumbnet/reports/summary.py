@@ -10,7 +10,8 @@ if TYPE_CHECKING:
     from thumbnet.runs.folder import Run
 
 NOTHING_MEASURED = "nothing was measured: the data have no test or val split"
-OPTIMISTIC = "optimistic, because the same pictures chose the epoch"
+FEW_GROUPS = 20  # with fewer groups of pictures, an interval that allows for them is rough
+_GROUPED = ("measured_pictures", "measured_groups")  # in the summary only if the pictures have groups
 
 
 def headline_key(summary: dict[str, Any]) -> str:
@@ -29,16 +30,91 @@ def interval_of(summary: dict[str, Any]) -> tuple[float, float] | None:
     return None if found is None else (float(found[0]), float(found[1]))
 
 
+def count_pictures(pictures: int, groups: int | None) -> str:
+    """Say how many pictures there are, and in how many groups if they have groups."""
+    return f"{pictures:,} pictures" if groups is None else f"{pictures:,} pictures in {groups:,} groups"
+
+
+def describe_groups(pictures: int | None, groups: int | None) -> str | None:
+    """Say that an interval allows for groups of pictures; None without groups.
+
+    Args:
+        pictures, groups: the numbers of pictures and of groups that were measured.
+    """
+    if pictures is None or groups is None:
+        return None
+    if groups == 1:
+        return f"all {pictures:,} pictures are in one group, which says nothing about other groups"
+    rough = "; with so few groups it is rough" if groups < FEW_GROUPS else ""
+    return (
+        f"the interval allows for {count_pictures(pictures, groups)}, because pictures of one group are not "
+        f"independent{rough}"
+    )
+
+
+def describe_measured_groups(summary: dict[str, Any]) -> str | None:
+    """Say that a run's interval allows for groups of pictures; None without groups."""
+    return describe_groups(summary.get("measured_pictures"), summary.get("measured_groups"))
+
+
+def of_split(summary: dict[str, Any], split: str | None) -> dict[str, Any] | None:
+    """A run's summary with the measures of ``split`` in place of those that it reports.
+
+    A run reports its ``test`` split if it has one, and keeps the measures of ``val`` in the entry ``val``.
+
+    Args:
+        summary: a summary.
+        split: ``test`` or ``val``; None for the split that the run reports.
+
+    Returns:
+        The summary; None if the run was not measured on ``split``.
+    """
+    if split in (None, summary["split"]):
+        return summary
+    own = summary.get("val") if split == "val" else None
+    if own is None:
+        return None
+    rest = {key: value for key, value in summary.items() if key not in _GROUPED}  # val may have no groups
+    return {**rest, **own, "split": split}
+
+
 def percent(share: float) -> str:
     """Format a share as a percentage: 0.9312 gives ``93.12 %``."""
     return f"{100 * share:.2f} %"
 
 
-def is_optimistic(summary: dict[str, Any]) -> bool:
-    """Whether the accuracy was measured on the pictures that also chose the epoch."""
+def optimism(run: Run, split: str | None = None) -> dict[str, str]:
+    """Which results of a run on one of its splits are optimistic, because its pictures also chose something.
+
+    Args:
+        run: a complete run.
+        split: the split; by default the one that the run reports.
+
+    Returns:
+        For each such result, ``optimistic, because the same pictures chose`` and what they chose. Keys are
+        the name of the run's main measure (the epoch, and the settings of a search), ``F1`` for several
+        labels (the thresholds) and ``calibration error`` (the temperature).
+    """
+    summary, searched = run.summary, run.settings.get("search") or {}
+    split = summary["split"] if split is None else split
+    found: dict[str, str] = {}
+    if split is None:
+        return found
+    chosen = ["the epoch"] if split == "val" and _val_chose_the_epoch(summary) else []
+    chosen += ["the settings"] if searched.get("judged_on") == split else []
+    if chosen:
+        found[headline_name(summary)] = " and ".join(chosen)
+    if summary.get("calibrated_on") == split:
+        if summary.get("multilabel"):
+            found["F1"] = "the thresholds"
+        found["calibration error"] = "the temperature"
+    return {measure: f"optimistic, because the same pictures chose {what}" for measure, what in found.items()}
+
+
+def _val_chose_the_epoch(summary: dict[str, Any]) -> bool:
+    """Whether ``val`` chose the epoch whose weights were kept, or the one after which the training ended."""
     by_val = summary.get("stopped_early") is not None and ended_early(summary) is None
-    chosen = summary["kept_by"] == "best on val" or by_val
-    return bool(summary["split"] == "val" and chosen)
+    return bool(summary["kept_by"] == "best on val" or by_val)
 
 
 def are_own_data(run: Run, data: Data) -> bool:
@@ -105,8 +181,10 @@ def describe_calibration(summary: dict[str, Any]) -> str | None:
     if "temperature" not in summary:
         return None
     if summary["calibrated_on"] is None:
-        count = summary["calibration_pictures"]
+        count, known = summary["calibration_pictures"], summary.get("calibration_known", 0)
         why = f"{count} pictures are too few" if count else "no pictures were set aside for it"
+        if known:
+            why = f"the initial weights were trained on {known:,} of the {known + count:,} pictures for it"
         return f"probabilities are not calibrated: {why}"
     text = (
         f"calibrated on {summary['calibration_pictures']:,} pictures "
@@ -116,7 +194,9 @@ def describe_calibration(summary: dict[str, Any]) -> str | None:
     if summary["calibration_error"] is None:
         return text
     before, after = summary["calibration_error_before"], summary["calibration_error"]
-    return f"{text}, {summary['split']} calibration error {percent(before)} before, {percent(after)} after"
+    text += f", {summary['split']} calibration error {percent(before)} before, {percent(after)} after"
+    same = summary["calibrated_on"] == summary["split"]
+    return f"{text} (on the same pictures, so it is optimistic)" if same else text
 
 
 def lines_for_run(run: Run, predictor: Classifier, data: Data, split: str, found: SplitLogits) -> list[str]:

@@ -2,7 +2,7 @@
 
 A network remembers the labels that it was trained on, even wrong ones, so it cannot judge them. The run's own
 network classifies only the pictures that it was not trained on. Its training pictures are divided into folds
-(:mod:`thumbnet.reviewing.folds`), and for each fold, a network is trained with the run's recipe on the
+(:mod:`thumbnet.data.folds`), and for each fold, a network is trained with the run's recipe on the
 other folds. The probabilities of each fold are kept in the run's folder:
 
 ```text
@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import hashlib
 import time
+import warnings
 import zipfile
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -36,27 +37,29 @@ from thumbnet.batches.prepare import Prepared, prepare
 from thumbnet.classifiers.logits import collect_logits
 from thumbnet.classifiers.temperature import calibrated, fit_temperature
 from thumbnet.classifiers.torch_classifier import Predictor
-from thumbnet.data.images import Preprocessing
+from thumbnet.data.folds import fold_numbers, joined
+from thumbnet.data.rendering import Preprocessing
 from thumbnet.data.repeats import number_pictures, picture_digests
 from thumbnet.data.splits import ArraySplit, Data, Split
-from thumbnet.errors import RunError, ThumbnetError, memory_guard
+from thumbnet.errors import FallbackWarning, RunError, ThumbnetError, memory_guard
 from thumbnet.evaluation import log_softmax
 from thumbnet.files import make_folder, write_with
 from thumbnet.hardware import compute_dtype, deterministic
+from thumbnet.recipes.networks import is_timm
 from thumbnet.recipes.recipe import Recipe
 from thumbnet.recipes.settings import AUTO
-from thumbnet.reviewing.folds import fold_numbers, joined
 from thumbnet.runs.any_weights import read_any_weights
+from thumbnet.runs.data import source_name
 from thumbnet.runs.finding import ways_on
 from thumbnet.runs.folder import Run
 from thumbnet.runs.weights import find_weights
 from thumbnet.runs.weights_info import public_name
 from thumbnet.seeds import derive_seed
-from thumbnet.sources.load import where_again
+from thumbnet.training.build import build_state
+from thumbnet.training.continue_run import Beginning, beginning
 from thumbnet.training.fit import StepResult
 from thumbnet.training.linear import train_epochs
 from thumbnet.training.schedules import pixels_after
-from thumbnet.training.state import build_state
 
 FOLDS = 3
 FOLDER = "scores"
@@ -124,7 +127,8 @@ def score_pictures(
             folds that are finished are kept.
 
     Raises:
-        RunError: the run is not complete, or has several labels per picture.
+        RunError: the run is not complete, or has several labels per picture, or it is not known what it began
+            with (see :func:`fold_recipe`).
         ThumbnetError: ``folds`` is 1 or negative.
         DivergedError, OutOfMemoryError: see :func:`thumbnet.training.fit.fit`.
     """
@@ -135,6 +139,11 @@ def score_pictures(
             f"{run.path} is not finished, so its labels cannot be reviewed yet. "
             f"{ways_on(run.path, 'First finish')}"
         )
+    if folds:
+        _beginning(run)  # raises its error before anything is decoded
+        if beginning(run) is None:
+            text = f"{_gone(run)}: the networks of the folds begin with random ones"
+            warnings.warn(text, FallbackWarning, stacklevel=2)
     with deterministic(), memory_guard("this computer", "scoring the pictures", "Close other programs"):
         return _Scorer(run, data, folds, device, progress or (lambda state: None)).scores()
 
@@ -239,7 +248,12 @@ class _Scorer:
         digest = hashlib.blake2b(
             f"{_VERSION} {self.folds} {self.data.fingerprint()}".encode(), digest_size=16
         )
-        for part in (weights, self.run.recipe.to_toml().encode(), self.numbers.tobytes()):
+        parts = [weights, self.run.recipe.to_toml().encode(), self.numbers.tobytes()]
+        continues = self.folds and self.run.settings.get("continues")
+        began = _beginning(self.run) if continues else Beginning()
+        if began != Beginning():  # else as in earlier versions, whose scores are still valid
+            parts.append(str(began).encode())
+        for part in parts:
             digest.update(hashlib.blake2b(part).digest())
         if self.digests is not None:
             digest.update(self.digests.tobytes())
@@ -332,21 +346,28 @@ def fold_recipe(run: Run, source: str, number: int) -> Recipe:
     """The run's recipe with a seed of its own for each fold's network, and nothing learned from that fold.
 
     If the run began with weights that were trained on the same data, the fold's network begins with random
-    ones instead. A run that continues another one is trained for the epochs of both. A plan for a given time
-    (``--minutes``) becomes a number of epochs.
+    ones instead. A run that continues another one is trained for the epochs of both, from what the first one
+    began with. A plan for a given time (``--minutes``) becomes a number of epochs.
 
     Args:
         run: the run.
         source: the source of its data.
         number: the fold, from 1.
+
+    Raises:
+        RunError: only the last layer was trained, on features that were learned from the same data; or a run
+            that the run continues is gone, and the network is one of timm.
     """
     recipe = run.recipe.without_plan()
-    training, schedule = recipe.training, recipe.schedule
+    model, training, schedule = recipe.model, recipe.training, recipe.schedule
     continued = run.settings.get("continues")
     if isinstance(continued, dict):
-        training = replace(training, init="", epochs=training.epochs + int(continued["epochs"]))
-        schedule = replace(schedule, begin_at=0.0)
-    elif training.init and _was_trained_on(training.init, source):
+        began = _beginning(run)
+        model = replace(model, pretrained=began.pretrained)
+        epochs = training.epochs + int(continued["epochs"])
+        training = replace(training, init=began.init, epochs=epochs)
+        schedule = replace(schedule, begin_at=0.0, head_first=began.head_first)
+    if training.init and _was_trained_on(training.init, source):
         if training.frozen:
             raise RunError(
                 f"the features of {run.path} come from {training.init}, which was trained on the same "
@@ -354,8 +375,31 @@ def fold_recipe(run: Run, source: str, number: int) -> Recipe:
                 "review them with a run of another recipe"
             )
         training = replace(training, init="")
+        schedule = replace(schedule, head_first=0.0)  # random layers have nothing that has to be kept
     seed = derive_seed(recipe.seed, "fold", number)
-    return replace(recipe, seed=seed, training=training, schedule=schedule)
+    return replace(recipe, seed=seed, model=model, training=training, schedule=schedule)
+
+
+def _beginning(run: Run) -> Beginning:
+    """What a run began with. Random weights are assumed if a run that it continues is gone.
+
+    Raises:
+        RunError: it is gone, and the network is one of timm. Those usually begin with pretrained weights.
+    """
+    found = beginning(run)
+    if found is None and is_timm(run.recipe.model.name):
+        raise RunError(
+            f"{_gone(run)}. {run.recipe.model.name} usually begins with pretrained weights, and without them "
+            "it is too weak to judge the labels. Put the run back where it was, or train none: --folds 0"
+        )
+    return found or Beginning()
+
+
+def _gone(run: Run) -> str:
+    return (
+        f"{run.path} continues {run.settings['continues']['run']}. That run, or one that it continues, is no "
+        "longer there, so it is not known which weights the training began with"
+    )
 
 
 def _was_trained_on(weights: str, source: str) -> bool:
@@ -364,7 +408,7 @@ def _was_trained_on(weights: str, source: str) -> bool:
     They hold only the name of the data, so other data of the same name count as the same.
     """
     info = read_any_weights(find_weights(weights)).info
-    return info is not None and info.source == public_name(where_again(source) or source)
+    return info is not None and info.source == source_name(source)
 
 
 def _probabilities(logits: np.ndarray) -> np.ndarray:

@@ -23,7 +23,8 @@ from PIL import Image
 from pydantic import BaseModel, ConfigDict, ValidationError
 from starlette.concurrency import run_in_threadpool
 
-from thumbnet.data.images import Picture, Rendering
+from thumbnet.data.images import Picture
+from thumbnet.data.rendering import Rendering
 from thumbnet.errors import FailedReadError, RunError, ThumbnetError, UnreadableImageError, printable
 from thumbnet.reviewing.session import Item, Review
 from thumbnet.serving.protection import page_policy, protect, read_body

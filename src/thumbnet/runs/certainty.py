@@ -6,8 +6,9 @@ Imports no torch. :mod:`thumbnet.classifiers.thresholds` and :mod:`thumbnet.clas
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import chain
+from typing import Any
 
 from thumbnet.runs.fields import items, number, numbers, table, text, whole
 
@@ -48,17 +49,31 @@ class Thresholds:
         pictures: the number of these pictures.
         highest: the highest precision that they support at any threshold, 0 to 1.
         table: one threshold per precision, lowest first, without the precisions that are not supported.
+        groups: the number of groups that the pictures are in, such as patients; None if they have none.
+        confidence: the probability with which each threshold keeps its precision, 0 to 1; None in files of
+            earlier versions, which chose the lowest of many thresholds that pass a test of one.
     """
 
     split: str
     pictures: int
     highest: float
     table: tuple[Threshold, ...] = ()
+    groups: int | None = None
+    confidence: float | None = None
 
     def __post_init__(self) -> None:
         _check_share("highest precision", self.highest)
+        if self.confidence is not None:
+            _check_share("confidence", self.confidence)
         if self.pictures < 1 or any(row.accepted > self.pictures for row in self.table):
             raise ValueError(f"the thresholds rest on {self.pictures} pictures")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values, for JSON, without ``groups`` and ``confidence`` if they are None.
+
+        So old thresholds stay as they are in files of older versions.
+        """
+        return {key: value for key, value in asdict(self).items() if value is not None}
 
 
 @dataclass(frozen=True)
@@ -112,11 +127,18 @@ def thresholds_from(values: object) -> Thresholds | None:
     """
     if values is None:
         return None
-    given = table(values, "thresholds", ("split", "pictures", "highest", "table"))
+    required, newer = ("split", "pictures", "highest", "table"), ("groups", "confidence")
+    given = table(values, "thresholds", required, newer)
     rows = tuple(map(_threshold, items(given["table"], "thresholds.table")))
     pictures = whole(given["pictures"], "thresholds.pictures", 1, _MOST_PICTURES)
     highest = number(given["highest"], "thresholds.highest", 0, 1)
-    return Thresholds(text(given["split"], "thresholds.split"), pictures, highest, rows)
+    groups = given.get("groups")
+    if groups is not None:
+        groups = whole(groups, "thresholds.groups", 1, pictures)
+    confidence = given.get("confidence")
+    if confidence is not None:
+        confidence = number(confidence, "thresholds.confidence", 0, 1)
+    return Thresholds(text(given["split"], "thresholds.split"), pictures, highest, rows, groups, confidence)
 
 
 def _threshold(values: object) -> Threshold:

@@ -9,21 +9,23 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from thumbnet.data.calibration import with_calibration_split
+from thumbnet.data.calibration import KEEPS_CLASSES, with_calibration_split
 from thumbnet.data.corrections import Correction
 from thumbnet.data.held_out import NOTHING_SET_ASIDE, VAL_FRACTION, with_held_out
 from thumbnet.data.splits import Data
 from thumbnet.errors import DataError, UnusedSettingError
 from thumbnet.files import user_path
-from thumbnet.recipes.settings import DataSettings
+from thumbnet.recipes.settings import AUTO, DataSettings
 from thumbnet.runs.finding import are_gone, is_run, same_source
 from thumbnet.runs.provenance import recipe_of
-from thumbnet.runs.weights import HUB
-from thumbnet.runs.weights_info import WeightsInfo
+from thumbnet.runs.weights_info import WeightsInfo, public_name
+from thumbnet.sources.group_columns import UNUSED_GROUPS
+from thumbnet.sources.known_names import HUB
 from thumbnet.sources.load import load_data, where_again
 from thumbnet.sources.manifest import COLUMNS_AND_PICTURES, NAMES
+from thumbnet.sources.python import load_python
 
 if TYPE_CHECKING:
     from thumbnet.runs.folder import Run
@@ -101,6 +103,36 @@ def load_named(source: str, network: str, info: WeightsInfo, tell: Callable[[str
     return load_wanted(Wanted(source, settings, open_run(network), info.fingerprint, tell=tell))
 
 
+def data_to_measure(
+    data: Any, network: str, info: WeightsInfo, split: str | None, tell: Callable[[str], None]
+) -> Data:
+    """The data that a network is measured on, given in any form.
+
+    ``tell`` hears if the training may have seen pictures of the split.
+
+    Args:
+        data: a path or a name, for :func:`load_named`; a data set; or data in memory, for
+            :func:`~thumbnet.sources.python.load_python`.
+        network, info, tell: see :func:`load_named`.
+        split: the split to measure on; by default that of :meth:`~thumbnet.data.splits.Data.measured_split`.
+
+    Raises:
+        DataError, RecipeError, RunError: as for :func:`load_named`.
+    """
+    if isinstance(data, str | Path):
+        return load_named(str(data), network, info, tell)
+    if not isinstance(data, Data):
+        return load_python(data, info.class_names, info.multilabel or AUTO)
+    run, chosen = open_run(network), split or data.measured_split()
+    if run is not None and split_otherwise(data, run, chosen):
+        tell(
+            f"warning: the data in {data.source} have changed since {run.path} was trained on them, or were "
+            f"loaded in another way, so it may have been trained on pictures of {chosen}. To load them as in "
+            "the training, give evaluate their name"
+        )
+    return data
+
+
 def open_run(network: str) -> Run | None:
     """The run if ``network`` is a run's folder, else None."""
     if not network or network.startswith(HUB) or not is_run(user_path(network)):
@@ -108,6 +140,11 @@ def open_run(network: str) -> Run | None:
     from thumbnet.runs.folder import Run
 
     return Run(Path(network))
+
+
+def source_name(source: str) -> str:
+    """The name of training data in the description of a network, without their local folder."""
+    return public_name(where_again(source) or source)
 
 
 def split_otherwise(data: Data, run: Run, split: str) -> bool:
@@ -156,7 +193,7 @@ def _trained_data(wanted: Wanted, run: Run) -> Data | None:
         wanted.tell(f"{source} holds the run's data, which are split as in the training")
         if corrections is not None:
             data = wanted.load(wanted.settings, corrections)
-    return with_calibration_split(data, wanted.settings)
+    return with_calibration_split(data, wanted.settings, keep_classes=KEEPS_CLASSES in run.settings)
 
 
 def _data_of_network(wanted: Wanted) -> Data | None:
@@ -196,7 +233,7 @@ def _data_of_network(wanted: Wanted) -> Data | None:
 
 def _other_data(wanted: Wanted) -> Data:
     """Load data that the network was not trained on: whole, or in the splits that they come with."""
-    settings = replace(wanted.settings, val_fraction=0.0, test_fraction=0.0, group_by="")
+    settings = replace(wanted.settings, val_fraction=0.0, test_fraction=0.0, folds=0, fold=0, group_by="")
     try:
         data = wanted.load(settings, wanted.corrections, other=True)
     except DataError as error:  # the run's columns and names need not be those of other data
@@ -208,7 +245,8 @@ def _other_data(wanted: Wanted) -> Data:
             data = wanted.load(asked, wanted.corrections, other=True)
         except DataError as second:
             raise (second if isinstance(error, UnusedSettingError) else error) from None
-    notes = [text for text in data.notes if text != NOTHING_SET_ASIDE]
+    # Other data are not divided, so nothing is said about how to divide them.
+    notes = [text for text in data.notes if text != NOTHING_SET_ASIDE and UNUSED_GROUPS not in text]
     splits = dict(data.splits)
     if set(splits) == {"train"}:
         splits["all"] = splits["train"]

@@ -28,7 +28,7 @@ import itertools
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
@@ -203,12 +203,7 @@ class Run:
         Raises:
             RunError: the file is damaged.
         """
-        settings = read_json(self.path / "run.json")
-        try:
-            check_settings(settings)
-        except ValueError as error:
-            raise RunError(f"cannot read {self.path / 'run.json'}: {error}") from None
-        return settings
+        return self._checked("run.json", check_settings)
 
     @property
     def corrections(self) -> list[Correction] | None:
@@ -234,12 +229,16 @@ class Run:
         """
         if not (self.path / "summary.json").is_file():
             raise RunError(f"{self.path} is not complete. {ways_on(self.path)}")
-        summary = read_json(self.path / "summary.json")
+        return self._checked("summary.json", check_summary)
+
+    def _checked(self, name: str, check: Callable[[dict[str, Any]], object]) -> dict[str, Any]:
+        """The contents of a file of JSON; ``check`` raises a ``ValueError`` if they are damaged."""
+        values = read_json(self.path / name)
         try:
-            check_summary(summary)
+            check(values)
         except ValueError as error:
-            raise RunError(f"cannot read {self.path / 'summary.json'}: {error}") from None
-        return summary
+            raise RunError(f"cannot read {self.path / name}: {error}") from None
+        return values
 
     @property
     def metrics(self) -> list[dict[str, Any]]:

@@ -12,8 +12,9 @@ from thumbnet.files import user_path
 from thumbnet.recipes.recipe import Recipe, read_recipe
 from thumbnet.recipes.settings import EvaluationSettings
 from thumbnet.runs.finding import is_run
-from thumbnet.runs.weights import HUB, WEIGHTS_NAME
+from thumbnet.runs.weights import WEIGHTS_NAME
 from thumbnet.runs.weights_info import WeightsInfo
+from thumbnet.sources.known_names import HUB
 
 
 def with_provenance(info: WeightsInfo, path: str | Path) -> WeightsInfo:
@@ -29,15 +30,18 @@ def with_provenance(info: WeightsInfo, path: str | Path) -> WeightsInfo:
     """
     if str(path).startswith(HUB):
         return replace(info, run=info.run or printable(str(path)))
-    folder = run_folder(user_path(path))
+    folder = run_folder(path)
     if folder is None:
         return info
     info = replace(info, run=printable(folder.resolve().name))
     return info if info.accuracy is not None else _with_accuracy(info, folder)
 
 
-def run_folder(place: Path) -> Path | None:
-    """Return the run's folder if ``place`` is one, or is the weights file in one; else None."""
+def run_folder(path: str | Path) -> Path | None:
+    """Return the run's folder if ``path`` is one, or is the weights file in one; else None."""
+    if str(path).startswith(HUB):
+        return None
+    place = user_path(path)
     folder = place.parent if place.name == WEIGHTS_NAME else place
     return folder if is_run(folder) else None
 
@@ -51,7 +55,7 @@ def recipe_of(path: str | Path) -> Recipe:
     Raises:
         RecipeError: the run's recipe cannot be read.
     """
-    folder = None if str(path).startswith(HUB) else run_folder(user_path(path))
+    folder = run_folder(path)
     return Recipe() if folder is None else read_recipe(folder / "recipe.toml")
 
 

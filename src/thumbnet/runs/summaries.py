@@ -34,7 +34,7 @@ def check_settings(settings: dict[str, Any]) -> None:
     Raises:
         ValueError: an entry is of a wrong kind; the message names it.
     """
-    for key in ("data", "data_dir", "fingerprint", "measured_fingerprint"):
+    for key in ("data", "data_dir", "fingerprint", "measured_fingerprint", "val_fingerprint"):
         optional_text(settings.get(key), key)
     asked = settings.get("asked")
     if asked is not None:
@@ -42,6 +42,9 @@ def check_settings(settings: dict[str, Any]) -> None:
         text(found["recipe"], "asked.recipe")
         if not isinstance(found["settings"], dict):
             raise wrong(found["settings"], "asked.settings", "a JSON object")
+    searched = settings.get("search")
+    if searched is not None:
+        text(table(searched, "search", ("judged_on",))["judged_on"], "search.judged_on")
     continued = settings.get("continues")
     if continued is None:
         return
@@ -90,6 +93,14 @@ def _answer(value: object, key: str) -> None:
         raise wrong(value, key, "true or false")
 
 
+def _val(value: object, key: str) -> None:
+    if not isinstance(value, dict):
+        raise wrong(value, key, "a JSON object")
+    for name in (*_MEASURES, *_INTERVALS, *_GROUPED):
+        if name == "accuracy" or value.get(name) is not None:
+            _CHECKS[name](value.get(name), f"{key}.{name}")
+
+
 def _repeats(value: object, key: str) -> None:
     if not isinstance(value, dict):
         raise wrong(value, key, "a JSON object")
@@ -124,25 +135,29 @@ _MEASURES = (
     "calibration_error",
     "calibration_error_before",
 )
+_INTERVALS = ("accuracy_interval", "map_interval")
+_GROUPED = ("measured_pictures", "measured_groups")
 _CHECKS: dict[str, Callable[[object, str], object]] = {
     **dict.fromkeys(_MEASURES, _share),
-    **dict.fromkeys(("accuracy_interval", "map_interval"), _interval),
+    **dict.fromkeys(_INTERVALS, _interval),
     **dict.fromkeys(("split", "tta", "kept_by", "calibrated_on"), text),
     **dict.fromkeys(("temperature", "seconds_total", "seconds_training"), _positive),
-    **dict.fromkeys(("epochs", "kept_epoch", "parameters", "calibration_pictures"), _count),
+    **dict.fromkeys(("epochs", "kept_epoch", "parameters"), _count),
+    **dict.fromkeys(("calibration_pictures", "calibration_known", *_GROUPED), _count),
     "warnings": _lines,
     "multilabel": _answer,
     "repeats": _repeats,
+    "val": _val,
     "labels": _corrections,
     "stopped_early": _stop,
 }
 _MAY_BE_NONE = (
     *_MEASURES,
-    "accuracy_interval",
-    "map_interval",
+    *_INTERVALS,
     "split",
     "calibrated_on",
     "repeats",
+    "val",
     "labels",
     "stopped_early",
 )

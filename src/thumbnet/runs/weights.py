@@ -15,13 +15,13 @@ from thumbnet.invocation import command
 from thumbnet.recipes.networks import MODEL_NAMES
 from thumbnet.runs.finding import is_run, no_run
 from thumbnet.runs.weights_info import WeightsInfo
+from thumbnet.sources.known_names import HUB
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 WEIGHTS_NAME = "model.safetensors"
 WEIGHTS_ENDINGS = (".safetensors", ".pt", ".pth")
-HUB = "hf:"
 
 
 def find_weights(path: str | Path) -> Path:

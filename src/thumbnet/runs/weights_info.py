@@ -8,10 +8,11 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import PurePath
 from typing import Any, get_args
 
-from thumbnet.data.images import WHITE, Fit, Preprocessing
+from thumbnet.data.rendering import WHITE, Fit, Preprocessing
 from thumbnet.recipes.settings import LARGEST_SIDE, PRECISIONS, SMALLEST_SIDE, ModelSettings
 from thumbnet.runs.certainty import Thresholds, Unlikeness, thresholds_from, unlikeness_from
 from thumbnet.runs.fields import items, number, numbers, shown, table, text, whole, wrong
+from thumbnet.sources.known_names import HUB
 from thumbnet.version import __version__
 
 WEIGHTS_FORMAT = 1
@@ -85,6 +86,8 @@ class WeightsInfo:
     def to_json(self) -> str:
         """Return the description as one line of JSON."""
         values = asdict(self)
+        if self.thresholds is not None:
+            values["thresholds"] = self.thresholds.to_dict()
         if not self.multilabel:  # a description for one class per picture is as it always was
             del values["multilabel"], values["label_thresholds"]
         plain = asdict(ModelSettings())
@@ -128,7 +131,7 @@ def public_name(source: Any) -> Any:
     The same training must also write the same weights wherever its data are. Anything but text is returned
     as it is.
     """
-    if not isinstance(source, str) or source.startswith("hf:"):
+    if not isinstance(source, str) or source.startswith(HUB):
         return source
     return PurePath(source).name or source
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 from thumbnet.classifiers.base import Classifier
 from thumbnet.errors import RunError
-from thumbnet.files import file_digest, user_path
+from thumbnet.files import file_digest
 from thumbnet.runs.provenance import run_folder, with_provenance
-from thumbnet.runs.weights import HUB, find_weights
+from thumbnet.runs.weights import find_weights
 from thumbnet.runs.weights_info import WeightsInfo
 from thumbnet.serving.schemas import Accuracy, ModelDescription
 from thumbnet.version import __version__
@@ -71,12 +71,16 @@ def _format_of(classifier: Classifier, path: str | Path, info: WeightsInfo) -> s
     if Path(path).suffix.lower() == ".onnx":
         # Exports of older versions do not name their format.
         return info.exported or ("onnx-any-size" if getattr(classifier, "any_size", False) else "onnx")
-    is_file = str(path).startswith(HUB) or run_folder(user_path(path)) is None
-    return "safetensors" if is_file else "run"
+    return "safetensors" if run_folder(path) is None else "run"
 
 
-def describe(identity: Identity) -> ModelDescription:
-    """Describe the network for ``GET /model``. No field names a folder of this machine."""
+def describe(identity: Identity, keeps_below: float | None = None) -> ModelDescription:
+    """Describe the network for ``GET /model``. No field names a folder of this machine.
+
+    Args:
+        identity: which network it is.
+        keeps_below: the service keeps pictures whose class is less probable than this; None if it keeps none.
+    """
     info = identity.info
     height, width = info.preprocessing.size
     accuracy = None
@@ -100,4 +104,5 @@ def describe(identity: Identity) -> ModelDescription:
         started=identity.started,
         loaded=identity.loaded,
         multilabel=info.multilabel,
+        keeps_below=keeps_below,
     )

@@ -106,6 +106,10 @@ class ModelDescription(BaseModel):
     started: datetime = Field(description="when the service started, in UTC")
     loaded: datetime = Field(description="when the service loaded this network, in UTC")
     multilabel: bool = Field(description="whether the network gives a picture several labels")
+    keeps_below: float | None = Field(
+        description="the service keeps pictures whose most probable class is less probable than this, so "
+        "that people can label them; null if it keeps none"
+    )
 
 
 class Health(BaseModel):

@@ -5,51 +5,36 @@
 import asyncio
 import hmac
 import sys
-import threading
-import time
 from collections.abc import AsyncIterator, Callable
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass, replace
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from functools import partial
 from importlib import resources
-from typing import Annotated, Any, TypeVar, cast
+from typing import Annotated, Any, Literal
 
-import numpy as np
 from fastapi import Depends, FastAPI, HTTPException, Query, Request, Response, Security
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse
 from fastapi.security import APIKeyHeader
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Gauge, Histogram, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
-from starlette.datastructures import UploadFile
-from starlette.exceptions import HTTPException as StarletteHTTPException
-from starlette.types import Message, Receive
 
-from thumbnet.classifiers.base import Classifier, Prediction
-from thumbnet.classifiers.explain import highlight, occlusion_map
-from thumbnet.classifiers.labels import check_fits, targets_for
-from thumbnet.classifiers.words import certainty, in_words
-from thumbnet.data.images import Picture, as_data_address, load_picture
-from thumbnet.data.splits import Data, Split
-from thumbnet.errors import (
-    OutOfMemoryError,
-    ThumbnetError,
-    TooManyPixelsError,
-    UnknownFormatError,
-    UnreadableImageError,
-)
-from thumbnet.evaluation import log_softmax
+from thumbnet.classifiers.base import Classifier
+from thumbnet.data.splits import Data
+from thumbnet.errors import OutOfMemoryError
 from thumbnet.serving.access_log import PICTURES, AccessLog, Logged
+from thumbnet.serving.answers import answer, explained
+from thumbnet.serving.background import end
 from thumbnet.serving.batching import Batcher
+from thumbnet.serving.hardest import HardestSearch
 from thumbnet.serving.identity import Identity, describe
+from thumbnet.serving.keeping import Keeper
 from thumbnet.serving.metrics import Measured
-from thumbnet.serving.network import Network, Source, check_memory, check_replaces, try_batch
-from thumbnet.serving.protection import page_policy, protect, read_body
+from thumbnet.serving.network import Network, Source, check_memory, try_batch
+from thumbnet.serving.protection import page_policy, protect
+from thumbnet.serving.reloading import Reloads
 from thumbnet.serving.schemas import (
-    ClassProbability,
     Explanation,
-    HardPicture,
     HardPictures,
     Health,
     ModelDescription,
@@ -57,13 +42,14 @@ from thumbnet.serving.schemas import (
     Predictions,
     Problem,
 )
+from thumbnet.serving.uploads import Upload, Uploads, takes_pictures
 from thumbnet.version import __version__
 
-T = TypeVar("T")
-
-HARDEST = 24  # test pictures that the page offers
-SEARCHED = 10_000  # the most test pictures that the search classifies
-SEARCHED_AT_ONCE = 200  # small, so that requests do not wait long for the search
+# Not bool: FastAPI would also take 1, on and yes, which the OpenAPI description does not allow.
+Keep = Annotated[
+    Literal["true", "false"],
+    Query(description="false to forbid that the pictures are kept; by default, the service decides"),
+]
 
 
 @dataclass(frozen=True)
@@ -97,14 +83,6 @@ class ServiceSettings:
     origins: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True)
-class Upload:
-    """An uploaded file."""
-
-    name: str
-    content: bytes
-
-
 def build_service(
     classifier: Classifier,
     settings: ServiceSettings,
@@ -113,6 +91,7 @@ def build_service(
     *,
     identity: Identity | None = None,
     access_log: AccessLog | None = None,
+    keeper: Keeper | None = None,
     source: Source | None = None,
     tell: Callable[[str], None] = lambda text: None,
 ) -> FastAPI:
@@ -129,11 +108,18 @@ def build_service(
         warn: called with one line for each failure in the background.
         identity: which network this is, for ``/model``; by default only what the classifier itself knows.
         access_log: gets an entry per request. The service closes it when it stops.
+        keeper: gets each picture with its answer, and keeps those that the network was unsure of. The service
+            closes it when it stops.
         source: where the network was loaded from; None if it cannot be replaced.
         tell: called with one line when the network was loaded again.
+
+    Raises:
+        RunError: there is a keeper, and the network gives a picture several labels.
     """
     network = Network(classifier, identity or Identity(classifier.info), load_data)
-    service = _Service(network, settings, source, warn, tell, access_log)
+    if keeper is not None:
+        keeper.check_fits(classifier.info)
+    service = _Service(network, settings, source, warn, tell, access_log, keeper)
     app = FastAPI(
         title="thumbnet",
         version=__version__,
@@ -142,7 +128,7 @@ def build_service(
         docs_url=None,  # FastAPI's documentation pages load scripts from other sites
         redoc_url=None,
     )
-    app.state.reload = service.ask_for_reload
+    app.state.reload = service.reloads.ask
     app.add_middleware(Measured, registry=service.registry)
     protect(app, settings.hosts, "--accept-host", settings.origins)
     app.add_exception_handler(RequestValidationError, _describe_invalid)
@@ -190,53 +176,65 @@ def build_service(
 
     @app.get("/model", summary="Describe the network", dependencies=key, responses=locked)
     async def model() -> ModelDescription:
-        return describe(service.network.identity)
+        return describe(service.network.identity, None if keeper is None else keeper.below)
 
     @app.get("/hardest", summary="List the hardest test pictures", dependencies=key, responses=locked)
     async def hardest() -> HardPictures:
-        return HardPictures(ready=service.hardest is not None, pictures=service.hardest or [])
+        found = service.search.found
+        return HardPictures(ready=found is not None, pictures=found or [])
 
     @app.post(
         "/predict",
         summary="Classify pictures",
         dependencies=key,
         responses=refusals,
-        openapi_extra=_takes_pictures(settings.max_pictures),
+        openapi_extra=takes_pictures(settings.max_pictures),
     )
     async def predict(
         request: Request,
-        uploads: Annotated[list[Upload], Depends(service.uploads)],
+        uploads: Annotated[list[Upload], Depends(service.read_uploads)],
         top: Annotated[int, Query(ge=1, le=1000, description="classes to return per picture")] = 5,
+        keep: Keep = "true",
     ) -> Predictions:
-        classifier = service.network.classifier  # one for the whole answer, also if it is replaced meanwhile
+        network = service.network  # one for the whole answer, also if it is replaced meanwhile
         async with _answering(request, settings.timeout):
-            pixels = await service.decode(classifier, uploads)
-            found = await service.batcher.classify(classifier, pixels)
-        return Predictions(
+            pixels = await service.uploads.decode(network.classifier, uploads)
+            found = await service.batcher.classify(network.classifier, pixels)
+        pairs = list(zip(uploads, found, strict=True))
+        answers = Predictions(
             predictions=[
-                PicturePrediction(name=upload.name, **_answer(prediction, top))
-                for upload, prediction in zip(uploads, found, strict=True)
+                PicturePrediction(name=upload.name, **answer(prediction, top)) for upload, prediction in pairs
             ]
         )
+        if keeper is not None and keep == "true":
+            for upload, prediction in pairs:
+                keeper.offer(upload.content, prediction, network.identity)
+        return answers
 
     @app.post(
         "/explain",
         summary="Classify a picture and show where the network looked",
         dependencies=key,
         responses=refusals,
-        openapi_extra=_takes_pictures(1),
+        openapi_extra=takes_pictures(1),
     )
     async def explain(
         request: Request,
-        uploads: Annotated[list[Upload], Depends(service.uploads)],
+        uploads: Annotated[list[Upload], Depends(service.read_uploads)],
         top: Annotated[int, Query(ge=1, le=1000, description="classes to return")] = 5,
+        keep: Keep = "true",
     ) -> Explanation:
         if len(uploads) != 1:
             raise HTTPException(422, f"{len(uploads)} pictures: /explain takes one at a time")
-        classifier = service.network.classifier
+        network, tta, most = service.network, settings.tta, settings.max_batch
         async with _answering(request, settings.timeout):
-            pixels = await service.decode(classifier, uploads)
-            return await service.batcher.run(partial(service.explain, classifier, pixels[0], top))
+            pixels = await service.uploads.decode(network.classifier, uploads)
+            prediction, explanation = await service.batcher.run(
+                partial(explained, network.classifier, pixels[0], top, tta=tta, max_batch=most)
+            )
+        if keeper is not None and keep == "true":
+            keeper.offer(uploads[0].content, prediction, network.identity)
+        return explanation
 
     return app
 
@@ -264,9 +262,10 @@ class _Service:
         warn: Callable[[str], None],
         tell: Callable[[str], None],
         access_log: AccessLog | None,
+        keeper: Keeper | None,
     ) -> None:
-        self.network, self.settings, self._source = network, settings, source
-        self._warn, self._tell, self._access_log = warn, tell, access_log
+        self.network, self.settings = network, settings
+        self._warn, self._access_log, self._keeper = warn, access_log, keeper
         self.page = (resources.files("thumbnet.serving") / "page.html").read_text("utf-8")
         self.registry = CollectorRegistry()
         batches = Histogram(
@@ -274,9 +273,6 @@ class _Service:
             "Pictures per forward pass.",
             registry=self.registry,
             buckets=[2**k for k in range(10)],
-        )
-        self._pictures = Counter(
-            "thumbnet_pictures", "Uploaded pictures.", ["outcome"], registry=self.registry
         )
         self._in_flight = Gauge(
             "thumbnet_requests_in_flight",
@@ -289,36 +285,39 @@ class _Service:
             from thumbnet.hardware import return_large_blocks
 
             return_large_blocks()
-        self._reloads = Counter(
-            "thumbnet_reloads",
-            "Times that the service was asked to load its network again.",
-            ["outcome"],
+        if keeper is not None:
+            self.registry.register(keeper.outcomes)
+        self.batcher = Batcher(settings.max_batch, settings.tta, batches.observe)
+        self.uploads = Uploads(
+            max_bytes=settings.max_bytes,
+            max_pixels=settings.max_pixels,
+            max_pictures=settings.max_pictures,
+            timeout=settings.timeout,
+            warn=warn,
             registry=self.registry,
         )
-        for outcome in ("replaced", "unchanged", "failed"):
-            self._reloads.labels(outcome)
-        self.batcher = Batcher(settings.max_batch, settings.tta, batches.observe)
-        self._decoders = ThreadPoolExecutor(4, "decode")
+        self.reloads = Reloads(
+            source, lambda: self.network.identity, self._put_in_place, warn, tell, self.registry
+        )
+        self.search = self._search_of(network)
         self._ready = False
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._reload_asked = asyncio.Event()
-        self._search: asyncio.Task[None] | None = None
-        self.hardest: list[HardPicture] | None = None
 
     @asynccontextmanager
     async def lifespan(self, _: FastAPI) -> AsyncIterator[None]:
         """Warm up before the first request, and stop the threads after the last one."""
-        self._loop = asyncio.get_running_loop()
+        self.reloads.attach()
         await self._warm_up(self.network.classifier)
         self._ready = True
-        self._search = asyncio.create_task(self._search_hardest(self.network))
-        reloads = asyncio.create_task(self._reload_when_asked())
+        self.search.start()
+        reloads = asyncio.create_task(self.reloads.run())
         yield
         self._ready = False
-        await _end(reloads)
-        await _end(self._search)
-        self._decoders.shutdown(cancel_futures=True)
+        await end(reloads)
+        await self.search.stop()
+        self.uploads.close()
         self.batcher.close()
+        if self._keeper is not None:
+            self._keeper.close()
         if self._access_log is not None:
             self._access_log.close()
 
@@ -332,59 +331,22 @@ class _Service:
         await self.batcher.run(partial(try_batch, classifier, 1, tta))
         await self.batcher.run(partial(check_memory, classifier, most, tta))
 
-    def ask_for_reload(self) -> None:
-        """Have the network loaded again soon. Any thread and any signal handler may call this.
-
-        If it is being loaded now, it is loaded once more afterwards: its file may have changed since.
-        """
-        if self._loop is None:
-            self._reload_asked.set()
-        else:
-            with suppress(RuntimeError):  # the service has stopped
-                self._loop.call_soon_threadsafe(self._reload_asked.set)
-
-    async def _reload_when_asked(self) -> None:
-        while True:
-            await self._reload_asked.wait()
-            self._reload_asked.clear()
-            if self._source is None:
-                continue
-            try:
-                outcome, text = await self._reload(self._source)
-            except Exception as error:  # whatever fails, the old network is as good as before
-                outcome = "failed"
-                text = f"cannot replace the network, and still serving the old one: {_reason(error)}"
-            self._reloads.labels(outcome).inc()
-            with suppress(OSError):  # nobody reads the output any more
-                (self._warn if outcome == "failed" else self._tell)(text)
-
-    async def _reload(self, source: Source) -> tuple[str, str]:
-        """Load the network again; if it has changed, serve it from now on.
+    async def _put_in_place(self, network: Network) -> None:
+        """Serve another network from now on.
 
         Requests whose pictures were decoded for the old network still get their answers from it. Its memory
         is free after the last of them.
 
-        Returns:
-            ``replaced`` or ``unchanged``, and a line that says so.
-
         Raises:
-            ThumbnetError: the new network cannot be loaded or does not fit into memory, or clients of the old
-                one would not understand its answers.
+            OutOfMemoryError: its largest batch does not fit the device's memory. The old one stays.
         """
-        start = time.perf_counter()
-        old = self.network.identity
-        new = await _in_daemon_thread(partial(source.load_unless, old.digest))
-        if new is None:
-            return "unchanged", f"{source.path} has not changed; still serving {_shown(old)}"
-        check_replaces(new.identity.info, old.info)
-        await self._warm_up(new.classifier)
-        if self._search is not None:  # which asks the old network
-            await _end(self._search)
-        identity = replace(new.identity, started=old.started)
-        self.network, self.hardest = replace(new, identity=identity), None
-        self._search = asyncio.create_task(self._search_hardest(self.network))
-        seconds = time.perf_counter() - start
-        return "replaced", f"now serving {source.path} ({_shown(identity)}), loaded in {seconds:.1f} s"
+        await self._warm_up(network.classifier)
+        await self.search.stop()  # which asks the old network
+        self.network, self.search = network, self._search_of(network)
+        self.search.start()
+
+    def _search_of(self, network: Network) -> HardestSearch:
+        return HardestSearch(network, self.batcher, self.settings.max_batch, self.settings.tta, self._warn)
 
     async def describe_full(self, _: Request, error: Exception) -> JSONResponse:
         """Answer a request whose pictures did not fit into memory, and print a line where it runs."""
@@ -405,179 +367,17 @@ class _Service:
                 401, "send the API key in the header X-API-Key", {"WWW-Authenticate": "APIKey"}
             )
 
-    async def uploads(self, request: Request) -> AsyncIterator[list[Upload]]:
+    async def read_uploads(self, request: Request) -> AsyncIterator[list[Upload]]:
         """Read the pictures of a request. The request counts towards ``max_queue`` until it is answered."""
         if self._active >= self.settings.max_queue:
             raise HTTPException(429, "the queue is full: try again", {"Retry-After": "1"})
         self._active += 1
         try:
-            uploads = await self._read_uploads(request)
+            uploads = await self.uploads.read(request)
             request.scope[PICTURES] = len(uploads)
             yield uploads
         finally:
             self._active -= 1
-
-    async def _read_uploads(self, request: Request) -> list[Upload]:
-        kind = request.headers.get("content-type", "").split(";")[0].strip().lower()
-        multipart = kind == "multipart/form-data"
-        if not (multipart or kind.startswith("image/") or kind == "application/octet-stream"):
-            given = kind or "no Content-Type"
-            raise HTTPException(415, f"{given}: send multipart/form-data, or a picture as image/jpeg etc.")
-        advice = "send smaller or fewer pictures"
-        body = await read_body(request, self.settings.max_bytes, self.settings.timeout, advice)
-        if not multipart:
-            return [Upload(kind, body)]
-        most = self.settings.max_pictures
-        # The form parser needs a stream, so replay the body. Its size has been checked.
-        whole = Request(request.scope, _replayed(body))
-        try:
-            async with whole.form(max_files=most, max_fields=most) as form:
-                files = [file for _, file in form.multi_items() if isinstance(file, UploadFile)]
-                uploads = [Upload(file.filename or "", await file.read()) for file in files]
-        except StarletteHTTPException as error:
-            if "Too many files" in str(error.detail):
-                advice = f"more than {most} pictures: send them in several requests"
-                raise HTTPException(422, advice) from None
-            if "Too many fields" in str(error.detail):
-                raise HTTPException(
-                    422, f"more than {most} fields besides pictures: leave them out"
-                ) from None
-            raise
-        if not uploads:
-            raise HTTPException(422, "no picture: send at least one file, for example curl -F file=@cat.jpg")
-        return uploads
-
-    async def decode(self, classifier: Classifier, uploads: list[Upload]) -> np.ndarray:
-        """Decode pictures to pixels for ``classifier``, uint8 [B, height, width, 3].
-
-        Raises:
-            HTTPException: a picture cannot be read.
-        """
-        run = asyncio.get_running_loop().run_in_executor
-        pending = [run(self._decoders, self._decode, classifier, one) for one in uploads]
-        results = await asyncio.gather(*pending, return_exceptions=True)
-        errors = [one for one in results if isinstance(one, BaseException)]
-        self._pictures.labels("read").inc(len(results) - len(errors))
-        self._pictures.labels("refused").inc(len(errors))
-        for error in errors:
-            if not isinstance(error, UnreadableImageError):
-                raise error
-        if errors:
-            statuses = [_status_of(error) for error in errors]
-            raise HTTPException(statuses[0], "; ".join(str(error) for error in errors))
-        return np.stack([one for one in results if isinstance(one, np.ndarray)])
-
-    def _decode(self, classifier: Classifier, upload: Upload) -> np.ndarray:
-        try:
-            return _fit(classifier, load_picture(upload.content, upload.name, self.settings.max_pixels))
-        except MemoryError:
-            raise TooManyPixelsError(upload.name, "not enough memory to decode it") from None
-
-    def explain(self, classifier: Classifier, pixels: np.ndarray, top: int) -> Explanation:
-        (prediction,) = classifier.predict_pixels(pixels[None], tta=self.settings.tta)
-        heat = occlusion_map(
-            classifier,
-            pixels,
-            classifier.class_names.index(prediction.label),
-            multilabel=classifier.info.multilabel,
-            batch_size=self.settings.max_batch,
-        )
-        return Explanation(
-            **_answer(prediction, top),
-            picture=as_data_address(pixels),
-            lit=as_data_address(highlight(pixels, heat)),
-        )
-
-    async def _search_hardest(self, network: Network) -> None:
-        """Search for the hardest pictures in the background.
-
-        The network classifies between the batches of requests, because only one thread may use it. Another
-        thread reads the pictures: that may take seconds, for which no request should have to wait.
-        """
-        try:
-            data = await _in_daemon_thread(network.load_data)
-            self.hardest = [] if data is None else await self._find_hardest(network.classifier, data)
-        except Exception as error:  # whatever fails, the page must not wait for the search for ever
-            self._warn(f"the page offers no test pictures: {_reason(error)}")
-            self.hardest = []
-
-    async def _find_hardest(self, classifier: Classifier, data: Data) -> list[HardPicture]:
-        """Find the mistakes on the split test, or else val or all; the most confident first."""
-        name = next((name for name in ("test", "val", "all") if name in data.splits), None)
-        if name is None or classifier.info.multilabel:  # a mistake is in one of several labels
-            return []
-        split, mistakes = data.splits[name], list[tuple[float, int, int]]()
-        check_fits(split, data.class_names, classifier.info)
-        labels = targets_for(split, data.class_names, classifier.info)
-        chosen = np.random.default_rng(0).permutation(len(split))[:SEARCHED]
-        size = min(SEARCHED_AT_ONCE, self.settings.max_batch)
-        for start in range(0, len(chosen), size):
-            part = np.sort(chosen[start : start + size])
-            pictures = await _in_daemon_thread(partial(_readable, classifier, split, part))
-            if not pictures:
-                continue
-            pixels = np.stack(list(pictures.values()))
-            logits = await self.batcher.run(partial(classifier.logits, pixels, tta=self.settings.tta))
-            for index, probabilities in zip(pictures, np.exp(log_softmax(logits)), strict=True):
-                predicted = int(probabilities.argmax())
-                if predicted != labels[index]:
-                    mistakes.append((float(probabilities[predicted]), index, predicted))
-        mistakes.sort(key=lambda mistake: -mistake[0])
-        return await _in_daemon_thread(partial(_hard_pictures, classifier, split, labels, mistakes[:HARDEST]))
-
-
-def _fit(classifier: Classifier, picture: Picture) -> np.ndarray:
-    return classifier.info.preprocessing.pixels(picture)
-
-
-def _readable(classifier: Classifier, split: Split, indices: np.ndarray) -> dict[int, np.ndarray]:
-    """The pixels of the pictures at ``indices`` that can be read, by their indices."""
-    found: dict[int, np.ndarray] = {}
-    for index in indices.tolist():
-        with suppress(UnreadableImageError):
-            found[index] = _fit(classifier, split.load(index))
-    return found
-
-
-def _hard_pictures(
-    classifier: Classifier, split: Split, labels: np.ndarray, mistakes: list[tuple[float, int, int]]
-) -> list[HardPicture]:
-    names = classifier.class_names
-    return [
-        HardPicture(
-            # Lossless, so that the page gets the same answer when the user tries it.
-            picture=as_data_address(_fit(classifier, split.load(index)), lossless=True),
-            label=names[labels[index]],
-            predicted=names[predicted],
-            confidence=confidence,
-        )
-        for confidence, index, predicted in mistakes
-    ]
-
-
-async def _end(task: asyncio.Task[None]) -> None:
-    """Cancel a task, and wait until it has ended."""
-    task.cancel()
-    await asyncio.wait({task})
-
-
-def _reason(error: Exception) -> str:
-    return str(error) if isinstance(error, ThumbnetError) else repr(error)
-
-
-def _shown(identity: Identity) -> str:
-    return "digest not known" if identity.digest is None else f"sha256:{identity.digest}"
-
-
-def _status_of(error: BaseException) -> int:
-    if isinstance(error, TooManyPixelsError):
-        return 413
-    return 415 if isinstance(error, UnknownFormatError) else 422
-
-
-def _classes(prediction: Prediction, top: int) -> list[ClassProbability]:
-    pairs = zip(prediction.labels[:top], prediction.probabilities[:top], strict=True)
-    return [ClassProbability(name=name, probability=min(value, 1.0)) for name, value in pairs]
 
 
 def _description(classifier: Classifier) -> str:
@@ -585,23 +385,6 @@ def _description(classifier: Classifier) -> str:
     if classifier.info.multilabel:
         return f"Gives each picture any number of {count} labels."
     return f"Classifies pictures as one of {count} classes."
-
-
-def _answer(prediction: Prediction, top: int) -> dict[str, Any]:
-    """The fields that every answer about a picture has."""
-    return {
-        "classes": _classes(prediction, top),
-        "words": in_words(
-            prediction.labels,
-            prediction.probabilities,
-            unlike=bool(prediction.unlike),
-            found=prediction.found,
-        ),
-        "certainty": certainty(prediction.probability),
-        "unlike": prediction.unlike,
-        "unlikeness": prediction.unlikeness,
-        "labels": None if prediction.found is None else list(prediction.found),
-    }
 
 
 @asynccontextmanager
@@ -633,58 +416,7 @@ async def _answering(request: Request, seconds: float) -> AsyncIterator[None]:
         raise HTTPException(503, f"no answer within {seconds:g} s: try again", {"Retry-After": "1"}) from None
 
 
-async def _in_daemon_thread(function: Callable[[], T]) -> T:
-    """Run ``function`` in a thread that does not keep a stopped process alive.
-
-    asyncio.to_thread would: a service that is stopped while it loads much must not wait for it.
-    """
-    loop = asyncio.get_running_loop()
-    future: asyncio.Future[T] = loop.create_future()
-
-    def settle(result: T | None, error: Exception | None) -> None:
-        if future.done():  # the service is stopping
-            return
-        if error is None:
-            future.set_result(cast(T, result))
-        else:
-            future.set_exception(error)
-
-    def work() -> None:
-        result: T | None = None
-        problem: Exception | None = None
-        try:
-            result = function()
-        except Exception as error:
-            problem = error
-        with suppress(RuntimeError):  # the loop has closed
-            loop.call_soon_threadsafe(settle, result, problem)
-
-    threading.Thread(target=work, name="load", daemon=True).start()
-    return await future
-
-
-def _replayed(body: bytes) -> Receive:
-    async def receive() -> Message:
-        return {"type": "http.request", "body": body, "more_body": False}
-
-    return receive
-
-
 async def _describe_invalid(_: Request, error: Exception) -> JSONResponse:
     found = error.errors() if isinstance(error, RequestValidationError) else []
     detail = "; ".join(f"{one['loc'][-1]}: {one['msg']}" for one in found)
     return JSONResponse({"detail": detail}, 422)
-
-
-def _takes_pictures(most: int) -> dict[str, Any]:
-    """Describe the body for OpenAPI. FastAPI cannot, because we read it ourselves to enforce the limits."""
-    file = {"type": "string", "format": "binary"}
-    form = {
-        "type": "object",
-        "required": ["file"],
-        "properties": {"file": {"type": "array", "items": file, "minItems": 1, "maxItems": most}},
-    }
-    kinds = ("image/jpeg", "image/png", "image/webp", "image/gif", "image/bmp", "image/tiff", "image/avif")
-    content: dict[str, Any] = {"multipart/form-data": {"schema": form}}
-    content |= {kind: {"schema": file} for kind in (*kinds, "application/octet-stream")}
-    return {"requestBody": {"required": True, "content": content}}

@@ -386,7 +386,7 @@ def pair_up(named: Mapping[str, Any], where: str) -> Arrays:
                 )
             found[split or "train"] = value
     if not arrays.images and not arrays.labels:
-        _by_shape(named, arrays, where)
+        _by_shape(named, arrays)
     for split in [split for split in arrays.images if split not in ("train", *arrays.labels)]:
         count = len(arrays.images.pop(split))
         arrays.notes.append(f"{split} has no labels, so its {count:,} picture(s) are not used")
@@ -404,7 +404,7 @@ def pair_up(named: Mapping[str, Any], where: str) -> Arrays:
     return arrays
 
 
-def _by_shape(named: Mapping[str, Any], arrays: Arrays, where: str) -> None:
+def _by_shape(named: Mapping[str, Any], arrays: Arrays) -> None:
     """Assign arrays with meaningless names, such as those of ``numpy.savez(path, x, y)``, by their shapes."""
     pictures = [value for value in named.values() if len(value.shape) >= 3]
     labels = [value for value in named.values() if len(value.shape) in (1, 2)]

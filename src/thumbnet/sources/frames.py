@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from thumbnet.errors import DataError, printable
-from thumbnet.sources.columns import EMPTY, label_candidates, split_values
+from thumbnet.sources.column_names import label_candidates
 from thumbnet.sources.index import is_picture_name
-from thumbnet.sources.split_columns import row_splits, split_column
-from thumbnet.sources.tables import repeated_names
+from thumbnet.sources.split_columns import row_splits, split_column, split_values
+from thumbnet.sources.tables import EMPTY, repeated_names
 
 
 def is_frame(given: Any) -> bool:

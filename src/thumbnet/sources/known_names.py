@@ -12,8 +12,9 @@ from thumbnet.errors import nearest, printable
 from thumbnet.files import user_path
 from thumbnet.invocation import install_command
 
+HUB = "hf:"  # begins the name of a repository on the Hugging Face Hub: data or weights
 # Where to get well-known data sets, by their names in lower case without spaces and punctuation.
-_HUB = {
+_ON_HUB = {
     "mnist": "hf:ylecun/mnist",
     "fashionmnist": "hf:zalando-datasets/fashion_mnist",
     "kmnist": "hf:tanganke/kmnist",
@@ -67,10 +68,10 @@ def explain(name: str, known: Sequence[str]) -> str:
     same = next((each for each in known if re.sub(r"[^a-z0-9]", "", each) == plain), None)
     if same:
         return f"{what} Did you mean {same!r}? {nearest(same, known).rpartition('? ')[2]}"
-    if plain in _HUB:
+    if plain in _ON_HUB:
         return (
-            f"{what} The Hugging Face Hub has a data set of that name: thumbnet train {_HUB[plain]} (needs "
-            f"{install_command('hub')}). Or download it, and name its folder or archive"
+            f"{what} The Hugging Face Hub has a data set of that name: thumbnet train {_ON_HUB[plain]} "
+            f"(needs {install_command('hub')}). Or download it, and name its folder or archive"
         )
     plain = _ALSO.get(plain, plain)
     if plain in _OWN:

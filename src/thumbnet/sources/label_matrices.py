@@ -11,8 +11,8 @@ from thumbnet.data.multilabel import MultiLabelSplit, as_matrix
 from thumbnet.data.splits import Data, Split
 from thumbnet.errors import DataError, printable
 from thumbnet.sources.arrays import Arrays, array_splits, as_array
-from thumbnet.sources.columns import class_names as labels_by_name
-from thumbnet.sources.columns import in_class_order
+from thumbnet.sources.labels import class_names as labels_by_name
+from thumbnet.sources.labels import in_class_order
 
 
 def label_matrices(

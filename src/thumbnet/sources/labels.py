@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from decimal import Decimal
 from typing import NamedTuple
 
 import numpy as np
@@ -12,6 +13,7 @@ from thumbnet.errors import DataError, printable
 from thumbnet.sources.spelling import name_key, nfc
 
 MOST_CLASSES = 20_000
+NUMBER = re.compile(r"[+-]?(?=.{1,40}$)(\d+\.?\d*|\.\d+)([eE][+-]?\d{1,2})?", re.ASCII)
 
 
 def as_class(value: object) -> str | int | None:
@@ -130,3 +132,66 @@ def number_classes(
     if names and len(classes) < len(names):
         notes.append(f"{len(names) - len(classes)} of the {len(names)} classes have no training pictures")
     return Numbered(classes, labels, notes)
+
+
+def are_quantities(labels: Collection[str]) -> bool:
+    """Whether all labels are numbers, and some have fractions, as weights and angles have."""
+    return all(map(NUMBER.fullmatch, labels)) and any(map(_has_fraction, labels))
+
+
+def _has_fraction(number: str) -> bool:
+    exact = Decimal(number)
+    return exact != exact.to_integral_value()
+
+
+def class_names(labels: Iterable[str]) -> dict[str, str]:
+    """Map each label to the name of its class, in class order.
+
+    Whole numbers are ordered by value, and ``2`` and ``2.0`` are one class. If any label is not a number or
+    has leading zeros, all labels are ordered as text.
+
+    Raises:
+        DataError: the labels are numbers with fractions, which are quantities rather than classes.
+    """
+    found = sorted(set(labels) - {""})
+    if not all(NUMBER.fullmatch(label) for label in found) or any(
+        re.match(r"-?0\d", label) for label in found
+    ):
+        return {label: label for label in found}
+    # A float would make one class of two long identifiers that differ in their last digits.
+    numbers = {label: Decimal(label) for label in found}
+    odd = [label for label in found if _has_fraction(label)]
+    if odd:
+        raise DataError(
+            f"the labels are numbers with fractions, such as {odd[0]}: "
+            "thumbnet learns classes, not quantities"
+        )
+    return {label: str(int(numbers[label])) for label in sorted(found, key=lambda label: numbers[label])}
+
+
+def in_class_order(names: Mapping[str, str]) -> tuple[list[str], dict[str, int]]:
+    """The class names in order, and each label's position in them, from the result of :func:`class_names`."""
+    order = list(dict.fromkeys(names.values()))
+    at = {name: position for position, name in enumerate(order)}
+    return order, {label: at[name] for label, name in names.items()}
+
+
+def check_in_train(labels: Mapping[str, Iterable[str]], names: Mapping[str, str], source: str) -> None:
+    """Refuse classes of other splits that train lacks.
+
+    Args:
+        labels: the labels of each split.
+        names: the class of each label, from :func:`class_names`.
+        source: what the user named.
+
+    Raises:
+        DataError: a split has such classes. The message names them.
+    """
+    classes = {split: {names[label] for label in found} for split, found in labels.items()}
+    in_train = classes.get("train", set())
+    for split, found in classes.items():
+        stray = sorted(found - in_train)
+        if stray and in_train:
+            raise DataError(
+                f"{source}: {split} has classes that train lacks: {', '.join(map(printable, stray[:20]))}"
+            )

@@ -23,6 +23,7 @@ from thumbnet.sources.split_folders import (
     LAYOUTS_HELP,
     SplitFinder,
     Unlabelled,
+    has_splits,
     picture_count,
 )
 from thumbnet.sources.split_names import SPLITS, split_name
@@ -178,7 +179,7 @@ class _Decision(SplitFinder):
         """The layout CLASS/train/* + CLASS/test/*, or None if no class folder contains splits."""
         if self.settings.classes_from != "top" or len(top.filled()) < 2:
             return None
-        outer = [each for each in top.filled() if self._has_splits(each)]
+        outer = [each for each in top.filled() if has_splits(_sole(each))]
         if not outer:
             return None
         inner = [each for folder in top.filled() for each in folder.filled()]
@@ -202,14 +203,6 @@ class _Decision(SplitFinder):
             "each class folder has its own splits, such as " + self._short(top.filled()[0].filled()[0]) + "/"
         )
         return self._finish(shape, names, found, dict.fromkeys(found, top))
-
-    def _has_splits(self, folder: Folder) -> bool:
-        """Whether the folder contains splits, directly or inside folders that only wrap them."""
-        while len(folder.filled()) == 1 and not folder.pictures:
-            folder = folder.filled()[0]
-        names = [split_name(each.name) for each in folder.filled()]
-        kinds = {name.split for name in names if name and name.rank < 2}
-        return "train" in kinds and len(kinds) > 1
 
     def _check_versions(self, top: Folder) -> None:
         """Refuse or note folders with the same class folders inside, such as ``color`` and ``grayscale``."""
@@ -302,7 +295,7 @@ class _Decision(SplitFinder):
                 f"{len(merged)} class(es) have two folders whose names differ only in their Unicode form: "
                 f"merged, such as {merged[0]}"
             )
-        self._note_subfolders(classes, folder)
+        self._note_subfolders(classes)
         splits = [] if folder is not self.top else [each for each in folder.folders if split_name(each.name)]
         empty = [each.name for each in folder.folders if not each.count and each not in splits]
         if empty:
@@ -327,7 +320,7 @@ class _Decision(SplitFinder):
             shown = ", ".join(" and ".join(map(repr, sorted(same))) for same in alike)
             self.notes.append(f"class names that differ only in case or spaces: {shown}")
 
-    def _note_subfolders(self, classes: dict[str, list[Folder]], folder: Folder) -> None:
+    def _note_subfolders(self, classes: dict[str, list[Folder]]) -> None:
         """Note that the folders inside a class were merged, and how to make them classes."""
         if self.settings.classes_from not in ("top", "here"):
             return
@@ -421,8 +414,10 @@ class _Decision(SplitFinder):
     def _by_names(self, chosen: dict[str, Folder]) -> Layout:
         """The layout of pictures with the class in their names."""
         pattern, train = self.settings.label_pattern, chosen["train"]
-        paths = {split: self._named_pictures(folder) for split, folder in chosen.items()}
-        form, labels = "", {}
+        paths = {
+            split: sorted(folder.pictures_below(), key=filenames.number_first)
+            for split, folder in chosen.items()
+        }
         try:
             found = filenames.labels_from_names(_base_names(paths["train"]), pattern)
         except DataError as error:
@@ -431,8 +426,8 @@ class _Decision(SplitFinder):
             raise DataError(
                 f"{self._full(train)}: {filenames.unrecognised(_base_names(paths['train']))}. {LAYOUTS_HELP}"
             )
-        form, labels["train"] = found.form, found.labels
-        names = self.read_labels(self.top.path)
+        form, labels = found.form, {"train": found.labels}
+        listed = names = self.read_labels(self.top.path)
         if names is None:
             names = tuple(sorted(set(labels["train"])))
             first, label = _base_names(paths["train"])[0], labels["train"][0]
@@ -453,7 +448,7 @@ class _Decision(SplitFinder):
                     f"{form or pattern}, unlike those in train, such as {printable(min(bad))}. {LAYOUTS_HELP}"
                 )
             labels[split] = [label for label in others if label is not None]
-        lacked = "labels.txt" if self.read_labels(self.top.path) is not None else "train"
+        lacked = "train" if listed is None else "labels.txt"
         unknown = sorted({label for several in labels.values() for label in several} - set(names))
         if unknown:
             some = ", ".join(printable(name) for name in unknown[:10])
@@ -468,9 +463,6 @@ class _Decision(SplitFinder):
         shape = " + ".join(f"{self._short(chosen[split])}/{files}" for split in labels)
         shape = shape.removeprefix("/") + (f" ({kind})" if kind else "")
         return Layout(self.top.path, shape, names, splits, self._all_notes(chosen), self.unlabelled)
-
-    def _named_pictures(self, folder: Folder) -> list[str]:
-        return sorted(folder.pictures_below(), key=filenames.number_first)
 
     # --- results and notes ---
 

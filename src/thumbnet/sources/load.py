@@ -41,6 +41,7 @@ from thumbnet.sources import (
 from thumbnet.sources.archives import is_archive_name, note_on_names, unpack
 from thumbnet.sources.download import DownloadProgress, download
 from thumbnet.sources.folders import wrapped
+from thumbnet.sources.known_names import HUB
 from thumbnet.sources.label_lists import check_several
 from thumbnet.sources.place import Form, Place
 from thumbnet.sources.python import load_python
@@ -85,7 +86,7 @@ def load_data(
             :func:`thumbnet.data.correct.apply_corrections`. They are applied after pictures have been set
             aside as ``test`` or ``val``, so these stay the same pictures.
         changes: single settings that override ``settings``, such as ``val_fraction=0.1``,
-            ``test_fraction=0.2``, ``split_seed=1``, ``label_pattern=...``: see
+            ``test_fraction=0.2``, ``folds=5, fold=1``, ``split_seed=1``, ``label_pattern=...``: see
             :class:`~thumbnet.recipes.settings.DataSettings`.
 
     Returns:
@@ -107,9 +108,9 @@ def load_data(
     elif (name := _canonical(str(source))) in NAMED:
         manifest.check_used(None, chosen, (), name)
         data = _load_named(name, cache, chosen, progress)
-    elif name.startswith("hf:"):
+    elif name.startswith(HUB):
         manifest.check_used(None, chosen, _USED[hub], name)
-        data = hub.load_hub(name.removeprefix("hf:"), name, Path(data_dir) if data_dir else None, chosen)
+        data = hub.load_hub(name.removeprefix(HUB), name, Path(data_dir) if data_dir else None, chosen)
     else:
         data = _load_path(user_path(name), name, cache, chosen)
     data = replace(data, splits={name: data.splits[name] for name in SPLITS if name in data.splits})
@@ -117,7 +118,14 @@ def load_data(
     if not one_class:
         data.check_trainable()
     groups_in_names = bool(chosen.group_by) and "train" not in data.groups
-    data = with_held_out(data, chosen.test_fraction, chosen.val_fraction, chosen.split_seed, chosen.group_by)
+    data = with_held_out(
+        data,
+        chosen.test_fraction,
+        chosen.val_fraction,
+        chosen.split_seed,
+        chosen.group_by,
+        chosen.test_fold,
+    )
     if corrections is not None:
         data = apply_corrections(data, corrections, Path())
         if groups_in_names and data.corrected is not None and data.corrected.added:
@@ -185,7 +193,7 @@ _USED: dict[Form, tuple[str, ...]] = {
 
 def can_be_loaded_again(source: str) -> bool:
     """Whether the data can be loaded again by name or path. Data in memory cannot."""
-    return source in NAMED or source.startswith("hf:") or exists(user_path(source))
+    return source in NAMED or source.startswith(HUB) or exists(user_path(source))
 
 
 def _canonical(name: str) -> str:
@@ -305,5 +313,5 @@ def where_again(source: str) -> str | None:
     """A source from which the data can be loaded in any working folder; None if they were in memory."""
     if not can_be_loaded_again(source):
         return None
-    is_path = source not in NAMED and not source.startswith("hf:")
+    is_path = source not in NAMED and not source.startswith(HUB)
     return str(user_path(source).resolve()) if is_path else source

@@ -23,21 +23,15 @@ from thumbnet.errors import DataError, MissingExtraError, UnusedSettingError, pr
 from thumbnet.files import user_path
 from thumbnet.recipes.settings import DataSettings
 from thumbnet.sources import parquet
-from thumbnet.sources.columns import (
-    check_in_train,
-    class_names,
-    find_columns,
-    in_class_order,
-    label_candidates,
-    marks_pictures,
-    split_of_name,
-    split_word,
-)
+from thumbnet.sources.column_names import label_candidates
+from thumbnet.sources.columns import find_columns, marks_pictures
+from thumbnet.sources.group_columns import unused_groups
 from thumbnet.sources.index import is_picture_name
 from thumbnet.sources.label_lists import read_labels
-from thumbnet.sources.labels import one_spelling
+from thumbnet.sources.labels import check_in_train, class_names, in_class_order, one_spelling
 from thumbnet.sources.lookup import Pictures
 from thumbnet.sources.place import Place, has_pictures
+from thumbnet.sources.split_columns import split_of_name, split_word
 from thumbnet.sources.table_rows import (
     Missing,
     Rows,
@@ -154,10 +148,8 @@ def _data(
     groups: dict[str, np.ndarray] = {}
     if settings.group_by and _has_group(manifests, settings):
         groups = {split: np.array(rows.groups, object) for split, rows in splits.items() if rows.paths}
-    elif not settings.group_by and all(_has_unused_groups(manifest) for manifest in manifests):
-        notes.append(
-            "the column 'group' is not used. If it says which pictures belong together: --group-by group"
-        )
+    elif not settings.group_by and (unused := unused_groups(manifests, len(names))):
+        notes.append(unused)
     pictures.index.keep()
     several = any(rows.several for rows in splits.values())
     layout = " + ".join(dict.fromkeys(_described(manifest, several) for manifest in manifests))
@@ -175,13 +167,6 @@ def _split(pictures: Pictures, rows: Rows, position: dict[str, int], classes: in
 
 def _has_group(manifests: list[Manifest], settings: DataSettings) -> bool:
     return all(settings.group_by in manifest.table.names for manifest in manifests)
-
-
-def _has_unused_groups(manifest: Manifest) -> bool:
-    """Whether a table has a column called ``group``, as :mod:`thumbnet.sources.split_table` writes one."""
-    columns = manifest.columns
-    used = (columns.path, columns.label, columns.split, *columns.one_hot)
-    return "group" in manifest.table.names and "group" not in used
 
 
 def _described(manifest: Manifest, several: bool) -> str:

@@ -47,7 +47,7 @@ def read(place: Place, source: str, settings: DataSettings) -> Data:
             )
     paired = Arrays()
     for path in files:
-        one = _orient(pair_up(numeric_arrays(path), str(path)), path)
+        one = _orient(pair_up(numeric_arrays(path), str(path)))
         for split in one.images:
             key = split if len(files) == 1 else str(part_of(path.stem)[1])
             paired.images[key], paired.labels[key] = one.images[split], one.labels[split]
@@ -62,7 +62,7 @@ def _read_svhn(files: dict[str, Path], with_extra: bool, source: str, folder: Pa
         if part == "extra" and not with_extra:
             arrays.notes.append(f"{path.name} was left out; to train on it too, name it: {path}")
             continue
-        one = _orient(pair_up(numeric_arrays(path), str(path)), path)
+        one = _orient(pair_up(numeric_arrays(path), str(path)))
         if len(one.images) != 1:
             raise DataError(
                 f"{path} has pictures of {' and '.join(one.images)}, expected SVHN's arrays X and y"
@@ -91,7 +91,7 @@ def _files(path: Path) -> list[Path]:
     return [p for p in _files(path.parent) if _SVHN.fullmatch(p.name)] if named else [path]
 
 
-def _orient(arrays: Arrays, path: Path) -> Arrays:
+def _orient(arrays: Arrays) -> Arrays:
     """Move the pictures to the first axis: MATLAB usually has them along the last."""
     for split, images in arrays.images.items():
         labels: Any = arrays.labels[split]

@@ -98,6 +98,7 @@ class PackWriter:
         self._file = (folder / _BYTES).open("wb")
         self._names: list[str] = []
         self._ends: list[int] = []
+        self._written = 0  # bytes
 
     def add(self, name: str, blocks: Iterable[bytes]) -> None:
         """Append a picture.
@@ -107,9 +108,9 @@ class PackWriter:
             blocks: the picture's bytes, in blocks of any size.
         """
         for block in blocks:
-            self._file.write(block)
+            self._written += self._file.write(block)
         self._names.append(name)
-        self._ends.append(self._file.tell())
+        self._ends.append(self._written)
 
     def __enter__(self) -> Self:
         return self

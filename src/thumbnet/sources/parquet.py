@@ -18,18 +18,12 @@ from thumbnet.data.splits import BytesSplit, Data, Split
 from thumbnet.errors import DataError, MissingExtraError, nearest, printable
 from thumbnet.recipes.settings import DataSettings
 from thumbnet.sources.archives import MAX_EXPANSION
-from thumbnet.sources.columns import (
-    EMPTY,
-    check_in_train,
-    class_names,
-    in_class_order,
-    label_candidates,
-    split_of_name,
-)
-from thumbnet.sources.labels import one_spelling
+from thumbnet.sources.column_names import label_candidates
+from thumbnet.sources.labels import check_in_train, class_names, in_class_order, one_spelling
 from thumbnet.sources.place import Place
+from thumbnet.sources.split_columns import split_of_name
 from thumbnet.sources.split_names import note_left_out, plainer_names, split_name
-from thumbnet.sources.tables import Table, repeated_names
+from thumbnet.sources.tables import EMPTY, Table, repeated_names
 
 _LISTS = re.compile(r"(large_)?list<\w+: ((large_)?string|u?int\d+)( not null)?>")
 _HOLDS_FILES = re.compile(r"struct<(\w+: (large_)?(string|binary), )*bytes: (large_)?binary\b")

@@ -20,22 +20,13 @@ from thumbnet.data.splits import ArraySplit, Data, Split
 from thumbnet.errors import DataError, printable
 from thumbnet.recipes.settings import DataSettings
 from thumbnet.sources import manifest
-from thumbnet.sources.columns import (
-    EMPTY,
-    SPLIT_COLUMNS,
-    check_in_train,
-    class_names,
-    in_class_order,
-    label_candidates,
-    marks_pictures,
-    named,
-    split_of_name,
-)
-from thumbnet.sources.labels import one_spelling
+from thumbnet.sources.column_names import label_candidates, split_candidates
+from thumbnet.sources.columns import marks_pictures
+from thumbnet.sources.labels import check_in_train, class_names, in_class_order, one_spelling
 from thumbnet.sources.manifest import class_folders
 from thumbnet.sources.place import Place
-from thumbnet.sources.split_columns import row_splits, split_column
-from thumbnet.sources.tables import Table, read_table
+from thumbnet.sources.split_columns import row_splits, split_column, split_of_name
+from thumbnet.sources.tables import EMPTY, Table, read_table
 
 _MIN_PIXELS = 64  # 8x8
 _SUFFIXES = (".csv", ".tsv")
@@ -224,7 +215,7 @@ def _pixel_columns(table: Table) -> list[int]:
     make a square picture, the first one is taken as the label.
     """
     names = table.names
-    ends = {names.index(name) for name in (*label_candidates(names), *named(names, SPLIT_COLUMNS))}
+    ends = {names.index(name) for name in (*label_candidates(names), *split_candidates(names))}
     ends |= {at for at, name in enumerate(names) if _INDEX.fullmatch(name.lower()) or _is_unnamed(table, at)}
     chosen = [
         at for at in range(len(names)) if at not in ends and all(_is_byte_like(row[at]) for row in table.rows)

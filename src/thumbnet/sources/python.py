@@ -25,15 +25,8 @@ from thumbnet.data.reading import is_file, is_not_there, is_of_the_system, read_
 from thumbnet.data.splits import ArraySplit, Data, FileSplit, Split
 from thumbnet.errors import DataError, FailedReadError, UnreadableImageError, printable
 from thumbnet.recipes.settings import AUTO
-from thumbnet.sources.arrays import (
-    as_array,
-    channels_last,
-    class_labels,
-    narrowed,
-    pair_up,
-    same_length,
-)
-from thumbnet.sources.columns import label_candidates
+from thumbnet.sources.arrays import as_array, channels_last, class_labels, narrowed, pair_up, same_length
+from thumbnet.sources.column_names import label_candidates
 from thumbnet.sources.frames import is_frame, read_frame, split_frame
 from thumbnet.sources.label_matrices import label_matrices
 

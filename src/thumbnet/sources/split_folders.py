@@ -102,9 +102,8 @@ class SplitFinder:
 
     def _splits_inside(self, folder: Folder) -> bool:
         """Whether the folder contains nothing but splits: train and at least one other."""
-        names = [split_name(each.name) for each in folder.filled()]
-        kinds = {name.split for name in names if name and name.rank < 2}
-        return "train" in kinds and len(kinds) > 1 and all(names) and not folder.pictures
+        alone = not folder.pictures and all(split_name(each.name) for each in folder.filled())
+        return alone and has_splits(folder)
 
     def _splits(self, top: Folder) -> dict[str, Folder]:
         """The split folders in ``top``, or nothing if its folders are classes.
@@ -299,6 +298,13 @@ class SplitFinder:
     def _below_top(self, paths: list[str]) -> list[str]:
         start = len(self.top.path) + 1 if self.top.path else 0
         return [path[start:] for path in paths] if start else paths
+
+
+def has_splits(folder: Folder) -> bool:
+    """Whether there are splits in the folder: train and at least one other."""
+    names = [split_name(each.name) for each in folder.filled()]
+    kinds = {name.split for name in names if name and name.rank < 2}
+    return "train" in kinds and len(kinds) > 1
 
 
 def picture_count(count: int) -> str:

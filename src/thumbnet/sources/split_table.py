@@ -23,7 +23,7 @@ import numpy as np
 from thumbnet.data.held_out import share
 from thumbnet.data.listings import as_csv, guarded_name, guarded_text
 from thumbnet.data.reading import is_file
-from thumbnet.data.splits import Data, Split
+from thumbnet.data.splits import Data, Split, group_name
 from thumbnet.errors import DataError, RunError, printable
 from thumbnet.files import check_output, read_whole, reason, user_path, write_file
 from thumbnet.recipes.settings import DataSettings
@@ -193,7 +193,7 @@ def _pictures(data: Data, place: Callable[[str | Path], str]) -> list[_Picture]:
 
 def _cell(group: str) -> str:
     """A group as a cell: empty for a picture that is a group of its own."""
-    return "" if group.startswith("\0") else guarded_text(group)
+    return guarded_text(group_name(group))
 
 
 def _labels(split: Split, index: int, names: tuple[str, ...]) -> frozenset[str]:
@@ -458,7 +458,7 @@ def _rows_of(data: Data) -> list[_Row]:
     for name in (one for one in SPLITS if one in data.splits):
         split, groups = data.splits[name], data.groups.get(name)
         for index in range(len(split)):
-            group = "" if groups is None or str(groups[index]).startswith("\0") else str(groups[index])
+            group = "" if groups is None else group_name(str(groups[index]))
             path = split.name(index).replace(os.sep, "/")
             rows.append(_Row(path, name, _labels(split, index, data.class_names), group))
     return rows

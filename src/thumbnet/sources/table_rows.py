@@ -11,10 +11,10 @@ from thumbnet.data.corrections import is_corrections
 from thumbnet.errors import printable
 from thumbnet.invocation import command
 from thumbnet.recipes.settings import DataSettings
-from thumbnet.sources.columns import EMPTY
 from thumbnet.sources.lookup import Pictures, Wanted
 from thumbnet.sources.split_names import is_train_and_val
 from thumbnet.sources.table_splits import Manifest, splits_by_folder
+from thumbnet.sources.tables import EMPTY
 
 _MAX_SHOWN = 5  # missing pictures that an error lists
 

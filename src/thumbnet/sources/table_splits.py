@@ -14,19 +14,12 @@ from typing import NamedTuple
 
 from thumbnet.errors import DataError, printable
 from thumbnet.recipes.settings import DataSettings
-from thumbnet.sources.columns import (
-    EMPTY,
-    Columns,
-    find_columns,
-    label_candidates,
-    split_of_name,
-    split_values,
-    splits_of,
-    unused_splits,
-)
+from thumbnet.sources.column_names import label_candidates
+from thumbnet.sources.columns import Columns, find_columns
 from thumbnet.sources.spelling import name_key
+from thumbnet.sources.split_columns import split_of_name, split_values, splits_of, unused_splits
 from thumbnet.sources.split_names import split_name
-from thumbnet.sources.tables import Table
+from thumbnet.sources.tables import EMPTY, Table
 
 _COVERED = 0.5  # share of a table's rows that lists must name to be its splits
 

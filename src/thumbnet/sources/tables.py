@@ -19,6 +19,7 @@ from thumbnet.files import open_whole
 from thumbnet.sources.index import is_picture_name
 
 TEXT_SUFFIXES = (".csv", ".tsv", ".txt", ".jsonl", ".ndjson")
+EMPTY = frozenset(("", "nan", "NaN"))  # cells that hold nothing
 MAX_LINE = 4 << 20  # characters; a file with a longer line is refused
 
 _SEPARATORS = (",", ";", "\t", "|")

@@ -110,6 +110,14 @@ def _members(stream: _Stream) -> Iterator[Member]:
             content.skip(padding)
 
 
+def _sum(header: bytes) -> int:
+    """The sum of 512 bytes, in a sixth of the time of ``sum``.
+
+    The lower half of Adler-32 is the sum of the bytes modulo 65,521, which 256 bytes cannot reach.
+    """
+    return (zlib.adler32(header[:256], 0) & 0xFFFF) + (zlib.adler32(header[256:], 0) & 0xFFFF)
+
+
 def _plain(header: bytes) -> tuple[str, int, bool] | None:
     """Name, size and whether it is a folder, from the header of a file or folder; None for all others.
 
@@ -123,7 +131,7 @@ def _plain(header: bytes) -> tuple[str, int, bool] | None:
         return None
     try:
         # The checksum counts its own eight bytes as spaces.
-        if sum(header) - sum(header[148:156]) + 8 * 32 != int(checksum, 8):
+        if _sum(header) - sum(header[148:156]) + 8 * 32 != int(checksum, 8):
             return None
         length = int(size, 8)
     except ValueError:

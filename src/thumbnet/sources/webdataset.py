@@ -25,6 +25,7 @@ from thumbnet.errors import DataError, FailedReadError, MissingExtraError, print
 from thumbnet.files import open_whole, read_whole, user_path
 from thumbnet.recipes.settings import DataSettings
 from thumbnet.sources.index import is_picture_name
+from thumbnet.sources.known_names import HUB
 from thumbnet.sources.labels import as_class, number_classes
 from thumbnet.sources.place import Place
 from thumbnet.sources.split_names import note_left_out, plainer_names, split_name
@@ -54,7 +55,7 @@ def recognise(place: Place, settings: DataSettings) -> bool:
 
 def is_pattern(name: str) -> bool:
     """Whether a name stands for several shards, such as ``train-{000000..000003}.tar``."""
-    return name.endswith(".tar") and _BRACES.search(name) is not None and not name.startswith("hf:")
+    return name.endswith(".tar") and _BRACES.search(name) is not None and not name.startswith(HUB)
 
 
 def read(place: Place, source: str, settings: DataSettings) -> Data:

@@ -12,10 +12,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from thumbnet.data.corrections import Correction, corrections_csv
 from thumbnet.errors import RunError, printable
 from thumbnet.files import finite
 from thumbnet.invocation import command
-from thumbnet.recipes.recipe import Recipe, recipe_names
+from thumbnet.recipes.recipe import Recipe, has_effect, recipe_names
 from thumbnet.recipes.tables import differences, flattened
 from thumbnet.runs.folder import Run
 from thumbnet.training.choose import asked_recipe
@@ -24,7 +25,6 @@ from thumbnet.training.transfer import with_absolute_init
 
 DEFAULT, OWN = "default", "own"  # in place of the name of a recipe that comes with thumbnet
 _SHOWN = {DEFAULT: "chosen by the data", OWN: "one of your own"}
-_WITHOUT_EFFECT = ("name", "description", "data.engine", "data.workers")  # on the result
 _MISSING = object()
 
 
@@ -48,7 +48,7 @@ def what_was_asked(recipe: str | Path | Recipe | None, overrides: Sequence[str])
         settings = {key: _at(whole, key) for key in named_keys(None, overrides)}
     else:
         name, settings = OWN, flattened(differences(whole, Recipe().to_dict()))
-    kept = {key: settings[key] for key in sorted(settings) if _has_effect(key)}
+    kept = {key: settings[key] for key in sorted(settings) if has_effect(key)}
     return {"recipe": name, "settings": finite(kept)}  # as JSON keeps it
 
 
@@ -76,6 +76,19 @@ def check_same_asked(run: Run, asked: Mapping[str, Any], minutes: float | None) 
     raise RunError(f"the run {run.path} was begun with other settings:{lines}\n{advice}")
 
 
+def check_same_corrections(run: Run, corrections: Sequence[Correction]) -> None:
+    """Check that a run that is to be resumed has these corrections.
+
+    Raises:
+        RunError: it has other ones, or none.
+    """
+    if corrections_csv(run.corrections or ()) != corrections_csv(corrections):
+        raise RunError(
+            f"the corrections have changed since the run {run.path} began. To train with the new ones, name "
+            "another folder with --out. To finish the run as it began, leave out --labels"
+        )
+
+
 def _changes(before: Mapping[str, Any], asked: Mapping[str, Any]) -> list[str]:
     """What differs between two records, one line each."""
     old, new = before["recipe"], asked["recipe"]
@@ -91,17 +104,13 @@ def _changes(before: Mapping[str, Any], asked: Mapping[str, Any]) -> list[str]:
 
     for key in sorted(before["settings"].keys() | asked["settings"].keys()):
         was, now = value(before["settings"], key), value(asked["settings"], key)
-        if was != now and _has_effect(key):
+        if was != now and has_effect(key):
             lines.append(f"{key}: was {_show(was)}, now {_show(now)}")
     return lines
 
 
 def _show(value: object) -> str:
     return "not set" if value is _MISSING or value is None else repr(value)
-
-
-def _has_effect(key: str) -> bool:
-    return key not in _WITHOUT_EFFECT and not key.startswith("checkpoint.")
 
 
 def _at(table: Mapping[str, Any], key: str) -> Any:

@@ -11,7 +11,7 @@ random subset of the pictures (``data.subset_size``) stays the same. The finishe
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,8 @@ from thumbnet.data.corrections import Correction
 from thumbnet.errors import RecipeError, RunError
 from thumbnet.invocation import command
 from thumbnet.recipes.recipe import Recipe
-from thumbnet.runs.finding import ways_on
+from thumbnet.runs.fields import number, table, text, wrong
+from thumbnet.runs.finding import is_run, ways_on
 from thumbnet.runs.folder import Run
 from thumbnet.training.choose import notes_on_settings
 from thumbnet.training.mirror_names import named_keys
@@ -33,7 +34,8 @@ class Continuation:
         data, data_dir: those of the finished run; ``data`` is None if they were in memory.
         recipe: that of the finished run, with new epochs, seed, initial weights and ``schedule.begin_at``.
         fingerprint: that of the finished run's data.
-        record: goes into the new run's ``run.json``: the finished run, and all epochs trained up to its end.
+        record: goes into the new run's ``run.json``: the finished run, all epochs trained up to its end, and
+            the :class:`Beginning` if it is known.
         corrections: those of the finished run, if any.
         notes: what the user should know about the new settings.
     """
@@ -46,6 +48,69 @@ class Continuation:
     corrections: list[Correction] | None = None
     notes: tuple[str, ...] = ()
 
+    def check_same_data(self, fingerprint: str, source: str) -> None:
+        """Check that ``source`` holds the data that the finished run was trained on.
+
+        Raises:
+            RunError: they have changed.
+        """
+        if fingerprint != self.fingerprint:
+            init = self.record["run"]
+            raise RunError(
+                f"the data in {source} have changed since the run {init} was trained. To train on them as "
+                f"they are now, from its weights: {command('train', source, '--init', init)}"
+            )
+
+
+@dataclass(frozen=True)
+class Beginning:
+    """What the first of several runs began with, if each run continues the one before.
+
+    Attributes:
+        pretrained: ``model.pretrained``, resolved.
+        init: ``training.init``.
+        head_first: ``schedule.head_first``.
+    """
+
+    pretrained: bool = False
+    init: str = ""
+    head_first: float = 0.0
+
+
+def beginning(run: Run) -> Beginning | None:
+    """What the training of ``run`` began with, whichever runs it continues.
+
+    Runs of earlier versions do not record it, so the runs that they continue are looked up; None if one of
+    these is gone.
+
+    Raises:
+        RunError: a file of a run is damaged.
+    """
+    met: set[Path] = set()
+    while isinstance(continued := run.settings.get("continues"), dict):
+        if "began" in continued:
+            return _beginning_from(continued["began"], run)
+        met.add(run.path.resolve())
+        earlier = Path(str(continued["run"]))
+        if not is_run(earlier) or earlier.resolve() in met:
+            return None
+        run = Run(earlier)
+    recipe = run.recipe
+    return Beginning(recipe.model.pretrained is True, recipe.training.init, recipe.schedule.head_first)
+
+
+def _beginning_from(began: Any, run: Run) -> Beginning:
+    """A recorded :class:`Beginning`."""
+    try:
+        values = table(began, "continues.began", ("pretrained", "init", "head_first"))
+        if not isinstance(values["pretrained"], bool):
+            raise wrong(values["pretrained"], "continues.began.pretrained", "true or false")
+        init = text(values["init"], "continues.began.init")
+        share = number(values["head_first"], "continues.began.head_first", 0, 1)
+    except ValueError as error:
+        raise RunError(f"cannot read {run.path / 'run.json'}: {error}") from None
+    return Beginning(values["pretrained"], init, share)
+
 
 def continuation(path: str | Path, epochs: int, overrides: Sequence[str] = ()) -> Continuation:
     """Plan how to train the finished run in ``path`` for more ``epochs``.
@@ -56,7 +121,8 @@ def continuation(path: str | Path, epochs: int, overrides: Sequence[str] = ()) -
         overrides: settings that differ from the run's recipe.
 
     Raises:
-        RunError: there is no run, or it is not finished.
+        RunError: there is no run, it is not finished, or its files, or those of a run that it continues, are
+            damaged.
         RecipeError: ``epochs`` or ``overrides`` are invalid.
     """
     run = Run.open(path)
@@ -78,7 +144,7 @@ def continuation(path: str | Path, epochs: int, overrides: Sequence[str] = ()) -
     if recipe.data.subset_size and recipe.data.subset_seed is None:
         same_pictures = replace(recipe.data, subset_seed=recipe.seed)
         recipe = replace(recipe, data=same_pictures)
-    place = str(run.path.resolve())
+    place, began = str(run.path.resolve()), beginning(run)
     longer = replace(
         recipe,
         seed=(recipe.seed + before) % 2**63,
@@ -95,7 +161,7 @@ def continuation(path: str | Path, epochs: int, overrides: Sequence[str] = ()) -
         data_dir=settings.get("data_dir"),
         recipe=longer,
         fingerprint=str(settings.get("fingerprint")),
-        record={"run": place, "epochs": before},
+        record={"run": place, "epochs": before} | ({} if began is None else {"began": asdict(began)}),
         corrections=run.corrections,
         notes=tuple(notes_on_settings(recipe, longer, overrides)),
     )

@@ -1,10 +1,13 @@
 """The training loop. It yields one result per epoch, prints nothing and writes nothing.
 
 ```python
-state = TrainingState(model, recipe, steps_per_epoch=len(batches), device=device)
-for result in fit(state, batches, evaluate=evaluate):
-    print(result.epoch, result.loss, result.score)
+prepared = prepare(data, recipe, device)
+state = build_state(recipe, prepared, data.class_names, device)
+for result in fit(state, prepared.train):
+    print(f"epoch {result.epoch}: loss {result.loss:.3f} at rate {result.lr:.3f}")
 ```
+
+The guide has the whole program, and one with a ``DataLoader`` and an evaluation: docs/guide/4-loop.md.
 
 The caller decides what to show, log and save. After any step, ``state.state_dict()`` holds everything needed
 to resume the training.
@@ -16,13 +19,16 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 from torch import nn
+from torch.utils.data import DataLoader
 
-from thumbnet.batches.batches import Batches
-from thumbnet.errors import memory_guard
+from thumbnet.batches.batches import Batches, LoaderBatches
+from thumbnet.errors import DataError, memory_guard
+from thumbnet.training.epochs import EpochResult, Score
 from thumbnet.training.schedules import factor_at
-from thumbnet.training.state import EpochResult, Score, TrainingState
+from thumbnet.training.state import TrainingState
 from thumbnet.training.steps import choose_steps
 
 LOOK_EVERY = 20  # steps between checks of the loss: each check makes the CPU wait for the GPU
@@ -55,7 +61,7 @@ class StepResult:
 
 def fit(
     state: TrainingState,
-    batches: Batches,
+    batches: Batches | DataLoader[Any],
     *,
     evaluate: Callable[[nn.Module], Score] | None = None,
     evaluate_sample: Callable[[nn.Module], Score] | None = None,
@@ -68,7 +74,9 @@ def fit(
 
     Args:
         state: changed in place, and consistent after every step.
-        batches: batches of the training split.
+        batches: batches of the training split, or a ``DataLoader`` that gives float pictures and labels, see
+            :class:`~thumbnet.batches.batches.LoaderBatches`. The recipe's data and augmentation then do not
+            apply.
         evaluate: called with the network in eval mode after the epochs that ``evaluation.every`` selects,
             and after the last one.
         evaluate_sample: called the same way after all other epochs.
@@ -80,10 +88,12 @@ def fit(
         One result per epoch.
 
     Raises:
+        DataError: a loader has another number of batches than the state has steps per epoch, or gives
+            pictures that are not float.
         DivergedError: a loss is not finite, or too many steps were skipped.
         OutOfMemoryError: a step does not fit into the device's memory.
     """
-    steps = choose_steps(state, batches, on_note)
+    steps = choose_steps(state, _as_batches(state, batches), on_note)
     newest_loss: float | None = None
     while not state.is_over:
         state.model.train()
@@ -106,6 +116,17 @@ def fit(
         yield result
 
 
+def _as_batches(state: TrainingState, batches: Batches | DataLoader[Any]) -> Batches:
+    if not isinstance(batches, DataLoader):
+        return batches
+    if len(batches) != state.steps_per_epoch:
+        raise DataError(
+            f"the loader has {len(batches)} batches, but the state was made for {state.steps_per_epoch} "
+            "steps per epoch: make it with steps_per_epoch=len(loader)"
+        )
+    return LoaderBatches(batches, state.device)
+
+
 def end_early(
     state: TrainingState, why: str, evaluate: Callable[[nn.Module], Score] | None = None
 ) -> EpochResult:
@@ -116,7 +137,7 @@ def end_early(
 
     Args:
         state: after one step or more, changed in place.
-        why: goes into the result, see :class:`~thumbnet.training.state.EpochResult`.
+        why: goes into the result, see :class:`~thumbnet.training.epochs.EpochResult`.
         evaluate: see :func:`fit`.
 
     Returns:

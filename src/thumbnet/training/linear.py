@@ -6,7 +6,9 @@ regression on them (binary for several labels per picture), with weights held sm
 so L-BFGS finds the minimum without a learning rate, and the same features always give the same layer.
 
 How strong L2 should be is chosen by the loss on held-out pictures: those of ``val``, or else a fifth of each
-class, which are trained on again once it is chosen.
+class, which are trained on again once it is chosen. Copies and pictures of one group are on the same side.
+Pictures that the network was trained on before choose nothing, because their features tell the classes too
+well.
 
 The layer goes back into the network, so the result is a run like any other.
 """
@@ -26,8 +28,11 @@ from torch import Tensor, nn
 from thumbnet.batches.batches import EvalBatches
 from thumbnet.batches.decoding import cached_array
 from thumbnet.batches.engines import Engine
+from thumbnet.batches.leaks import belonging
 from thumbnet.batches.prepare import Prepared
 from thumbnet.classifiers.logits import predict_logits
+from thumbnet.data.calibration import FEWEST
+from thumbnet.data.folds import fold_numbers, rarest_labels
 from thumbnet.data.splits import Split
 from thumbnet.distributed import World
 from thumbnet.errors import NetworkError, RecipeError, RunError, memory_guard
@@ -37,8 +42,9 @@ from thumbnet.recipes.recipe import Recipe
 from thumbnet.runs.any_weights import AnyWeights
 from thumbnet.runs.weights import weights_digest
 from thumbnet.seeds import derive_seed
+from thumbnet.training.epochs import EpochResult, Score
 from thumbnet.training.fit import StepResult, fit
-from thumbnet.training.state import EpochResult, Score, TrainingState
+from thumbnet.training.state import TrainingState
 from thumbnet.training.step import count_hits, summed_loss
 
 # Candidates for L2, strongest first: the loss of a picture plus l2 / 2 times the sum of the squared weights,
@@ -376,9 +382,9 @@ class Problem:
 def _chosen_l2(
     problem: Problem, state: TrainingState, prepared: Prepared, on_note: Callable[[str], None]
 ) -> float:
-    """The candidate with the smallest loss on held-out pictures."""
+    """The candidate with the smallest loss on held-out pictures that the frozen layers have not learned."""
     if "val" in prepared.evaluation:
-        engine, where = prepared.evaluation["val"].engine, "val"
+        engine, split, where = prepared.evaluation["val"].engine, "val", "val"
         seen = features(state, engine, prepared.splits["val"], prepared).flatten(0, 1)
         views = len(seen) // len(engine.labels)
         held = replace(
@@ -386,16 +392,27 @@ def _chosen_l2(
             inputs=(seen - problem.centre) / problem.spread,
             labels=torch.cat([engine.labels] * views),
         )
-        search = problem
+        search, chosen = problem, torch.ones(len(engine.labels), dtype=torch.bool)
     else:
-        where = "the training split"
-        count = len(prepared.train.engine.labels)
-        out = held_out(problem.labels[:count], state.recipe.seed).repeat(len(problem.labels) // count)
-        held, search = problem.part(out), problem.part(~out)
-    if not len(held.labels):
-        middle = L2[len(L2) // 2]
-        on_note(f"last layer: too few pictures to choose L2 on, so it is {middle:.2g}")
+        engine, split, where = prepared.train.engine, "train", "the training split"
+        views = len(problem.labels) // len(engine.labels)
+        together = belonging(engine, prepared.groups.get("train"))
+        chosen = held_out(engine.labels, state.recipe.seed, together)
+        held, search = problem, problem.part(~chosen.repeat(views))
+    fair = torch.zeros_like(chosen)
+    fair[torch.from_numpy(prepared.unknown(split))] = True
+    fair &= chosen
+    pictures, asked = int(fair.sum()), int(chosen.sum())
+    if pictures < (FEWEST if pictures < asked else 1):
+        middle, why = L2[len(L2) // 2], "too few pictures to choose L2 on"
+        if pictures < asked:
+            why = (
+                f"{state.recipe.training.init} was trained on {asked - pictures:,} of the {asked:,} pictures "
+                "to choose L2 on"
+            )
+        on_note(f"last layer: {why}, so it is {middle:.2g}")
         return middle
+    held = held.part(fair.repeat(views))
     losses: list[float] = []
     for l2 in L2:
         weight, bias = search.solve(l2)
@@ -403,15 +420,26 @@ def _chosen_l2(
         if len(losses) - 1 - int(np.argmin(losses)) >= WORSE_BEFORE_END:
             break
     best = L2[int(np.argmin(losses))]
-    pictures = len(held.labels) * len(prepared.train.engine.labels) // len(problem.labels)
     on_note(f"last layer: L2 {best:.2g}, chosen on {pictures:,} held-out pictures of {where}")
     return best
 
 
-def held_out(labels: Tensor, seed: int) -> Tensor:
-    """A random fifth of each class, or of all pictures if they have several labels: bool [N]."""
-    generator = torch.Generator().manual_seed(derive_seed(seed, "held out"))
+def held_out(labels: Tensor, seed: int, together: np.ndarray | None = None) -> Tensor:
+    """A random fifth of each class, or of all pictures if they have several labels: bool [N].
+
+    Args:
+        labels: int64 [N], or 0 and 1, [N, classes], for several labels per picture.
+        seed: that of the recipe.
+        together: int [N]; pictures with equal numbers, such as those of one person, are on the same side. It
+            is then a fold of :func:`~thumbnet.data.folds.fold_numbers`.
+    """
+    seed = derive_seed(seed, "held out")
     several = labels.ndim == 2
+    if together is not None and len(np.unique(together)) < len(together):
+        balanced = rarest_labels(labels.numpy()) if several else labels.numpy()
+        numbers = fold_numbers(balanced, together, HELD_OUT, seed)
+        return torch.from_numpy((numbers > 0) & (numbers == min(set(numbers.tolist()) - {0}, default=0)))
+    generator = torch.Generator().manual_seed(seed)
     groups: Sequence[Tensor] = (
         [torch.arange(len(labels))]
         if several

@@ -8,8 +8,9 @@ if TYPE_CHECKING:
     from thumbnet.batches.prepare import Prepared
     from thumbnet.data.splits import Data
     from thumbnet.runs.folder import Run
+    from thumbnet.training.epochs import EpochResult
     from thumbnet.training.fit import StepResult
-    from thumbnet.training.state import EpochResult, TrainingState
+    from thumbnet.training.state import TrainingState
 
 
 class Listener:

@@ -20,6 +20,8 @@ READ_BY = (
     "val_fraction",
     "test_fraction",
     "split_seed",
+    "folds",
+    "fold",
     "classes_from",
     "label_pattern",
     "group_by",
@@ -44,10 +46,18 @@ def with_loaded_settings(recipe: Recipe, data: Any, named: Set[str]) -> Recipe:
         named: the keys that the user set, such as ``data.split_seed``.
 
     Raises:
-        RecipeError: the recipe asks for another setting, which has no effect on data that are loaded already.
+        RecipeError: the recipe asks for another setting, which has no effect on data that are loaded already;
+            or for folds of a :class:`Data` that :func:`thumbnet.load_data` has not returned.
     """
-    loaded = data.settings if isinstance(data, Data) else None
+    if not isinstance(data, Data):
+        return recipe
+    loaded = data.settings
     if loaded is None:
+        if recipe.data.folds:
+            raise RecipeError(
+                "data.folds has no effect on a Data object of your own, because it has its splits already. "
+                "Divide it with thumbnet.data.folds.with_test_fold, or give thumbnet the pictures and labels"
+            )
         return recipe
     usual = DataSettings()
     changes: dict[str, Any] = {}

@@ -19,8 +19,9 @@ from thumbnet.models import DataInitialised, build_model
 from thumbnet.recipes.recipe import Recipe, load_recipe
 from thumbnet.recipes.settings import SMALLEST_SIDE
 from thumbnet.seeds import derive_seed
+from thumbnet.training.build import passes
 from thumbnet.training.fit import fit
-from thumbnet.training.state import TrainingState, passes
+from thumbnet.training.state import TrainingState
 
 SETTING = "--set augment.flip=none"
 

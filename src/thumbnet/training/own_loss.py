@@ -12,7 +12,7 @@ from thumbnet.batches.own_augmentation import own_augmentation
 from thumbnet.errors import OwnCodeError, RecipeError
 from thumbnet.models.registry import find_builder
 from thumbnet.recipes.functions import LOSSES, Function
-from thumbnet.recipes.own_code import failing
+from thumbnet.recipes.own_code import failing, type_and_shape
 from thumbnet.recipes.recipe import Recipe
 
 SMOOTHING = "training.label_smoothing"
@@ -113,9 +113,8 @@ class OwnLoss:
         if not isinstance(losses, Tensor):
             raise OwnCodeError(f"the loss {self._name} returns a {type(losses).__name__}: {expected}")
         if losses.shape != (len(logits),) or not losses.is_floating_point():
-            found = f"{str(losses.dtype).removeprefix('torch.')} {list(losses.shape)}"
             hint = ", without taking the mean (reduction='none')" if losses.ndim == 0 else ""
-            raise OwnCodeError(f"the loss {self._name} returns {found}: {expected}{hint}")
+            raise OwnCodeError(f"the loss {self._name} returns {type_and_shape(losses)}: {expected}{hint}")
         if losses.device != logits.device:
             raise OwnCodeError(
                 f"the loss {self._name} returns losses on {losses.device}: expected them on {logits.device}, "

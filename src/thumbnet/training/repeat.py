@@ -1,7 +1,7 @@
-"""Plan a study: the same training with several seeds, for each combination of varied settings.
+"""Plan a study: the same training with several seeds or folds, for each combination of varied settings.
 
-Each training has a folder of its own, whose name says its settings and its seed. So the same plan finds the
-trainings that have begun, and a plan with further values or seeds keeps those that are complete.
+Each training has a folder of its own, whose name says its settings, its seed and its fold. So the same plan
+finds the trainings that have begun, and a plan with further values or seeds keeps those that are complete.
 """
 
 from __future__ import annotations
@@ -14,17 +14,21 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from thumbnet.errors import RecipeError, RunError
+from thumbnet.data.splits import Data
+from thumbnet.errors import DataError, RecipeError, RunError
 from thumbnet.files import user_path
 from thumbnet.recipes.recipe import Recipe
 from thumbnet.runs.finding import is_run
 from thumbnet.runs.folder import Run
 from thumbnet.training.asked import check_same_asked, what_was_asked
 from thumbnet.training.choose import asked_recipe
+from thumbnet.training.listener import Listener
 from thumbnet.training.own_loss import find_code
 from thumbnet.training.time_budget import check_free_of_length, check_minutes
+from thumbnet.training.transfer import find_initial
 
 _LONGEST = 40  # characters of a value in a folder's name
+_TEST_PICTURES = ("data.folds", "data.fold", "data.test_fraction")  # settings that choose them
 
 
 @dataclass(frozen=True)
@@ -33,11 +37,35 @@ class Planned:
 
     Attributes:
         path: its folder.
-        overrides: all settings on top of the recipe, with the seed.
+        overrides: all settings on top of the recipe, with the seed and the fold.
+        settings: those of them that vary, and the seed. Trainings that differ only in the fold share them.
     """
 
     path: Path
     overrides: tuple[str, ...]
+    settings: tuple[str, ...]
+
+
+class RequiredSplit(Listener):
+    """Refuses data without the split that a study is compared by, before the first step.
+
+    Attributes:
+        split: the name of the split; None for any data.
+    """
+
+    def __init__(self, split: str | None) -> None:
+        self.split = split
+
+    def on_data(self, data: Data) -> None:
+        """Check the data.
+
+        Raises:
+            DataError: they lack the split.
+        """
+        if self.split is not None and self.split not in data.splits:
+            own = "Set a part of train aside: --val-fraction 0.1"
+            advice = own if self.split == "val" else "Leave out --split test"
+            raise DataError(f"{data.source} has no {self.split} split to compare by. {advice}")
 
 
 def plan(
@@ -47,22 +75,26 @@ def plan(
     vary: Sequence[str],
     seeds: Sequence[int],
     minutes: float | None = None,
+    folds: int = 0,
 ) -> list[Planned]:
     """The trainings of a study, all checked: first all combinations with the first seed, then the next seed.
 
-    So a study that is stopped has as many runs of each combination as possible.
+    So a study that is stopped has as many runs of each combination as possible. With folds, all combinations
+    are trained with the first fold, then the next fold, before the next seed.
 
     Args:
         out: the study's folder.
         recipe, overrides, minutes: as for :func:`~thumbnet.training.train.train`, for all trainings.
         vary: what varies; see :func:`varied_settings`.
         seeds: the seeds of each combination.
+        folds: train with each of this many folds of the data as test pictures; see
+            :func:`~thumbnet.data.folds.with_test_fold`. 0 for no folds.
 
     Raises:
-        RecipeError: a setting is invalid, is both varied and in ``overrides``, or is the seed; or two
-            combinations are the same.
-        RunError: ``out`` is a file or a run; or the folder of a training holds something else, or a run that
-            was begun with other settings.
+        RecipeError: a setting is invalid, is both varied and in ``overrides``, is the seed, or chooses the
+            test pictures although there are ``folds``; or two combinations are the same.
+        RunError: ``out`` is a file or a run; the folder of a training holds something else, or a run that was
+            begun with other settings; or there are no weights in ``training.init``.
         ModelCodeError, OwnCodeError: the user's code that a combination names is not allowed, or is faulty.
     """
     folder = user_path(out)
@@ -71,6 +103,9 @@ def plan(
     named = {assignment.partition("=")[0].strip() for assignment in overrides}
     if "seed" in named or "seed" in varied:
         raise RecipeError("a study sets the seed itself: leave out seed=..., and list the seeds with --seeds")
+    chosen = [key for key in _TEST_PICTURES if key in named or key in varied]
+    if folds and chosen:
+        raise RecipeError(f"the folds decide which pictures are test: leave out {chosen[0]}")
     for key in varied.keys() & named:
         raise RecipeError(f"{key} is varied and also set to one value: leave out one of them")
     if minutes is not None:
@@ -78,20 +113,28 @@ def plan(
         check_free_of_length([*overrides, *(f"{key}=" for key in varied)])
     found: dict[str, Recipe] = {}
     planned = []
-    for seed, values in itertools.product(seeds, itertools.product(*varied.values())):
-        settings = [f"{key}={value}" for key, value in zip(varied, values, strict=True)]
-        path = folder / folder_name(list(varied), values, seed)
-        one = Planned(path, (*overrides, *settings, f"seed={seed}"))
+    divisions: list[tuple[int, int] | None] = [(number, folds) for number in range(1, folds + 1)]
+    divisions = divisions or [None]
+    for seed, fold, values in itertools.product(seeds, divisions, itertools.product(*varied.values())):
+        assigned = [f"{key}={value}" for key, value in zip(varied, values, strict=True)]
+        settings = (*assigned, f"seed={seed}")
+        divided = () if fold is None else (f"data.folds={folds}", f"data.fold={fold[0]}")
+        path = folder / folder_name(list(varied), values, seed, fold)
+        one = Planned(path, (*overrides, *settings, *divided), settings)
         whole = asked_recipe(recipe, one.overrides)
         find_code(whole)
         name = one.path.name.casefold()  # some file systems do not distinguish case
         if name in found or whole in found.values():
-            told = ", ".join([*settings, f"seed={seed}"])
+            told = ", ".join(settings)
             raise RecipeError(f"two trainings are the same, or would have the same folder: {told}")
         found[name] = whole
         planned.append(one)
     for one in planned:
         _check_folder(one, recipe, minutes)
+    whole_recipes = zip(planned, found.values(), strict=True)
+    begins = {whole.training.init: whole for one, whole in whole_recipes if not is_run(one.path)}
+    for whole in begins.values():
+        find_initial(whole)
     return planned
 
 
@@ -163,11 +206,15 @@ def split_values(text: str) -> list[str]:
     return [value.strip() for value in values]
 
 
-def folder_name(keys: Sequence[str], values: Sequence[str], seed: int) -> str:
-    """The name of a training's folder: what varies, and the seed.
+def folder_name(
+    keys: Sequence[str], values: Sequence[str], seed: int, fold: tuple[int, int] | None = None
+) -> str:
+    """The name of a training's folder: what varies, the seed, and the fold and the number of folds, if any.
 
     >>> folder_name(["augment.cutout", "model.name"], ["8", "resnet20"], 3)
     'cutout-8_model-resnet20_seed-3'
+    >>> folder_name([], [], 3, (2, 5))
+    'seed-3_fold-2-of-5'
 
     Only letters, digits and ``.,+-_`` occur in it. A value with other characters, or a long one, is shortened
     and gets a digest, so that different values have different names.
@@ -178,7 +225,8 @@ def folder_name(keys: Sequence[str], values: Sequence[str], seed: int) -> str:
         f"{name if often[name] == 1 else key}-{_as_name(value)}"
         for key, name, value in zip(keys, short, values, strict=True)
     ]
-    return "_".join([*parts, f"seed-{seed}"])
+    last = [] if fold is None else [f"fold-{fold[0]}-of-{fold[1]}"]
+    return "_".join([*parts, f"seed-{seed}", *last])
 
 
 def _as_name(value: str) -> str:

@@ -24,8 +24,9 @@ from thumbnet.evaluation import Evaluation, evaluate_logits
 from thumbnet.multilabel import LabelEvaluation, choose_label_thresholds, evaluate_labels, sigmoid
 from thumbnet.runs.certainty import Thresholds, Unlikeness
 from thumbnet.runs.folder import Run
+from thumbnet.training.epochs import ON_REQUEST, Score
 from thumbnet.training.listener import Listener
-from thumbnet.training.state import ON_REQUEST, Score, TrainingState
+from thumbnet.training.state import TrainingState
 
 
 @dataclass(frozen=True)
@@ -36,10 +37,12 @@ class Measured:
         split: the measured split, ``test`` or ``val``; None if the data have neither.
         headline: result with the recipe's test-time augmentation, calibrated; None without ``split``.
         plain: calibrated result without test-time augmentation; None without ``split``.
+        val, val_plain: the same two on ``val``, if the data also have a ``test`` split; else None.
         uncalibrated_error: calibration error of the headline before calibration; None without ``split``.
         temperature: see :func:`thumbnet.classifiers.temperature.fit_temperature`; 1 if it was not fitted.
         calibrated_on: the split on which the temperature was fitted, or None.
         calibration_pictures: number of pictures available for calibration.
+        calibration_known: number of pictures that were left out of it, because the initial weights know them.
         thresholds: see :func:`thumbnet.classifiers.thresholds.choose_thresholds`; None without calibration.
         unlike: see :func:`thumbnet.classifiers.unlike.fit_unlikeness`; None without calibration.
         label_thresholds: the probability from which on the network gives each label, chosen on the same
@@ -49,10 +52,13 @@ class Measured:
     split: str | None = None
     headline: Evaluation | LabelEvaluation | None = None
     plain: Evaluation | LabelEvaluation | None = None
+    val: Evaluation | LabelEvaluation | None = None
+    val_plain: Evaluation | LabelEvaluation | None = None
     uncalibrated_error: float | None = None
     temperature: float = 1.0
     calibrated_on: str | None = None
     calibration_pictures: int = 0
+    calibration_known: int = 0
     thresholds: Thresholds | None = None
     unlike: Unlikeness | None = None
     label_thresholds: tuple[float, ...] = ()
@@ -108,39 +114,57 @@ def measure(
     held_out = Measured()
     fitted_on, split = prepared.held_out, prepared.measured
     if fitted_on is not None and state.recipe.data.calibration_pictures:
-        held_out = Measured(calibration_pictures=len(prepared.evaluation[fitted_on].engine.labels))
+        used = prepared.unknown(fitted_on)
+        held_out = Measured(calibration_pictures=len(used))
         if held_out.calibration_pictures >= FEWEST:
             logits, _, labels = classified(fitted_on)
-            held_out = _calibrate(logits, labels, prepared, fitted_on)
+            held_out = _calibrate(logits[used], labels[used], prepared, fitted_on)
+        left_out = len(prepared.splits[fitted_on]) - len(used)
+        held_out = replace(held_out, calibration_known=left_out)
     if split is None:
         return held_out
-    logits, plain, labels = classified(split)
 
-    def evaluated(logits: np.ndarray) -> Evaluation | LabelEvaluation:
+    def evaluated(name: str, logits: np.ndarray) -> Evaluation | LabelEvaluation:
+        (_, _, labels), groups = classified(name), prepared.groups.get(name)
         if labels.ndim == 2:
-            return evaluate_labels(logits, labels, names, held_out.label_thresholds)
-        return evaluate_logits(logits, labels, names)
+            return evaluate_labels(logits, labels, names, held_out.label_thresholds, groups)
+        return evaluate_logits(logits, labels, names, groups)
 
-    temperature = held_out.temperature
-    return replace(
+    def results(name: str) -> tuple[Evaluation | LabelEvaluation, Evaluation | LabelEvaluation]:
+        logits, plain, _ = classified(name)
+        temperature = held_out.temperature
+        augmented = evaluated(name, calibrated(logits, temperature))
+        return augmented, evaluated(name, calibrated(plain, temperature))
+
+    headline, plain = results(split)
+    measured = replace(
         held_out,
         split=split,
-        headline=evaluated(calibrated(logits, temperature)),
-        plain=evaluated(calibrated(plain, temperature)),
-        uncalibrated_error=evaluated(logits).calibration_error,
+        headline=headline,
+        plain=plain,
+        uncalibrated_error=evaluated(split, classified(split)[0]).calibration_error,
     )
+    if split == "val" or "val" not in prepared.evaluation:
+        return measured
+    val, val_plain = results("val")
+    return replace(measured, val=val, val_plain=val_plain)
 
 
 def _calibrate(logits: np.ndarray, labels: np.ndarray, prepared: Prepared, split: str) -> Measured:
-    """Fit the temperature and all thresholds on the uncalibrated logits of held-out pictures."""
+    """Fit the temperature and all thresholds on the uncalibrated logits of held-out pictures.
+
+    The logits and labels are those of :meth:`Prepared.unknown`.
+    """
     if labels.ndim == 2:
         return _calibrate_labels(logits, labels, split)
-    temperature = fit_temperature(logits, labels)
+    temperature, groups = fit_temperature(logits, labels), prepared.groups.get(split)
+    if groups is not None:
+        groups = groups[prepared.unknown(split)]
     return Measured(
         temperature=temperature,
         calibrated_on=split,
         calibration_pictures=len(labels),
-        thresholds=choose_thresholds(calibrated(logits, temperature), labels, split),
+        thresholds=choose_thresholds(calibrated(logits, temperature), labels, split, groups),
         unlike=_unlikeness(logits, prepared, split),
     )
 
@@ -159,8 +183,8 @@ def _calibrate_labels(logits: np.ndarray, labels: np.ndarray, split: str) -> Mea
 def _unlikeness(logits: np.ndarray, prepared: Prepared, split: str) -> Unlikeness | None:
     """Learn from the training pictures and the held-out ones to tell pictures that are unlike them."""
     held_out, train = prepared.evaluation[split].engine, prepared.train.engine
-    places = _evenly(len(held_out.labels))
-    seen, known = _looks(held_out, places), _looks(train, _evenly(len(train.labels)))
+    places, used = _evenly(len(logits)), torch.from_numpy(prepared.unknown(split))
+    seen, known = _looks(held_out, used[places]), _looks(train, _evenly(len(train.labels)))
     return fit_unlikeness(logits[places.numpy()], seen, known)
 
 
@@ -197,24 +221,17 @@ def summary_of(
     # The speed is infinite in an epoch in which the clock stood still.
     timed = [result for result in state.history if result.seconds]
     pictures = sum(result.pictures_per_second * result.seconds for result in timed)
-    final, plain = measured.headline, measured.plain
-    several: dict[str, Any] = {}
-    if isinstance(final, LabelEvaluation) and isinstance(plain, LabelEvaluation):
-        several = _several_labels(final, plain)
     return {
         "split": measured.split,
-        "accuracy": None if final is None else final.accuracy,
-        "accuracy_interval": None if final is None else list(final.interval),
-        "accuracy_plain": None if plain is None else plain.accuracy,
-        "balanced_accuracy": final.balanced_accuracy if isinstance(final, Evaluation) else None,
-        "loss": None if final is None else final.loss,
+        **_measures(measured.headline, measured.plain),
+        "val": None if measured.val is None else _measures(measured.val, measured.val_plain),
         "tta": state.recipe.evaluation.tta,
         "temperature": measured.temperature,
         "calibrated_on": measured.calibrated_on,
         "calibration_pictures": measured.calibration_pictures,
-        "thresholds": None if measured.thresholds is None else asdict(measured.thresholds),
+        "calibration_known": measured.calibration_known,
+        "thresholds": None if measured.thresholds is None else measured.thresholds.to_dict(),
         "unlike": None if measured.unlike is None else asdict(measured.unlike),
-        "calibration_error": None if final is None else final.calibration_error,
         "calibration_error_before": measured.uncalibrated_error,
         "parameters": sum(parameter.numel() for parameter in state.model.parameters()),
         "epochs": state.epoch,
@@ -229,6 +246,27 @@ def summary_of(
         "pictures_per_second": round(pictures / seconds, 1) if seconds else None,
         "repeats": findings.repeats,
         "warnings": findings.warnings,
+    }
+
+
+def _measures(
+    final: Evaluation | LabelEvaluation | None, plain: Evaluation | LabelEvaluation | None
+) -> dict[str, Any]:
+    """What the summary says about a split, with and without test-time augmentation."""
+    several: dict[str, Any] = {}
+    if isinstance(final, LabelEvaluation) and isinstance(plain, LabelEvaluation):
+        several = _several_labels(final, plain)
+    grouped: dict[str, Any] = {}
+    if final is not None and final.groups is not None:
+        grouped = {"measured_pictures": final.pictures, "measured_groups": final.groups}
+    return {
+        "accuracy": None if final is None else final.accuracy,
+        "accuracy_interval": None if final is None else list(final.interval),
+        "accuracy_plain": None if plain is None else plain.accuracy,
+        "balanced_accuracy": final.balanced_accuracy if isinstance(final, Evaluation) else None,
+        "loss": None if final is None else final.loss,
+        "calibration_error": None if final is None else final.calibration_error,
+        **grouped,
         **several,
     }
 

@@ -38,9 +38,9 @@ def factor_at(settings: ScheduleSettings, step: int, total_steps: int) -> float:
     if settings.name == "multistep":
         # Rounded, so that a milestone of 0.7 in 10 steps is step 7 even if 7 / 10 < 0.7 in binary.
         return settings.factor ** sum(round(done, 12) >= milestone for milestone in settings.milestones)
-    left = (done - settings.warmup) / (1 - settings.warmup)
-    left = min(max(left, 0.0), 1.0)
-    height = 1 - left if settings.name == "linear" else (1 + math.cos(math.pi * left)) / 2
+    fallen = (done - settings.warmup) / (1 - settings.warmup)
+    fallen = min(max(fallen, 0.0), 1.0)
+    height = 1 - fallen if settings.name == "linear" else (1 + math.cos(math.pi * fallen)) / 2
     return settings.end + (1 - settings.end) * height
 
 

@@ -26,15 +26,17 @@ from thumbnet.errors import (
 )
 from thumbnet.evaluation import Evaluation
 from thumbnet.recipes.recipe import training_code
+from thumbnet.runs.data import source_name
 from thumbnet.runs.folder import Run
 from thumbnet.runs.weights_info import WeightsInfo, public_name
-from thumbnet.sources.load import where_again
+from thumbnet.training.epochs import ON_REQUEST, Score
 from thumbnet.training.fit import StepResult, end_early
+from thumbnet.training.known import warning_on
 from thumbnet.training.linear import train_epochs
 from thumbnet.training.listener import Listener
 from thumbnet.training.mirrored import find_mirrored
 from thumbnet.training.results import Findings, Measured, RepeatTeller, measure, score_of, summary_of
-from thumbnet.training.state import ON_REQUEST, Score, TrainingState
+from thumbnet.training.state import TrainingState
 from thumbnet.training.time_budget import TimeBudget
 
 
@@ -245,7 +247,7 @@ class Session:
         if repeats is not None:
             self.run.save_weights(model.state_dict(), self._weights_info(measured))
             self._write_metrics()
-            findings = Findings(repeats.tell(), self._mirrored(measured))
+            findings = Findings(repeats.tell(), [*self._known(measured), *self._mirrored(measured)])
             skipped = len(self.prepared.skipped)
             summary = summary_of(state, measured, findings, self.started, skipped)
             if self.data.corrected is not None:
@@ -268,7 +270,7 @@ class Session:
             class_names=self.data.class_names,
             preprocessing=self.prepared.preprocessing,
             precision=recipe.training.precision,
-            source=public_name(where_again(self.data.source) or self.data.source),
+            source=source_name(self.data.source),
             fingerprint=self.fingerprint,
             tta=recipe.evaluation.tta,
             temperature=measured.temperature,
@@ -280,6 +282,15 @@ class Session:
             multilabel=self.data.multilabel,
             label_thresholds=measured.label_thresholds,
         )
+
+    def _known(self, measured: Measured) -> list[str]:
+        """Warnings about the splits with an accuracy on pictures that the initial weights know."""
+        splits, known = (measured.split, None if measured.val is None else "val"), self.prepared.known
+        return [
+            warning_on(public_name(self.state.recipe.training.init), split, known[split])
+            for split in splits
+            if split is not None and split in known
+        ]
 
     def _mirrored(self, measured: Measured) -> list[str]:
         """Warnings about classes that mirroring makes indistinguishable."""

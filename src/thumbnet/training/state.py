@@ -1,4 +1,4 @@
-"""Everything that changes during a training, and its state at the start."""
+"""Everything that changes during a training."""
 
 from __future__ import annotations
 
@@ -6,111 +6,26 @@ import contextlib
 import copy
 import inspect
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable
+from dataclasses import asdict, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from thumbnet.batches.prepare import Prepared
 from thumbnet.batches.selection import Selection
 from thumbnet.distributed import ALONE, World, synchronise_norms
-from thumbnet.errors import DivergedError, RecipeError, SeveralLabelsError, memory_guard
-from thumbnet.hardware import DTYPES, can_compile, compute_dtype, keep_freed_memory, memory_layout, seeded
+from thumbnet.errors import DivergedError
+from thumbnet.hardware import DTYPES, can_compile, compute_dtype, memory_layout
 from thumbnet.kernels.library import load_kernels
-from thumbnet.models import DataInitialised, build_model
 from thumbnet.recipes.recipe import Recipe
-from thumbnet.runs.any_weights import AnyWeights
-from thumbnet.seeds import derive_seed
+from thumbnet.training.epochs import EpochResult, Score
 from thumbnet.training.optimizers import build_optimizer
 from thumbnet.training.own_loss import own_loss
-from thumbnet.training.pretrained import begin_pretrained
 from thumbnet.training.scaling import LEAST_SCALE
-from thumbnet.training.schedules import factor_at, replanned, smaller_sizes
-from thumbnet.training.transfer import Start, begin_from
-
-ON_REQUEST = "ended on request"  # why a training ended early: --finish
-INITIAL_PICTURES = 5000  # pictures for networks that initialise weights from data; more make no difference
-
-
-@dataclass(frozen=True)
-class Score:
-    """The result of evaluating after an epoch: accuracy (0 to 1) and loss on ``pictures`` of a split.
-
-    If the pictures have several labels each, ``accuracy`` is the share of those whose labels are all right,
-    and ``map`` the mean average precision, 0 to 1. Otherwise ``balanced_accuracy`` is the mean recall of the
-    classes, 0 to 1; None in the scores of earlier versions.
-    """
-
-    split: str
-    accuracy: float
-    loss: float
-    pictures: int = 0
-    map: float | None = None
-    balanced_accuracy: float | None = None
-
-    @property
-    def headline(self) -> float:
-        """The main measure: mAP if the pictures have several labels, else accuracy."""
-        return self.accuracy if self.map is None else self.map
-
-    def rank(self, choose_by: str) -> tuple[float, float]:
-        """Two numbers that are larger for a better score, by ``training.choose_by``; the first counts more.
-
-        A loss that is not a number is the worst.
-        """
-        likelihood = -math.inf if math.isnan(self.loss) else -self.loss
-        if choose_by == "loss":
-            return likelihood, self.headline
-        if choose_by == "balanced-accuracy":
-            assert self.balanced_accuracy is not None  # several labels are refused with it
-            return self.balanced_accuracy, likelihood
-        return self.headline, likelihood
-
-
-@dataclass(frozen=True)
-class EpochResult:
-    """The result of one epoch.
-
-    Attributes:
-        epoch: counted from 1.
-        step: optimisation steps since the training began.
-        loss: mean training loss over the epoch's steps, without skipped ones.
-        lr: the recipe's learning rate at the epoch's last step.
-        seconds: time spent training in this epoch, without evaluation.
-        pictures_per_second: training speed.
-        score: score on the whole split; None if this epoch was not evaluated on it.
-        train_accuracy: 0 to 1, measured on the augmented pictures as they passed through the network, each
-            with the weights of its step; nan if unknown. A mixed picture counts as right if the answer is the
-            class with the larger share.
-        sample: score on a fixed sample of the split, if there is no ``score``.
-        stopped: why the training ends with this epoch, earlier than planned; empty if it does not.
-    """
-
-    epoch: int
-    step: int
-    loss: float
-    lr: float
-    seconds: float
-    pictures_per_second: float
-    score: Score | None
-    train_accuracy: float = math.nan
-    sample: Score | None = None
-    stopped: str = ""
-
-    def row(self) -> dict[str, Any]:
-        """The values for a line of ``metrics.jsonl``. The split's name prefixes those of the score."""
-        values = asdict(self)
-        score, sample = values.pop("score"), values.pop("sample")
-        if not self.stopped:
-            del values["stopped"]
-        score = score or sample
-        if score:
-            split = score.pop("split")
-            values |= {f"{split}_{key}": value for key, value in score.items() if value is not None}
-        return values
+from thumbnet.training.schedules import factor_at, replanned
+from thumbnet.training.transfer import Start
 
 
 class TrainingState:
@@ -181,9 +96,8 @@ class TrainingState:
         self.step = 0
         # Losses of this epoch, on the device: this process's share of each step's mean over all processes.
         self.losses = torch.zeros(steps_per_epoch, device=device)
-        self.hits = torch.zeros(
-            (), dtype=torch.int64, device=device
-        )  # correct answers in this epoch, for this process's pictures
+        # Correct answers in this epoch, for this process's pictures.
+        self.hits = torch.zeros((), dtype=torch.int64, device=device)
         self.skipped: list[int] = []
         self.seconds_in_epoch = 0.0
         self.pictures_in_epoch = 0
@@ -302,7 +216,7 @@ class TrainingState:
         self.skipped = list(state["skipped"])
         self.seconds_in_epoch = state["seconds_in_epoch"]
         self.pictures_in_epoch = state["pictures_in_epoch"]
-        self.history = [epoch_result_from_dict(result) for result in state["history"]]
+        self.history = [EpochResult.from_dict(result) for result in state["history"]]
         self.best_epoch = state["best_epoch"]
         self.best_weights = state["best_weights"]
         if self.selection is not None:
@@ -417,128 +331,3 @@ class TrainingState:
 def _stored(model: nn.Module) -> list[Tensor]:
     """The parameters and buffers that are saved with a model, each one once even if it has two names."""
     return list({id(one): one for one in model.state_dict(keep_vars=True).values()}.values())
-
-
-def epoch_result_from_dict(values: dict[str, Any]) -> EpochResult:
-    """Rebuild a result from the output of ``dataclasses.asdict``."""
-    scores = {key: None if values[key] is None else Score(**values[key]) for key in ("score", "sample")}
-    return EpochResult(**{**values, **scores})
-
-
-def build_state(
-    recipe: Recipe,
-    prepared: Prepared,
-    class_names: Sequence[str],
-    device: torch.device,
-    world: World = ALONE,
-    *,
-    restored: bool = False,
-    initial: AnyWeights | None = None,
-) -> TrainingState:
-    """Build a new network and its optimizer, seeded by the recipe.
-
-    Args:
-        recipe, prepared, class_names, device, world: of the training.
-        restored: the caller restores a checkpoint, so weights to start from are not read.
-        initial: what ``training.init`` names, if it has been read already.
-
-    Raises:
-        RunError: the weights in ``training.init`` do not exist or belong to another network, or pretrained
-            weights cannot be downloaded.
-        OutOfMemoryError: the network does not fit into the device's memory.
-        NetworkError: a network of the user's own fails on pictures of a size that the training uses.
-    """
-    keep_freed_memory()
-    with memory_guard(str(device), "building the network", "Use a narrower one: --set model.width=0.5"):
-        with seeded(derive_seed(recipe.seed, "weights"), device):
-            size = prepared.preprocessing.size
-            sizes = [size, *smaller_sizes(recipe.schedule, size)]
-            model = build_model(recipe.model, len(class_names), sizes=sizes)
-        if isinstance(model, DataInitialised):
-            model.initialise_from(first_pictures(prepared))
-        if world.size == 1 and 1 in passes(recipe, prepared.train.taken):
-            check_pass_of_one(model, sizes, recipe, prepared.train.taken)
-        pretrained = None
-        if recipe.model.pretrained is True and not restored:
-            pretrained = begin_pretrained(model, recipe.model, len(class_names), size)
-        start = None
-        if recipe.training.init and not restored:
-            multilabel = prepared.train.engine.labels.ndim == 2
-            source = recipe.training.init
-            start = begin_from(model, recipe.model, source, class_names, multilabel=multilabel, file=initial)
-        weights = None
-        if recipe.training.class_weights == "balanced":
-            weights = balanced_weights(prepared.train.engine.labels, len(class_names))
-        state = TrainingState(
-            model, recipe, len(prepared.train), device, world, weights, prepared.train.selection
-        )
-        state.start = start
-        state.pretrained = pretrained
-        return state
-
-
-def passes(recipe: Recipe, pictures: int) -> set[int]:
-    """The numbers of pictures that the forward passes of an epoch have, if it has ``pictures`` pictures."""
-    settings = recipe.training
-    batch = min(settings.batch_size, pictures)
-    batches = {batch, 0 if settings.drop_last else pictures % batch}
-    micro = settings.micro_batch or batch
-    return ({min(micro, one) for one in batches} | {one % micro for one in batches}) - {0}
-
-
-def check_pass_of_one(
-    model: nn.Module, sizes: Sequence[tuple[int, int]], recipe: Recipe, pictures: int
-) -> None:
-    """Check that the network can train on a single picture, which an epoch's last pass has.
-
-    BatchNorm cannot normalise one value per channel, and a small picture may be reduced to that.
-
-    Args:
-        model: the network.
-        sizes: heights and widths of its pictures.
-        recipe, pictures: see :func:`passes`.
-
-    Raises:
-        RecipeError: the network cannot.
-    """
-    trying = copy.deepcopy(model).cpu().train()  # its running statistics change
-    for height, width in sizes:
-        try:
-            with torch.no_grad():
-                trying(torch.zeros(1, 3, height, width))
-        except ValueError as error:
-            if "more than 1 value per channel" not in str(error):
-                raise
-            key = "micro_batch" if recipe.training.micro_batch else "batch_size"
-            size = getattr(recipe.training, key) + 1
-            while 1 in passes(_with_training(recipe, **{key: size}), pictures):
-                size += 1
-            raise RecipeError(
-                f"a forward pass of each epoch would have only 1 picture, and the network reduces {height}x"
-                f"{width} pixels to one value per channel, which BatchNorm cannot normalise. Use parts of "
-                f"another size: --{key.replace('_', '-')} {size}"
-            ) from None
-
-
-def _with_training(recipe: Recipe, **values: Any) -> Recipe:
-    return replace(recipe, training=replace(recipe.training, **values))
-
-
-def balanced_weights(labels: torch.Tensor, num_classes: int) -> torch.Tensor:
-    """Class weights, inversely proportional to class size and 1 on average per picture: float32 [classes].
-
-    Raises:
-        SeveralLabelsError: the pictures have several labels each.
-    """
-    if labels.ndim == 2:
-        raise SeveralLabelsError
-    counts = torch.bincount(labels.cpu(), minlength=num_classes)
-    return len(labels) / (int((counts > 0).sum()) * counts.clamp(min=1)).float()
-
-
-def first_pictures(prepared: Prepared) -> torch.Tensor:
-    """A random sample of training pictures, normalised but not augmented: float32 [N, 3, H, W]."""
-    engine, normalise = prepared.train.engine, prepared.train.normalise
-    generator = torch.Generator().manual_seed(0)
-    chosen = torch.randperm(len(engine.labels), generator=generator)[:INITIAL_PICTURES]
-    return torch.cat([normalise(images) for images in engine.fetch(chosen.split(1000))])

@@ -11,8 +11,9 @@ from thumbnet.training.listener import Listener
 if TYPE_CHECKING:
     from thumbnet.batches.prepare import Prepared
     from thumbnet.runs.folder import Run
+    from thumbnet.training.epochs import EpochResult
     from thumbnet.training.fit import StepResult
-    from thumbnet.training.state import EpochResult, TrainingState
+    from thumbnet.training.state import TrainingState
 
 FOLDER = "tensorboard"
 

@@ -145,7 +145,7 @@ def costs(recipe: Recipe, prepared: Prepared, speed: Speed) -> Costs:
     pictures = count(prepared.watched)
     sampled = min(settings.sample, pictures)
     each = pictures / settings.every + sampled * (1 - 1 / settings.every) if settings.every else sampled
-    classified = {prepared.measured}
+    classified = {prepared.measured, "val" if "val" in prepared.evaluation else None}
     if recipe.data.calibration_pictures:
         classified.add(prepared.held_out)
     last = VIEWS[settings.tta] * sum(map(count, classified)) + pictures

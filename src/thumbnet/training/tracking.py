@@ -27,8 +27,9 @@ if TYPE_CHECKING:
     from thumbnet.batches.prepare import Prepared
     from thumbnet.recipes.recipe import Recipe
     from thumbnet.runs.folder import Run
+    from thumbnet.training.epochs import EpochResult
     from thumbnet.training.fit import StepResult
-    from thumbnet.training.state import EpochResult, TrainingState
+    from thumbnet.training.state import TrainingState
 
 TRACKERS = ("tensorboard", "mlflow", "wandb")
 WAIT = 20.0  # seconds to wait at the end for a tracker to take the rest

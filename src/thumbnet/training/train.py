@@ -6,27 +6,25 @@ has its own.
 
 from __future__ import annotations
 
-import os
 import threading
 import time
-import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
+import numpy as np
 from torch import nn
 
-from thumbnet.batches.prepare import prepare
-from thumbnet.data.calibration import with_calibration_split
-from thumbnet.data.corrections import Correction, Labels, corrections_csv, corrections_of
+from thumbnet.batches.prepare import Prepared, prepare
+from thumbnet.data.calibration import KEEPS_CLASSES, with_calibration_split
+from thumbnet.data.corrections import Correction, Labels, corrections_of
 from thumbnet.data.splits import Data
-from thumbnet.distributed import World, joined
-from thumbnet.errors import DataError, FallbackWarning, RunError, ThumbnetError, memory_guard
+from thumbnet.distributed import joined
+from thumbnet.errors import DataError, RunError, ThumbnetError, memory_guard
 from thumbnet.files import user_path
-from thumbnet.hardware import choose_device, deterministic
+from thumbnet.hardware import deterministic
 from thumbnet.invocation import command
 from thumbnet.kernels.library import load_kernels
 from thumbnet.models.registry import provide
@@ -34,16 +32,19 @@ from thumbnet.recipes.recipe import Recipe
 from thumbnet.runs.finding import are_gone
 from thumbnet.runs.folder import Run
 from thumbnet.sources.load import where_again
-from thumbnet.training.asked import check_same_asked, what_was_asked
+from thumbnet.training.asked import check_same_asked, check_same_corrections, what_was_asked
+from thumbnet.training.build import build_state
+from thumbnet.training.call import Call, memory_of
 from thumbnet.training.choose import asked_recipe, choose_recipe, load_for
 from thumbnet.training.continue_run import Continuation, continuation
+from thumbnet.training.known import known_at_start, known_from_record, known_record
 from thumbnet.training.linear import check_frozen, with_network_of_init
 from thumbnet.training.listener import Listener
 from thumbnet.training.mirror_names import named_keys
 from thumbnet.training.own_loss import find_code
 from thumbnet.training.pretrained import check_same, with_stem
 from thumbnet.training.session import Session
-from thumbnet.training.state import TrainingState, build_state
+from thumbnet.training.state import TrainingState
 from thumbnet.training.time_budget import (
     TimeBudget,
     check_free_of_length,
@@ -51,7 +52,7 @@ from thumbnet.training.time_budget import (
     may_choose_width,
     may_watch_less,
 )
-from thumbnet.training.transfer import read_initial, seen_before, with_absolute_init
+from thumbnet.training.transfer import find_initial, read_initial, with_absolute_init
 
 
 @dataclass(frozen=True)
@@ -72,59 +73,6 @@ class Plan:
     labels: Sequence[Correction] | None = None
     continued: Continuation | None = None
     minutes: float | None = None
-
-
-@dataclass(frozen=True)
-class Call:
-    """How a training was called.
-
-    Attributes:
-        device: the device's name, such as ``auto``.
-        listener: receives the events of the training.
-        world: the processes of the training.
-        started: when the caller started it, in seconds of ``time.perf_counter``.
-    """
-
-    device: str
-    listener: Listener
-    world: World
-    started: float
-
-    def choose_device(self) -> torch.device:
-        """The device of this process.
-
-        Apple's GPU is for one process: gloo cannot sum its tensors. With several, ``auto`` means the CPU, and
-        a :class:`FallbackWarning` says so.
-
-        Raises:
-            ThumbnetError: it is not available, or the first process computes on another kind of device.
-        """
-        own = f"cuda:{self.world.local_rank}"
-        if self.world.size > 1 and self.device.startswith("cuda:") and self.device != own:
-            raise ThumbnetError(
-                f"--device {self.device}: process {self.world.rank} has {own}, because each process has a "
-                "GPU of its own. Leave out the number: --device cuda"
-            )
-        device = choose_device(self.device, self.world.local_rank)
-        if self.world.size > 1 and device.type == "mps":
-            if self.device != "auto":
-                raise ThumbnetError(
-                    f"--device {self.device}: Apple's GPU cannot train in several processes. Leave out "
-                    "torchrun, or use the CPU: --device cpu"
-                )
-            device = torch.device("cpu")
-            warnings.warn(
-                f"mps cannot train in several processes: using {device}", FallbackWarning, stacklevel=2
-            )
-        first = self.world.from_first(device.type)
-        if first != device.type:
-            raise ThumbnetError(
-                f"process {self.world.rank} computes on {device} and process 0 on {first}: choose one kind "
-                "of device for all of them, such as --device cpu"
-            )
-        if self.world.size > 1 and device.type == "cuda":
-            torch.cuda.set_device(device)  # else every process would also take memory on the first GPU
-        return device
 
 
 def train(
@@ -175,7 +123,7 @@ def train(
         check_free_of_length(overrides)
     if auto_resume and out is None:
         raise RunError("--auto-resume needs the run's folder by name: --out DIR")
-    with joined() as world, deterministic(), _memory():
+    with joined() as world, deterministic(), memory_of("training"):
         call = Call(device, listener or Listener(), world, started)
         # Read before anything is downloaded. The files that they name are looked up here, by one process.
         read = corrections_of(labels) if labels is not None and world.is_first else None
@@ -186,7 +134,7 @@ def train(
             if world.is_first:
                 check_same_asked(Run.open(out), asked, minutes)
                 if corrections is not None:
-                    _check_same_corrections(Run.open(out), corrections)
+                    check_same_corrections(Run.open(out), corrections)
             return _resume(out, data, call, complete_is_fine=True)
         return _begin(Plan(data, recipe, overrides, out, data_dir, corrections, minutes=minutes), call)
 
@@ -240,7 +188,7 @@ def resume(
         raise ThumbnetError(
             "out and overrides go with more_epochs: a run that is resumed keeps its folder and its settings"
         )
-    with joined() as world, deterministic(), _memory():
+    with joined() as world, deterministic(), memory_of("training"):
         call = Call(device, listener or Listener(), world, started)
         if model is not None:
             name = world.from_first(Run.open(run_path).recipe.model.name if world.is_first else "")
@@ -256,25 +204,6 @@ def resume(
         return _begin(plan, call)
 
 
-def _check_same_corrections(run: Run, corrections: Sequence[Correction]) -> None:
-    """Check that a run that is to be resumed has these corrections.
-
-    Raises:
-        RunError: it has other ones, or none.
-    """
-    if corrections_csv(run.corrections or ()) != corrections_csv(corrections):
-        raise RunError(
-            f"the corrections have changed since the run {run.path} began. To train with the new ones, name "
-            "another folder with --out. To finish the run as it began, leave out --labels"
-        )
-
-
-def _memory() -> AbstractContextManager[None]:
-    """Turn a failed allocation into our error, wherever nothing closer to it does so with better advice."""
-    advice = "Use smaller batches (--batch-size) or a narrower network (--set model.width=0.5)"
-    return memory_guard("this computer", "during the training", advice)
-
-
 def _begin(plan: Plan, call: Call) -> Run:
     """Start a new run."""
     world, listener = call.world, call.listener
@@ -285,7 +214,9 @@ def _begin(plan: Plan, call: Call) -> Run:
         # If the kernels are not compiled yet, gcc compiles them while the data load, which saves 2 s.
         threading.Thread(target=load_kernels).start()
     with world.one_per_machine_first():
-        check_frozen(asked_recipe(plan.recipe, plan.overrides), plan.minutes, world)
+        asked = asked_recipe(plan.recipe, plan.overrides)
+        check_frozen(asked, plan.minutes, world)
+        find_initial(asked)
         with nullcontext() if plan.continued is None else _data_of(plan.continued.record["run"], plan.data):
             recipe, loaded = choose_recipe(
                 plan.data,
@@ -305,10 +236,15 @@ def _begin(plan: Plan, call: Call) -> Run:
         data = with_calibration_split(loaded, recipe.data)
         listener.on_data(data)
         if plan.continued is not None:
-            _check_unchanged(plan.continued, fingerprint, data.source)
+            plan.continued.check_same_data(fingerprint, data.source)
         prepared = prepare(data, recipe, device, listener.on_decode, world)
-    _check_same_everywhere(fingerprint, data.source, world)
-    _check_same_skipped(prepared.skipped, data.source, world)
+        found: tuple[dict[str, np.ndarray], list[str]] = ({}, [])
+        if world.is_first:
+            found = known_at_start(recipe, prepared, data, fingerprint, initial)
+    call.check_same_data(fingerprint, data.source)
+    call.check_same_skipped(prepared.skipped, data.source)
+    known, known_notes = world.from_first(found)
+    prepared = replace(prepared, known=known)
     recipe, notes = with_stem(recipe, prepared.preprocessing.size)
     for note in (*notes, *(() if plan.continued is None else plan.continued.notes)):
         listener.on_note(note)
@@ -321,28 +257,24 @@ def _begin(plan: Plan, call: Call) -> Run:
         listener.on_note(note)
     state = build_state(recipe, prepared, data.class_names, device, world, initial=initial)
     if state.start is not None:
-        for note in (state.start.note(), seen_before(state.start.source, data, fingerprint)):
+        for note in (state.start.note(), *known_notes):
             if note:
                 listener.on_note(note)
     run = Run.create(plan.out, data.source, recipe.name) if world.is_first else Run(Path())
     run = Run(world.from_first(run.path))
     session = Session(run, data, prepared, state, listener, call.started, fingerprint, budget)
-    with run.locked(_wait(world)) if world.is_first else nullcontext():
+    with call.lock(run):
         if world.is_first:
             run.remove_leftovers()
             run.write_skipped(prepared.skipped)
             if data.corrected is not None:
                 run.write_corrections(data.corrected.content)
-            run.begin(recipe, _settings(plan, data, fingerprint, state), device)
+            run.begin(recipe, _settings(plan, data, fingerprint, state, known), device)
         return session.train()
 
 
 def _resume(
-    path: str | Path,
-    data: Any,
-    call: Call,
-    complete_is_fine: bool = False,
-    finish: bool = False,
+    path: str | Path, data: Any, call: Call, complete_is_fine: bool = False, finish: bool = False
 ) -> Run:
     """Train the rest of a run.
 
@@ -355,7 +287,7 @@ def _resume(
     """
     world = call.world
     run = Run.open(path) if world.is_first else Run(Path(path))  # the folder need not exist on every machine
-    with run.locked(_wait(world)) if world.is_first else nullcontext():
+    with call.lock(run):
         complete = world.from_first(run.is_complete)
         if complete and not complete_is_fine:
             raise RunError(
@@ -380,12 +312,17 @@ def _resume(
             _check_has_end(run, recipe, checkpoint)
         find_code(recipe)  # if its code is not allowed, say so before the data are read
         device = call.choose_device()
+        begins_again = checkpoint is None or recipe.training.frozen
+        with world.one_per_machine_first():
+            if begins_again:
+                find_initial(recipe)
         loaded, fingerprint = _loaded_again(run, recipe, settings, data, call, corrections)
         with world.one_per_machine_first():
             prepared = prepare(loaded, recipe, device, call.listener.on_decode, world, skipped)
-        begins_again = checkpoint is None or recipe.training.frozen
+        prepared = replace(prepared, known=_recorded_known(settings, prepared, run))
         state = build_state(recipe, prepared, loaded.class_names, device, world, restored=not begins_again)
-        _check_same_start(state, settings, run)
+        if state.start is not None:
+            state.start.check_same(settings.get("init"), run.path)
         check_same(state.pretrained, settings.get("pretrained"))
         earlier = 0.0 if checkpoint is None else _restore(state, checkpoint, run)
         started = call.started - earlier
@@ -411,8 +348,8 @@ def _loaded_again(
         with _data_of(run.path, source):
             data = load_for(source, recipe, settings.get("data_dir"), call.listener, corrections)
     fingerprint = data.fingerprint()
-    _check_same_everywhere(fingerprint, data.source, call.world)
-    data = with_calibration_split(data, recipe.data)
+    call.check_same_data(fingerprint, data.source)
+    data = with_calibration_split(data, recipe.data, keep_classes=KEEPS_CLASSES in settings)
     call.listener.on_data(data)
     if fingerprint != settings.get("fingerprint"):
         other = "" if given is None or recorded is None else f" with those in {recorded}"
@@ -458,30 +395,34 @@ def _restore(state: TrainingState, checkpoint: dict[str, Any], run: Run) -> floa
         raise RunError(f"the checkpoint in {run.path} does not belong to its recipe: {reason}") from None
 
 
-def _check_same_start(state: TrainingState, settings: dict[str, Any], run: Run) -> None:
-    """Check that the initial weights are those that the run began with.
+def _recorded_known(settings: dict[str, Any], prepared: Prepared, run: Run) -> dict[str, np.ndarray]:
+    """The pictures that the initial weights of a run knew, see :mod:`thumbnet.training.known`.
 
     Raises:
-        RunError: their file has changed.
+        RunError: what ``run.json`` says about them is damaged.
     """
-    before = settings.get("init")
-    if state.start is None or not isinstance(before, dict):
-        return
-    if before.get("sha256") != state.start.digest:
-        raise RunError(
-            f"the weights in {state.start.source} have changed since the run {run.path} began with them. Put "
-            "them back, or start a new run"
-        )
+    started = settings.get("init")
+    if not isinstance(started, dict) or "known" not in started:
+        return {}
+    try:
+        return known_from_record(started["known"], prepared)
+    except ValueError as error:
+        raise RunError(f"cannot read {run.path / 'run.json'}: {error}") from None
 
 
-def _settings(plan: Plan, data: Data, fingerprint: str, state: TrainingState) -> dict[str, Any]:
+def _settings(
+    plan: Plan, data: Data, fingerprint: str, state: TrainingState, known: Mapping[str, np.ndarray]
+) -> dict[str, Any]:
     """The contents of ``run.json``."""
     settings: dict[str, Any] = {
         "data": where_again(data.source),
         "data_dir": None if plan.data_dir is None else str(Path(plan.data_dir).resolve()),
         "fingerprint": fingerprint,
         "measured_fingerprint": data.fingerprint(data.measured_split()),
+        KEEPS_CLASSES: True,
     }
+    if data.measured_split() != "val" and "val" in data.splits:
+        settings["val_fingerprint"] = data.fingerprint("val")
     if data.corrected is not None:
         settings["labels"] = data.corrected.record()
     if state.pretrained is not None:
@@ -489,7 +430,7 @@ def _settings(plan: Plan, data: Data, fingerprint: str, state: TrainingState) ->
     if data.multilabel:
         settings["multilabel"] = True
     if state.start is not None:
-        settings["init"] = state.start.record()
+        settings["init"] = state.start.record() | ({"known": known_record(known)} if known else {})
     if plan.minutes is not None:
         settings["minutes"] = plan.minutes
     settings["asked"] = what_was_asked(plan.recipe, plan.overrides)
@@ -522,49 +463,3 @@ def _data_of(run: str | Path, source: Any) -> Iterator[None]:
             f"{error}\nThese are the data of {run}, which goes on only with them. If they have moved, move "
             "them back, or put a symbolic link there"
         ) from None
-
-
-def _wait(world: World) -> float:
-    """Seconds to wait for a run's lock: after torchrun's restart, earlier processes may still be ending."""
-    return 0.0 if world.size == 1 and "TORCHELASTIC_RUN_ID" not in os.environ else 30.0
-
-
-def _check_same_everywhere(fingerprint: str, source: str, world: World) -> None:
-    """Check that all processes of a training have the same data.
-
-    Raises:
-        DataError: this process has other data than the first one.
-    """
-    if world.from_first(fingerprint) != fingerprint:
-        raise DataError(f"{source} holds other data here than where the first process runs")
-
-
-def _check_same_skipped(skipped: Sequence[tuple[str, str, str]], source: str, world: World) -> None:
-    """Check that all processes of a training leave out the same pictures, so that they draw the same batches.
-
-    Raises:
-        DataError: this process leaves out others than the first one.
-    """
-    first, here = (
-        {f"{split}: {name}" for split, name, _ in each} for each in (world.from_first(skipped), skipped)
-    )
-    if first != here:
-        example = sorted(first ^ here)[0]
-        raise DataError(
-            f"{source} holds other damaged pictures here than where the first process runs, for example "
-            f"{example}. Copy the pictures again, or remove the damaged ones everywhere"
-        )
-
-
-def _check_unchanged(continued: Continuation, fingerprint: str, source: str) -> None:
-    """Check that a finished run's data are the ones that it was trained on.
-
-    Raises:
-        RunError: they have changed.
-    """
-    if fingerprint != continued.fingerprint:
-        init = continued.record["run"]
-        raise RunError(
-            f"the data in {source} have changed since the run {init} was trained. To train on them as "
-            f"they are now, from its weights: {command('train', source, '--init', init)}"
-        )

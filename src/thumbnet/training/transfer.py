@@ -7,21 +7,20 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
-from thumbnet.data.splits import Data
 from thumbnet.errors import RunError, printable
-from thumbnet.files import read_json, user_path
+from thumbnet.files import user_path
 from thumbnet.models.registry import is_of_head, same_network
 from thumbnet.models.resnet import ResNet
 from thumbnet.recipes.recipe import Recipe
 from thumbnet.recipes.settings import ModelSettings
 from thumbnet.runs.any_weights import AnyWeights, read_any_weights
-from thumbnet.runs.provenance import run_folder
-from thumbnet.runs.weights import HUB, check_finite, find_weights
-from thumbnet.sources.load import where_again
+from thumbnet.runs.weights import check_finite, find_weights
+from thumbnet.sources.known_names import HUB
 from thumbnet.training.renaming import COUNTER, Match, match
 
 LEAST_SHARE = 0.75  # of the network's body, and of the file: with less, they are two different networks
@@ -55,6 +54,18 @@ class Start:
         kept = {"source": self.source, "sha256": self.digest, "taken": self.taken, "tensors": self.tensors}
         return {**kept, "how": self.how, "left_new": list(self.left_new)} if self.how else kept
 
+    def check_same(self, recorded: Any, run: Path) -> None:
+        """Check that the file is the one with which ``run`` began, by what its ``run.json`` keeps.
+
+        Raises:
+            RunError: it has changed.
+        """
+        if isinstance(recorded, dict) and recorded.get("sha256") != self.digest:
+            raise RunError(
+                f"the weights in {self.source} have changed since the run {run} began with them. Put them "
+                "back, or start a new run"
+            )
+
     def note(self) -> str:
         """What the user should know; empty for weights that thumbnet wrote."""
         if not self.how:
@@ -66,10 +77,24 @@ class Start:
 def with_absolute_init(recipe: Recipe) -> Recipe:
     """Make the path of the initial weights absolute, because a resume may run in another folder."""
     source = recipe.training.init
-    if not source or source.startswith("hf:"):
+    if not source or source.startswith(HUB):
         return recipe
     place = str(user_path(source).resolve())
     return replace(recipe, training=replace(recipe.training, init=place))
+
+
+def find_initial(recipe: Recipe) -> None:
+    """Check that the weights of ``training.init`` are there, before any data are read.
+
+    Those on the Hub are downloaded.
+
+    Raises:
+        RecipeError: their path cannot be written into a recipe.
+        RunError: there is no such file.
+    """
+    if recipe.training.init:
+        with_absolute_init(recipe).to_toml()
+        find_weights(recipe.training.init)
 
 
 def read_initial(source: str) -> AnyWeights:
@@ -138,36 +163,6 @@ def begin_from(
     return Start(source, file.digest, len(taken), len(counted))
 
 
-def seen_before(source: str, data: Data, fingerprint: str) -> str:
-    """Tell whether a network may know the pictures that are to judge the training which starts from it.
-
-    Only a run's record says what it was trained on. Nothing is known about other weights.
-
-    Args:
-        source: ``training.init``.
-        data: the data of the training.
-        fingerprint: their digest, without what was set aside for calibration.
-
-    Returns:
-        A note if the run had the same data, divided in another way; else an empty text.
-    """
-    aside = " and ".join(name for name in ("val", "test") if name in data.set_aside)
-    folder = None if source.startswith(HUB) else run_folder(user_path(source))
-    place = where_again(data.source)
-    if not aside or folder is None or place is None:
-        return ""
-    try:
-        settings = read_json(folder / "run.json")
-    except RunError:
-        return ""
-    if settings.get("data") != place or settings.get("fingerprint") == fingerprint:
-        return ""
-    return (
-        f"the network in {source} was trained on these data as they were divided then, so it may know "
-        f"pictures that are now in {aside}: the accuracy there may be too high"
-    )
-
-
 def _begin_from_stranger(
     model: nn.Module, settings: ModelSettings, source: str, file: AnyWeights, classes: int
 ) -> Start:
@@ -197,13 +192,7 @@ def _begin_from_stranger(
     new = [f"{name} ({_shapes(name, found, body, file.tensors)})" for name in _left(found)]
     head = f"the last layer ({_classes(found, file.tensors)}{classes} classes here)"
     return Start(
-        source,
-        file.digest,
-        len(taken),
-        len(_counted(state)),
-        found.how,
-        (*new, head),
-        body_is_whole=not new,
+        source, file.digest, len(taken), len(_counted(state)), found.how, (*new, head), body_is_whole=not new
     )
 
 

@@ -18,7 +18,7 @@ from thumbnet.invocation import command
 from thumbnet.recipes.recipe import Recipe
 from thumbnet.reports.figures import new_figure
 from thumbnet.reports.summary import headline_key, percent
-from thumbnet.runs.folder import Run
+from thumbnet.runs.folder import CORRECTIONS_NAME, Run
 from thumbnet.tuning import pictures
 from thumbnet.tuning.space import Knob
 from thumbnet.tuning.study import FEWEST_FOR_IMPORTANCE, Record
@@ -92,6 +92,20 @@ def _shown(value: float | str) -> str:
     return value if isinstance(value, str) else f"{value:.4g}"
 
 
+def train_again(folder: Path, settings: Mapping[str, Any]) -> str:
+    """The command that trains with the result of a search again, on the same data with the same labels.
+
+    Args:
+        folder: the folder of the search.
+        settings: its ``tune.json``.
+    """
+    data = str(settings.get("data") or "DATA")
+    words: list[str | Path] = ["train", data, "--recipe", folder / "recipe.toml"]
+    words += ["--labels", folder / CORRECTIONS_NAME] if settings.get("corrected") else []
+    data_dir = settings.get("data_dir")
+    return command(*words, *(["--data-dir", str(data_dir)] if data_dir else []))
+
+
 def write_page(
     out: Path,
     *,
@@ -107,6 +121,7 @@ def write_page(
     measure: str,
     found: Recipe,
     run: Run | None,
+    again: str,
 ) -> None:
     """Write the page atomically.
 
@@ -124,6 +139,7 @@ def write_page(
         measure: ``accuracy`` or ``mAP``.
         found: the recipe that was found.
         run: the final training; None before it.
+        again: the command that trains with the result again.
 
     Raises:
         RunError: the file cannot be written.
@@ -155,7 +171,7 @@ def write_page(
         knobs=[knob.name for knob in varied],
         trials=len(records),
         toml=found.to_toml(whole=False),
-        again=command("train", source, "--recipe", out.with_name("recipe.toml")),
+        again=again,
         run=None if run is None else run.path.name,
     )
     write_file(out, page)

@@ -2,8 +2,8 @@
 
 A ``val`` split of the data is used as it is. Otherwise, a data set with fewer than ``SMALL`` training
 pictures is cross-validated, and a larger one gives a fifth of its pictures, at most about ``MOST_HELD_OUT``.
-Copies of a picture, and pictures of one group, stay together. The test pictures are neither decoded nor
-looked at.
+Copies of a picture, and pictures of one group, stay together. Pictures that the weights in ``training.init``
+were trained on are not held out. The test pictures are neither decoded nor looked at.
 
 The division is the same for every input size and every way to fit pictures into it. Each of these is decoded
 when a trial first asks for it.
@@ -21,19 +21,22 @@ import torch
 from thumbnet.batches.batches import EvalBatches, TrainBatches
 from thumbnet.batches.decoding import some_sizes
 from thumbnet.batches.engines import Engine, MemoryEngine, WorkerEngine
+from thumbnet.batches.leaks import belonging
 from thumbnet.batches.prepare import Prepared, prepare
-from thumbnet.data.repeats import number_pictures, picture_digests
+from thumbnet.data.folds import fold_numbers, rarest_labels
 from thumbnet.data.splits import Data, Progress
-from thumbnet.errors import DataError
+from thumbnet.errors import DataError, RunError
 from thumbnet.recipes.recipe import Recipe
-from thumbnet.reviewing.folds import fold_numbers, joined
 from thumbnet.seeds import derive_seed
+from thumbnet.training.known import find_known
+from thumbnet.training.transfer import read_initial
 
 SMALL = 1000  # with fewer training pictures, every picture is held out once
 FOLDS = 3
 FEWEST = 20  # training pictures; fewer cannot judge anything
 PARTS = 5  # of a larger data set, one part in this many is held out
 MOST_HELD_OUT = 5000  # pictures; more would cost time and decide nothing
+_WITHOUT_INIT = "Leave out --init (training.init), or start from a network that was trained on other pictures"
 
 
 _Folds: TypeAlias = list[np.ndarray]
@@ -75,6 +78,11 @@ class Parts:
         """
         return self._again(recipe)
 
+    @property
+    def knows(self) -> bool:
+        """Whether the weights in ``training.init`` were trained on some of the pictures."""
+        return any(part.known for part in self.parts)
+
 
 def held_out_of(part: Prepared) -> int:
     """How many pictures judge one network of a trial."""
@@ -86,11 +94,12 @@ def divide(data: Data, recipe: Recipe, device: torch.device, progress: Progress 
 
     Raises:
         DataError: there are too few pictures to hold any out.
+        RunError: the weights in ``training.init`` cannot be read, or know too many of the pictures.
         UnreadableImagesError, OutOfMemoryError: as for :func:`thumbnet.batches.prepare.prepare`.
     """
     kept = {name: split for name, split in data.splits.items() if name in ("train", "val")}
     judged = replace(data, splits=kept)
-    prepared = prepare(judged, recipe, device, progress)
+    prepared = _with_known(prepare(judged, recipe, device, progress), recipe, data)
     folds, how = _folds(data, prepared, recipe)
     parts = _parts(prepared, recipe, folds)
     start = (recipe.data.image_size, recipe.data.fit)
@@ -102,7 +111,8 @@ def divide(data: Data, recipe: Recipe, device: torch.device, progress: Progress 
             return parts
         if wanted not in latest:
             latest.clear()
-            latest[wanted] = _parts(prepare(judged, other, device, progress), other, folds)
+            decoded = replace(prepare(judged, other, device, progress), known=prepared.known)
+            latest[wanted] = _parts(decoded, other, folds)
         return latest[wanted]
 
     return Parts(
@@ -119,30 +129,77 @@ def divide(data: Data, recipe: Recipe, device: torch.device, progress: Progress 
     )
 
 
+def _with_known(prepared: Prepared, recipe: Recipe, data: Data) -> Prepared:
+    """The same pictures, with those marked that the weights in ``training.init`` were trained on.
+
+    Raises:
+        RunError: the weights cannot be read, or only the place says that they were trained on these data.
+    """
+    init = recipe.training.init
+    if not init:
+        return prepared
+    judging = "val" if "val" in prepared.evaluation else "train"
+    found = find_known(recipe, prepared, data, data.fingerprint(), [judging], read_initial(init))
+    if found.unsure and judging in ("train", *data.set_aside):
+        raise RunError(
+            f"the network in {init} was trained on these data as they were divided then, so it may know the "
+            f"pictures that would judge the settings. {_WITHOUT_INIT}"
+        )
+    known = found.pictures
+    notes = [
+        f"{init} was trained on {int(mask.sum()):,} of the {len(mask):,} {name} pictures, which judge nothing"
+        for name, mask in known.items()
+    ]
+    return replace(prepared, known=known, notes=(*prepared.notes, *notes))
+
+
+def _check_enough_unknown(split: str, judging: int, prepared: Prepared, recipe: Recipe) -> None:
+    """Check that enough pictures judge a trial, if the weights in ``training.init`` know some.
+
+    Raises:
+        RunError: ``judging`` pictures of ``split`` are too few.
+    """
+    known = prepared.known.get(split)
+    if known is not None and judging < FEWEST:
+        raise RunError(
+            f"the network in {recipe.training.init} was trained on {int(known.sum()):,} of the "
+            f"{len(known):,} {split} pictures, and at least {FEWEST} that it does not know are needed "
+            f"to compare settings. {_WITHOUT_INIT}"
+        )
+
+
 def _folds(data: Data, prepared: Prepared, recipe: Recipe) -> tuple[_Folds, str]:
     """Which pictures are held out, each fold once or only the first one; and the same in words."""
     if "val" in prepared.evaluation:
-        return [], f"the val split, {held_out_of(prepared):,} pictures"
+        judging = len(prepared.unknown("val"))
+        _check_enough_unknown("val", judging, prepared, recipe)
+        return [], f"the val split, {judging:,} pictures"
     count = prepared.train.count
     if count < FEWEST:
         raise DataError(
             f"{data.source} has {count} training pictures: at least {FEWEST} are needed to compare settings"
         )
-    small = count < SMALL
-    folds = FOLDS if small else max(PARTS, -(-count // MOST_HELD_OUT))
-    labels, together = _labels(prepared), _together(data, prepared)
+    unknown = len(prepared.unknown("train"))
+    small = unknown < SMALL
+    folds = FOLDS if small else max(PARTS, -(-unknown // MOST_HELD_OUT))
+    labels = _labels(prepared)
+    together = belonging(prepared.train.engine, prepared.groups.get("train"))
     numbers = fold_numbers(labels, together, folds, derive_seed(recipe.data.split_seed, "tune"))
+    known = prepared.known.get("train")
+    if known is not None:
+        numbers[np.isin(together, together[known])] = 0  # all networks are trained on them
     there = [fold for fold in range(1, folds + 1) if (numbers == fold).any()]
     used = there if small else there[:1]
+    held_out = int(np.isin(numbers, used).sum())
+    _check_enough_unknown("train", held_out, prepared, recipe)
     if not used or (numbers != used[0]).sum() < 2:
         raise DataError(
             f"{data.source}: no training pictures can be held out to compare settings, because the pictures "
             "of each class are copies of each other or belong to one group"
         )
-    held_out = int(np.isin(numbers, used).sum())
     how = (
         f"{len(used)} folds of the {count:,} training pictures"
-        if small
+        if small and known is None
         else f"{held_out:,} of the {count:,} training pictures"
     )
     return [numbers == fold for fold in used], how
@@ -150,49 +207,42 @@ def _folds(data: Data, prepared: Prepared, recipe: Recipe) -> tuple[_Folds, str]
 
 def _parts(prepared: Prepared, recipe: Recipe, folds: _Folds) -> tuple[Prepared, ...]:
     """The batches of each network of a trial."""
-    return tuple(_part(prepared, recipe, held) for held in folds) if folds else (prepared,)
+    if folds:
+        return tuple(_part(prepared, recipe, held) for held in folds)
+    if "val" not in prepared.known:
+        return (prepared,)
+    unknown = _engine_of(prepared, recipe, "val", prepared.unknown("val"))
+    return (_judged_by(unknown, prepared, recipe),)
+
+
+def _judged_by(engine: Engine, prepared: Prepared, recipe: Recipe) -> Prepared:
+    """The same batches to train on, with the pictures of ``engine`` as ``val``."""
+    size = recipe.evaluation.batch_size
+    judged = EvalBatches(engine, prepared.train.normalise, batch_size=size)
+    return replace(prepared, evaluation={"val": judged})
 
 
 def _part(prepared: Prepared, recipe: Recipe, held: np.ndarray) -> Prepared:
     """Batches of the training pictures, with those that ``held`` marks (bool [N]) as ``val``."""
     old = prepared.train
-    train, val = (_engine_of(prepared, recipe, np.flatnonzero(chosen)) for chosen in (~held, held))
+    train, val = (_engine_of(prepared, recipe, "train", np.flatnonzero(chosen)) for chosen in (~held, held))
     size = prepared.preprocessing.size
     batches = TrainBatches(train, old.normalise, recipe, size)
-    judged = EvalBatches(val, old.normalise, batch_size=recipe.evaluation.batch_size)
-    return replace(prepared, train=batches, evaluation={"val": judged})
+    return _judged_by(val, replace(prepared, train=batches), recipe)
 
 
-def _engine_of(prepared: Prepared, recipe: Recipe, positions: np.ndarray) -> Engine:
-    """An engine for the training pictures at ``positions``, int [M]."""
-    engine = prepared.train.engine
+def _engine_of(prepared: Prepared, recipe: Recipe, split: str, positions: np.ndarray) -> Engine:
+    """An engine for the pictures of ``train`` or ``val`` at ``positions``, int [M]."""
+    engine = prepared.train.engine if split == "train" else prepared.evaluation[split].engine
     if isinstance(engine, MemoryEngine):
         where = torch.from_numpy(positions)
         return MemoryEngine(engine.images[where.to(engine.images.device)], engine.labels[where])
-    split, pre = prepared.splits["train"].subset(positions), prepared.preprocessing
+    part, pre = prepared.splits[split].subset(positions), prepared.preprocessing
     device = prepared.train.normalise.device
-    return WorkerEngine(split, pre.size, pre.fit, recipe.data.workers, pre.rendering, device)
+    return WorkerEngine(part, pre.size, pre.fit, recipe.data.workers, pre.rendering, device)
 
 
 def _labels(prepared: Prepared) -> np.ndarray:
     """What the folds are balanced by, int64 [N]: the class, or the rarest of several labels, if any."""
     labels = prepared.train.engine.labels.numpy()
-    if labels.ndim == 1:
-        return labels
-    order = np.argsort(labels.sum(axis=0), kind="stable")
-    ranked = labels[:, order] > 0
-    return np.where(ranked.any(axis=1), ranked.argmax(axis=1), len(order))
-
-
-def _together(data: Data, prepared: Prepared) -> np.ndarray:
-    """Numbers that are equal for pictures that must share a fold: int64 [N]."""
-    engine, split = prepared.train.engine, prepared.splits["train"]
-    found = [np.arange(len(engine.labels))]
-    if isinstance(engine, MemoryEngine):
-        found.append(number_pictures(picture_digests(engine.images.permute(0, 2, 3, 1).cpu().numpy())))
-    if "train" in data.groups:
-        whole = data.splits["train"]
-        by_name = {whole.name(index): str(group) for index, group in enumerate(data.groups["train"])}
-        names = [by_name[split.name(index)] for index in range(len(split))]
-        found.append(np.unique(names, return_inverse=True)[1])
-    return joined(*found)
+    return labels if labels.ndim == 1 else rarest_labels(labels)

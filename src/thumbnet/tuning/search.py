@@ -30,7 +30,7 @@ from thumbnet.runs.folder import Run
 from thumbnet.training.fit import StepResult
 from thumbnet.training.train import resume, train
 from thumbnet.tuning.listener import Progress, TuneListener
-from thumbnet.tuning.page import trials_csv, write_page
+from thumbnet.tuning.page import train_again, trials_csv, write_page
 from thumbnet.tuning.parts import Parts
 from thumbnet.tuning.plan import FINAL_SHARE, WRITING, Cost
 from thumbnet.tuning.space import Knob, recipe_at
@@ -136,6 +136,7 @@ class Tuner:
         best = best_of(self.records)
         began = time.perf_counter()
         run = self._train(best)
+        self._record(run)
         # The final training counts its own time, including what it took before it was interrupted.
         self.started -= max(0.0, run.summary["seconds_total"] - (time.perf_counter() - began))
         write_json(search.path / "summary.json", self._summary(best, run))
@@ -314,6 +315,7 @@ class Tuner:
             measure="mAP" if search.data.multilabel else "accuracy",
             found=self._recipe_to_keep(best_of(self.records)),
             run=run,
+            again=train_again(search.path, search.settings),
         )
 
     def _train(self, best: Record) -> Run:
@@ -347,6 +349,11 @@ class Tuner:
         except InterruptedRunError:
             raise self._interrupted() from None
 
+    def _record(self, run: Run) -> None:
+        """Write into the final run which pictures judged the trials: its result on them is optimistic."""
+        judged_on = "val" if "val" in self.search.data.splits else "train"
+        write_json(run.path / "run.json", {**run.settings, "search": {"judged_on": judged_on}})
+
     def _decided(self, recipe: Recipe) -> list[str]:
         """The settings that the final training must not choose anew: it keeps those that are named.
 
@@ -361,14 +368,15 @@ class Tuner:
         search, first = self.search, self.records[0]
         states = [one.state for one in self.records]
         right = round(best.value * search.parts.held_out)
-        several = search.data.multilabel
+        # It is known only how many pictures were right. With groups, that is not enough for an interval.
+        unknown = search.data.multilabel or bool(search.data.groups)
         final = run.summary
         return {
-            "measure": "map" if several else "accuracy",
+            "measure": "map" if search.data.multilabel else "accuracy",
             "judged_by": search.parts.how,
             "held_out_pictures": search.parts.held_out,
             "best": best.value,
-            "best_interval": None if several else list(wilson_interval(right, search.parts.held_out)),
+            "best_interval": None if unknown else list(wilson_interval(right, search.parts.held_out)),
             "start": first.value,
             "best_loss": best.loss,
             "start_loss": first.loss,

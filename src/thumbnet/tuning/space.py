@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal, TypeAlias, get_args
 
-from thumbnet.data.images import Fit
+from thumbnet.data.rendering import Fit
 from thumbnet.recipes.functions import LOSSES
 from thumbnet.recipes.networks import MODEL_NAMES
 from thumbnet.recipes.recipe import Recipe

@@ -19,9 +19,11 @@ from thumbnet.evaluation import log_softmax
 from thumbnet.multilabel import binary_cross_entropy
 from thumbnet.recipes.recipe import Recipe
 from thumbnet.seeds import derive_seed
+from thumbnet.training.build import build_state
+from thumbnet.training.epochs import Score
 from thumbnet.training.fit import StepResult, fit
 from thumbnet.training.results import score_of
-from thumbnet.training.state import Score, TrainingState, build_state
+from thumbnet.training.state import TrainingState
 
 POINTS = 10  # a network is judged at most this often on its way; hopeless trials stop there
 SPLIT = "held out"

@@ -31,7 +31,7 @@ from torch import nn
 from thumbnet.data.calibration import FEWEST
 from thumbnet.data.corrections import Correction, Labels, corrections_of, read_corrections
 from thumbnet.data.splits import Data
-from thumbnet.errors import RecipeError, RunError, ThumbnetError, memory_guard
+from thumbnet.errors import RecipeError, RunError, ThumbnetError
 from thumbnet.files import locked, read_json, user_path, write_file, write_json
 from thumbnet.hardware import choose_device, deterministic
 from thumbnet.invocation import command, processes
@@ -42,13 +42,14 @@ from thumbnet.runs.fields import items, optional_text
 from thumbnet.runs.finding import SEARCH, is_search
 from thumbnet.runs.folder import CORRECTIONS_NAME, LOCK_NAME, Run
 from thumbnet.sources.load import where_again
-from thumbnet.training.choose import choose_recipe, load_for
+from thumbnet.training.call import memory_of
+from thumbnet.training.choose import asked_recipe, choose_recipe, load_for
 from thumbnet.training.mirror_names import named_keys
 from thumbnet.training.own_loss import find_code
 from thumbnet.training.time_budget import check_minutes
-from thumbnet.training.transfer import with_absolute_init
+from thumbnet.training.transfer import find_initial, with_absolute_init
 from thumbnet.tuning.listener import TuneListener
-from thumbnet.tuning.page import check_page
+from thumbnet.tuning.page import check_page, train_again
 from thumbnet.tuning.parts import Parts, divide, held_out_of
 from thumbnet.tuning.plan import Cost, plan
 from thumbnet.tuning.search import Search, Tuned, Tuner
@@ -92,30 +93,23 @@ def tune(
     """
     started = time.perf_counter() if started is None else started
     _check_asked(minutes, trials, _as_named(data))
+    asked = asked_recipe(recipe, overrides)
+    _check_searchable(asked, recipe, overrides, _as_named(data))
     load_optuna()
     check_page()
-    with deterministic(), _memory():
+    with deterministic(), memory_of("search"):
         if out is not None:
             Run.check_free(out)
+        find_initial(asked)
         chosen = choose_device(device)
         if chosen.type == "cpu":
             threading.Thread(target=load_kernels).start()  # compiles them, if needed, while the data load
         listener = listener or TuneListener()
         corrections = corrections_of(labels) if labels is not None else None
         base, loaded = choose_recipe(data, recipe, overrides, data_dir, listener, corrections)
-        if base.training.frozen:
-            raise ThumbnetError(
-                f"the recipe {base.name} computes its only layer directly, so there is nothing to search: "
-                f"{command('train', _as_named(data), '--recipe', base.name)}"
-            )
         loaded.check_trainable()
         named = named_keys(None, overrides)  # those of a recipe file are where the search starts
         steps = base.training.steps
-        if steps and "training.steps" in named:
-            raise ThumbnetError(
-                f"training.steps is {steps}: a search counts in epochs. Leave it out; --epochs 20 sets the "
-                "length of every trial and of the final training"
-            )
         listener.on_data(loaded)
         if steps:
             listener.on_note(f"training.steps = {steps} of the recipe is left out: trials have whole epochs")
@@ -133,6 +127,7 @@ def tune(
             "minutes": minutes,
             "trials": trials,
             "same_time": start.same_time,
+            "held_out": parts.held_out,
             "named": sorted(named_keys(recipe, overrides)),
             "recipe": start.recipe.to_toml(),
             "knobs": [knob.to_dict() for knob in start.varied],
@@ -172,7 +167,7 @@ def resume_tuning(
     settings = _settings_of(folder)
     load_optuna()
     check_page()
-    with deterministic(), _memory():
+    with deterministic(), memory_of("search"):
         listener = listener or TuneListener()
         chosen = choose_device(device)
         try:
@@ -206,6 +201,14 @@ def resume_tuning(
             raise RunError(
                 f"{folder} was begun by an earlier version, which judged trials by fewer than {FEWEST} "
                 "pictures in another way: new trials could not be compared with them. Start a new search"
+            )
+        # Earlier versions did not record how many pictures judge a trial, and held out known ones as well.
+        before = settings.get("held_out", None if parts.knows else parts.held_out)
+        if before != parts.held_out:
+            raise RunError(
+                f"{folder} has judged its trials by other pictures than it would now, because "
+                f"{base.training.init} was trained on some of them: new trials could not be compared with "
+                "the finished ones. Start a new search"
             )
         cost = None
         if settings["minutes"] is not None:
@@ -309,6 +312,42 @@ def _check_asked(minutes: float | None, trials: int | None, data: str = "DATA") 
         raise ThumbnetError("tune runs in one process: start it without torchrun")
 
 
+def _check_searchable(
+    asked: Recipe, recipe: str | Path | Recipe | None, overrides: Sequence[str], data: str
+) -> None:
+    """Check that a search can begin with a recipe, before the data are loaded.
+
+    Args:
+        asked: the recipe with the ``overrides``.
+        recipe, overrides: as the caller gave them.
+        data: the data as a command names them.
+
+    Raises:
+        ThumbnetError: its only layer is computed directly, or the user set a number of steps.
+    """
+    if asked.training.frozen:
+        words: list[str | Path] = ["train", data]
+        if recipe is not None:
+            words += ["--recipe", asked.name if isinstance(recipe, Recipe) else recipe]
+        for one in overrides:
+            words += [] if _key(one) == "training.init" else ["--set", one]
+        raise ThumbnetError(
+            f"the recipe {asked.name} computes its only layer directly, so there is nothing to search: "
+            f"{command(*words, '--init', asked.training.init or 'RUN')}"
+        )
+    steps = asked.training.steps
+    if steps and "training.steps" in map(_key, overrides):
+        raise ThumbnetError(
+            f"training.steps is {steps}: a search counts in epochs. Leave it out; --epochs 20 sets the "
+            "length of every trial and of the final training"
+        )
+
+
+def _key(assignment: str) -> str:
+    """The key of a ``"section.key=value"`` setting."""
+    return assignment.partition("=")[0].strip()
+
+
 def _search(
     folder: Path, settings: dict[str, Any], data: Data, parts: Parts, start: _Start, call: _Call
 ) -> Tuned:
@@ -332,11 +371,6 @@ def _search(
         return Tuner(search).run(start.notes)
 
 
-def _memory() -> Any:
-    advice = "Use smaller batches (--batch-size) or a narrower network (--set model.width=0.5)"
-    return memory_guard("this computer", "during the search", advice)
-
-
 def _as_named(data: Any) -> str:
     """The data as a command would name them."""
     return str(data) if isinstance(data, str | Path) else "DATA"
@@ -354,6 +388,6 @@ def _settings_of(folder: Path) -> dict[str, Any]:
         raise RunError(f"{what} {folder}: {SEARCH} is missing. Start a search: {start}")
     settings = read_json(folder / SEARCH)
     if (folder / "summary.json").is_file():
-        again = command("train", str(settings.get("data") or "DATA"), "--recipe", folder / "recipe.toml")
+        again = train_again(folder, settings)
         raise RunError(f"the search in {folder} is finished. To train with its result again: {again}")
     return settings

@@ -1,0 +1,47 @@
+"""Several processes agree on their device and their data, or one of them says what differs."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from thumbnet.distributed import World
+from thumbnet.errors import DataError, FallbackWarning, ThumbnetError
+from thumbnet.training import call as call_module
+from thumbnet.training.call import Call
+from thumbnet.training.listener import Listener
+
+
+def call_of(device: str = "auto", size: int = 1) -> Call:
+    return Call(device, Listener(), World(0, size), 0.0)
+
+
+def test_several_processes_cannot_be_told_to_share_a_gpu() -> None:
+    call = Call("cuda:0", Listener(), World(1, 2, 1), 0.0)
+    with pytest.raises(ThumbnetError, match=r"^--device cuda:0: process 1 has cuda:1, .*: --device cuda$"):
+        call.choose_device()
+
+
+def test_apples_gpu_trains_in_one_process_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(call_module, "choose_device", lambda name, number: torch.device("mps"))
+    monkeypatch.setattr(World, "from_first", lambda world, value: value)
+    assert call_of("auto").choose_device() == call_of("mps").choose_device() == torch.device("mps")
+    with pytest.warns(FallbackWarning, match="^mps cannot train in several processes: using cpu$"):
+        assert call_of("auto", 2).choose_device() == torch.device("cpu")
+    for name in ("mps", "gpu"):
+        with pytest.raises(ThumbnetError, match=f"--device {name}: Apple's GPU .* torchrun, .* --device cpu"):
+            call_of(name, 2).choose_device()
+
+
+def test_a_process_with_other_data_than_the_first_one_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    first = [("train", "cat/1.png", "damaged")]
+    monkeypatch.setattr(World, "from_first", lambda world, value: "a" if isinstance(value, str) else first)
+    call = call_of(size=2)
+    call.check_same_data("a", "pictures")
+    with pytest.raises(DataError, match="^pictures holds other data here than where the first process runs$"):
+        call.check_same_data("b", "pictures")
+    call.check_same_skipped([("train", "cat/1.png", "missing")], "pictures")
+    with pytest.raises(
+        DataError, match=r"^pictures holds other damaged pictures .* example train: cat/1\.png\. "
+    ):
+        call.check_same_skipped([], "pictures")

@@ -1,0 +1,281 @@
+"""Pictures that the initial weights were trained on judge nothing, and are named."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from helpers import TINY, coloured, coloured_data, write_class_folders
+from thumbnet.batches.leaks import DIGESTS_NAME
+from thumbnet.batches.prepare import Prepared, prepare
+from thumbnet.data.splits import ArraySplit, Data
+from thumbnet.errors import InterruptedRunError, RunError
+from thumbnet.recipes.recipe import Recipe, load_recipe
+from thumbnet.runs.folder import Run
+from thumbnet.sources.load import load_data, where_again
+from thumbnet.training.known import known_at_start, known_from_record, known_record
+from thumbnet.training.listener import Listener
+from thumbnet.training.train import resume, train
+from thumbnet.training.transfer import read_initial
+from training_helpers import StopAfter
+
+CPU = torch.device("cpu")
+
+
+class Notes(Listener):
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+
+    def on_note(self, text: str) -> None:
+        self.notes.append(text)
+
+
+def pictures(**seeds: Sequence[int]) -> Data:
+    """Splits of pictures with these seeds. The tiny run was trained on those with the seeds 0 to 59."""
+    made = {}
+    for split, numbers in seeds.items():
+        images = np.stack([coloured(seed % 3, seed) for seed in numbers])
+        made[split] = ArraySplit(images, np.array(numbers) % 3, split)
+    return Data("numbered", "made by the tests", ("red", "green", "blue"), dict(made))
+
+
+def recipe_from(init: Path, *overrides: str, name: str = "one-cycle") -> Recipe:
+    tiny = TINY if name == "one-cycle" else []
+    return load_recipe(name, [*tiny, f'training.init="{init}"', *overrides])
+
+
+def found(data: Data, recipe: Recipe) -> tuple[Prepared, dict[str, np.ndarray], list[str]]:
+    """The prepared pictures, which of them the weights know, and the notes."""
+    prepared = prepare(data, recipe, CPU)
+    initial = read_initial(recipe.training.init)
+    return prepared, *known_at_start(recipe, prepared, data, data.fingerprint(), initial)
+
+
+def copied(run: Run, folder: Path) -> Run:
+    shutil.copytree(run.path, folder)
+    return Run(folder)
+
+
+VAL_KNOWN = {"train": range(100, 160), "val": range(40, 90), "test": range(200, 220)}
+
+
+@pytest.mark.parametrize("overrides", [[], ["data.image_size=24"]], ids=["its size", "another size"])
+def test_known_pictures_are_named_whatever_size_they_have_now(overrides: list[str], tiny_run: Run) -> None:
+    _, known, notes = found(pictures(**VAL_KNOWN), recipe_from(tiny_run.path, *overrides))
+    assert known.keys() == {"val"}
+    assert known["val"].tolist() == [True] * 20 + [False] * 30
+    assert notes == [
+        f"warning: the network in {tiny_run.path} was trained on 20 of the 50 val pictures: the accuracy there "
+        "may be too high, and probabilities are not calibrated on these"
+    ]
+
+
+def test_if_too_few_calibration_pictures_are_left_the_note_says_what_to_do(tiny_run: Run) -> None:
+    data = pictures(train=range(100, 160), calibration=range(30))
+    _, known, notes = found(data, recipe_from(tiny_run.path))
+    assert known["calibration"].all()
+    assert notes == [
+        f"the network in {tiny_run.path} was trained on all 30 calibration pictures: probabilities are not "
+        "calibrated. --set data.calibration_pictures=0 trains on them, too"
+    ]
+
+
+def test_a_copy_of_a_picture_that_is_in_train_now_is_a_leak_of_the_data(tiny_run: Run) -> None:
+    assert found(pictures(train=range(60), val=range(40, 90)), recipe_from(tiny_run.path))[1:] == ({}, [])
+
+
+def test_only_a_frozen_training_asks_about_its_training_pictures(tiny_run: Run) -> None:
+    data = pictures(train=range(40, 100))
+    assert found(data, recipe_from(tiny_run.path))[1] == {}
+    _, known, notes = found(data, recipe_from(tiny_run.path, name="linear"))
+    assert known["train"].tolist() == [True] * 20 + [False] * 40
+    assert notes == []
+
+
+def test_corrected_labels_are_no_reason_for_a_note(tiny_run: Run) -> None:
+    data = coloured_data()
+    train_split = data.splits["train"]
+    assert isinstance(train_split, ArraySplit)
+    labels = train_split.labels.copy()
+    labels[:3] = labels[1:4]
+    corrected = ArraySplit(train_split.images, labels, "train")
+    data = replace(data, splits={**data.splits, "train": corrected}, set_aside=("test",))
+    assert data.fingerprint() != tiny_run.settings["fingerprint"]
+    assert found(data, recipe_from(tiny_run.path))[1:] == ({}, [])
+
+
+def test_the_run_that_a_run_began_with_counts_too(tiny_run: Run, tmp_path: Path) -> None:
+    second = copied(tiny_run, tmp_path / "second")
+    np.save(second.path / DIGESTS_NAME, np.empty((0, 2), dtype=np.uint64))
+    recipe = recipe_from(second.path)
+    assert found(pictures(**VAL_KNOWN), recipe)[1] == {}
+    second.write_recipe(second.recipe.override([f'training.init="{tiny_run.path}"']))
+    assert found(pictures(**VAL_KNOWN), recipe)[1]["val"].sum() == 20
+    second.write_recipe(second.recipe.override([f'training.init="{second.path}"']))  # in a circle
+    assert found(pictures(**VAL_KNOWN), recipe)[1] == {}
+
+
+def test_weights_outside_of_a_run_know_the_data_with_their_fingerprint(tiny_run: Run, tmp_path: Path) -> None:
+    shutil.copy(tiny_run.weights_path, tmp_path / "weights.safetensors")
+    recipe = recipe_from(tmp_path / "weights.safetensors", name="linear")
+    assert found(coloured_data(), recipe)[1]["train"].all()
+    assert found(pictures(**VAL_KNOWN), recipe)[1] == {}
+
+
+def without_digests(run: Run, folder: Path, **settings: object) -> Run:
+    """A copy of a run that stored no digests, with other settings in ``run.json``."""
+    copy = copied(run, folder)
+    (copy.path / DIGESTS_NAME).unlink()
+    (copy.path / "run.json").write_text(json.dumps({**copy.settings, **settings}))
+    return copy
+
+
+def test_a_run_without_digests_is_recognised_by_the_place_of_its_data(tiny_run: Run, tmp_path: Path) -> None:
+    data = load_data(write_class_folders(tmp_path / "data", ["train", "test"]), val_fraction=0.25)
+    place = where_again(data.source)
+    other = without_digests(tiny_run, tmp_path / "other", data=place, fingerprint="0")
+    assert found(data, recipe_from(other.path))[1:] == (
+        {},
+        [
+            f"the network in {other.path} was trained on these data as they were divided then, so it may know "
+            "pictures that are now in val: what is measured there may be too good"
+        ],
+    )
+    same = without_digests(tiny_run, tmp_path / "same", data=place, fingerprint=data.fingerprint())
+    assert found(data, recipe_from(same.path))[1:] == ({}, [])
+    elsewhere = without_digests(tiny_run, tmp_path / "elsewhere", data="/elsewhere", fingerprint="0")
+    assert found(data, recipe_from(elsewhere.path))[1:] == ({}, [])
+
+
+def test_a_run_without_digests_that_calibrated_on_other_pictures_knows_these(
+    tiny_run: Run, tmp_path: Path
+) -> None:
+    data = pictures(train=range(100, 160), calibration=range(200, 230))
+    run = without_digests(tiny_run, tmp_path / "run", fingerprint=data.fingerprint())
+    assert found(data, recipe_from(run.path))[1] == {}
+    asked = recipe_from(run.path, "data.calibration_pictures=30")
+    assert found(data, asked)[1]["calibration"].all()
+
+
+def test_damaged_digests_are_an_error(tiny_run: Run, tmp_path: Path) -> None:
+    run = copied(tiny_run, tmp_path / "run")
+    (run.path / DIGESTS_NAME).write_bytes(b"broken")
+    with pytest.raises(RunError, match=r"cannot read .*digests.npy"):
+        found(pictures(**VAL_KNOWN), recipe_from(run.path))
+
+
+def test_what_is_recorded_is_read_again(tiny_run: Run) -> None:
+    data = pictures(train=range(100, 160), val=[0, 1, 90, 2, 91])
+    prepared, known, _ = found(data, recipe_from(tiny_run.path))
+    record = known_record(known)
+    assert record == {"val": [[0, 2], [3, 4]]}
+    again = known_from_record(json.loads(json.dumps(record)), prepared)
+    assert again.keys() == known.keys()
+    assert np.array_equal(again["val"], known["val"])
+
+
+@pytest.mark.parametrize(
+    "damaged", [[], {"val": [[0, 99]]}, {"odd": []}, {"val": [3]}, {"val": [[0, "1"]]}, {"val": 5}]
+)
+def test_a_damaged_record_is_an_error(damaged: object, tiny_run: Run) -> None:
+    data = pictures(train=range(100, 160), val=range(100, 110))
+    prepared = prepare(data, recipe_from(tiny_run.path), CPU)
+    with pytest.raises(ValueError, match=r"init.known|a range"):
+        known_from_record(damaged, prepared)
+
+
+# --- whole trainings -------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def many() -> Data:
+    """So many pictures that some are set aside for calibration."""
+    return coloured_data(420, splits=("train",))
+
+
+SHORT = [*TINY, "training.epochs=1", "training.batch_size=60", "model.width=0.25"]
+
+
+@pytest.fixture(scope="module")
+def knows_all(many: Data, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A run that was trained on all pictures."""
+    out = tmp_path_factory.mktemp("all") / "run"
+    return train(many, "one-cycle", overrides=[*SHORT, "data.calibration_pictures=0"], out=out, device="cpu")
+
+
+def test_probabilities_are_calibrated_only_on_pictures_that_the_weights_do_not_know(
+    many: Data, knows_all: Run, tmp_path: Path
+) -> None:
+    usual = train(many, "one-cycle", overrides=SHORT, out=tmp_path / "usual", device="cpu")
+    summaries = {}
+    for first in (knows_all, usual):
+        notes, out = Notes(), tmp_path / f"linear-{first is usual}"
+        init = [f'training.init="{first.path}"']
+        run = train(many, "linear", overrides=init, out=out, device="cpu", listener=notes)
+        summaries[first.path] = run.summary
+        known = run.settings["init"]["known"]
+        assert known["train"] == [[0, 399]]
+        assert known.get("calibration") == (None if first is usual else [[0, 21]])
+        assert any("was trained on all 21 calibration pictures" in note for note in notes.notes) == (
+            first is knows_all
+        )
+        assert any("so it is 0.0032" in note for note in notes.notes)
+    none = summaries[knows_all.path]
+    assert (none["calibrated_on"], none["temperature"], none["calibration_known"]) == (None, 1, 21)
+    assert summaries[usual.path]["calibrated_on"] == "calibration"
+    assert summaries[usual.path]["calibration_pictures"] == 21
+    assert summaries[usual.path]["calibration_known"] == 0
+
+
+def test_the_summary_warns_of_an_accuracy_on_known_pictures(knows_all: Run, tmp_path: Path) -> None:
+    data = pictures(train=range(1000, 1060), test=range(30, 60))
+    init = [*SHORT, f'training.init="{knows_all.path}"']
+    run = train(data, "one-cycle", overrides=init, out=tmp_path / "run", device="cpu")
+    assert run.summary["warnings"][0] == (
+        f"warning: the network in {knows_all.path.name} was trained on all 30 test pictures: the accuracy there "
+        "may be too high"
+    )
+    both = pictures(train=range(1000, 1060), val=range(40, 90), test=range(2000, 2030))
+    run = train(both, "one-cycle", overrides=init, out=tmp_path / "both", device="cpu")
+    assert run.summary["warnings"][0] == (
+        f"warning: the network in {knows_all.path.name} was trained on all 50 val pictures: the accuracy there "
+        "may be too high"
+    ), "the summary has the accuracy on val as well"
+    unknown = pictures(train=range(1000, 1060), test=range(2000, 2030))
+    run = train(unknown, "one-cycle", overrides=init, out=tmp_path / "unknown", device="cpu")
+    assert not any("was trained on" in text for text in run.summary["warnings"])
+
+
+def test_a_resumed_training_knows_the_same_without_the_first_run(
+    many: Data, knows_all: Run, tmp_path: Path
+) -> None:
+    first = copied(knows_all, tmp_path / "first")
+    init = [*SHORT, f'training.init="{first.path}"']
+    with pytest.raises(InterruptedRunError):
+        train(many, "one-cycle", overrides=init, out=tmp_path / "run", device="cpu", listener=StopAfter(2))
+    shutil.rmtree(first.path)
+    run = resume(tmp_path / "run", data=many, device="cpu")
+    assert run.summary["calibrated_on"] is None
+    settings = json.loads((run.path / "run.json").read_text())
+    settings["init"]["known"] = {"calibration": "all"}
+    (run.path / "run.json").write_text(json.dumps(settings))
+    for name in ("summary.json", "model.safetensors"):
+        (run.path / name).unlink()
+    with pytest.raises(RunError, match=r"cannot read .*run.json: init.known.calibration is 'all'"):
+        resume(run.path, data=many, device="cpu")
+
+
+def test_a_finished_run_that_is_continued_knows_nothing_that_is_held_out(many: Data, tmp_path: Path) -> None:
+    run = train(many, "one-cycle", overrides=SHORT, out=tmp_path / "run", device="cpu")
+    notes = Notes()
+    more = resume(run.path, more_epochs=1, out=tmp_path / "more", data=many, device="cpu", listener=notes)
+    assert "known" not in more.settings["init"]
+    assert more.summary["calibrated_on"] == "calibration"
+    assert not any("was trained on" in note for note in notes.notes)
