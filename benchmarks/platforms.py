@@ -118,7 +118,7 @@ def work(options: argparse.Namespace) -> None:
     state = TrainingState(build_model(recipe.model, 10), recipe, options.steps, device)
     training_rate(state, batches)  # compiles, and warms up
     described = {
-        "precision": "bf16" if state.bf16 else "fp32",
+        "precision": state.precision,
         "kernels": state.uses_kernels,
         "why_off": why_off(),
         "threads": torch.get_num_threads(),

@@ -35,7 +35,7 @@ from thumbnet.classifiers.thresholds import PRECISIONS, choose_thresholds
 from thumbnet.classifiers.torch_classifier import Predictor
 from thumbnet.classifiers.unlike import MOST, PASSED, SCORES, distances, fit_unlikeness, looks, unlikeness
 from thumbnet.cli.console import say, table
-from thumbnet.data.calibration import SPLIT, with_calibration_split
+from thumbnet.data.calibration import CALIBRATION, with_calibration_split
 from thumbnet.data.splits import ArraySplit, Data, Split
 from thumbnet.evaluation import log_softmax
 from thumbnet.hardware import choose_device
@@ -296,7 +296,7 @@ def trained(data: Data, options: Any, seed: int, folder: Path) -> tuple[Scorer, 
     say(f"{folder.name}: test accuracy {100 * run.summary['accuracy']:.2f} %")
     splits = with_calibration_split(data, run.recipe.data)
     predictor = Predictor.load(run.path, options.device)
-    return Scorer(predictor, splits.splits["train"], splits.splits[SPLIT]), splits
+    return Scorer(predictor, splits.splits["train"], splits.splits[CALIBRATION]), splits
 
 
 def measure_seed(data: Data, options: Any, seed: int, folder: Path) -> dict[str, Any]:
@@ -315,7 +315,7 @@ def measure_seed(data: Data, options: Any, seed: int, folder: Path) -> dict[str,
         name: scorer.scores(ArraySplit(pictures, np.zeros(len(pictures), np.int64), name))
         for name, pictures in made.items()
     }
-    found = compare(scorer.scores(test, logits), scorer.scores(all_classes.splits[SPLIT]), others)
+    found = compare(scorer.scores(test, logits), scorer.scores(all_classes.splits[CALIBRATION]), others)
     few = tuple(name for name in data.class_names if name not in LEFT_OUT)
     near, eight = trained(
         part(data, few, dict.fromkeys(few, each), seed), options, seed, folder / f"without-{seed}"
@@ -323,7 +323,7 @@ def measure_seed(data: Data, options: Any, seed: int, folder: Path) -> dict[str,
     unknown = part(data, LEFT_OUT, {}, seed).splits["test"]
     found |= compare(
         near.scores(eight.splits["test"]),
-        near.scores(eight.splits[SPLIT]),
+        near.scores(eight.splits[CALIBRATION]),
         {f"{' and '.join(LEFT_OUT)}, left out": near.scores(unknown)},
     )
     return {"sets": found, "thresholds": draws(logits, test.labels, scorer.predictor.info.temperature)}

@@ -119,6 +119,16 @@ def test_each_picture_is_evaluated_once(size: int) -> None:
     assert seen == list(range(23))
 
 
+@pytest.mark.parametrize("size", [1, 2, 5])
+def test_a_sample_is_shared_by_the_processes_that_evaluate(size: int) -> None:
+    seen = []
+    for rank in range(size):
+        whole = EvalBatches(engine(23), NORMALISE, batch_size=4, world=World(rank, size))
+        for batch in whole.sample(12).epoch():
+            seen += batch.labels.tolist()
+    assert seen == list(range(0, 23, 2))
+
+
 def test_without_torchrun_a_process_is_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("RANK", "WORLD_SIZE", "TORCHELASTIC_RUN_ID"):
         monkeypatch.delenv(name, raising=False)

@@ -118,6 +118,7 @@ def test_a_short_last_batch_can_be_dropped_but_small_data_make_one_batch() -> No
     assert (len(kept), len(dropped)) == (9, 8)
     small = plain(recipe("training.drop_last=true", "training.batch_size=1000"), coloured_data()).train
     assert [len(b.labels) for b in small.epoch(0)] == [60]
+    assert [batches.taken for batches in (kept, dropped, small)] == [60, 56, 60]
 
 
 def test_evaluation_batches_are_in_order_and_always_the_same() -> None:

@@ -21,6 +21,7 @@ from thumbnet.batches.engines import (
     SAMPLE,
     MemoryEngine,
     WorkerEngine,
+    evenly_spaced,
     fits_in_memory,
     sample_positions,
 )
@@ -91,6 +92,16 @@ def test_only_very_many_pictures_are_sampled_and_always_the_same_way() -> None:
     assert 0.9 * SAMPLE < len(sampled) <= SAMPLE
     assert bool((sampled.diff() > 0).all())
     assert torch.equal(sampled, sample_positions(MANY + 1))
+
+
+@pytest.mark.parametrize(
+    ("count", "most", "expected"),
+    [(0, 3, []), (3, 3, [0, 1, 2]), (3, 9, [0, 1, 2]), (9, 3, [0, 4, 8]), (9, 1, [0]), (10, 4, [0, 3, 6, 9])],
+)
+def test_positions_are_evenly_spaced_from_the_first_to_the_last(
+    count: int, most: int, expected: list[int]
+) -> None:
+    assert evenly_spaced(count, most).tolist() == expected
 
 
 def of(count: int) -> Split:

@@ -173,7 +173,7 @@ def test_each_held_out_split_has_its_uses(
     splits: tuple[str, ...], found: tuple[str | None, str | None, str | None]
 ) -> None:
     prepared = prepare(coloured_data(12, splits=splits), load_recipe("tutorial"), CPU)
-    assert (prepared.watched, prepared.measured, prepared.held_out) == found
+    assert (prepared.watched, prepared.measured, prepared.calibrates_on) == found
 
 
 def test_a_subset_is_drawn_by_its_own_seed_if_it_has_one() -> None:

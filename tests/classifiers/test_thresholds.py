@@ -10,7 +10,7 @@ import pytest
 from thumbnet.classifiers.thresholds import (
     DEFAULT_PRECISION,
     PRECISIONS,
-    chance,
+    binomial_tail,
     choose_thresholds,
     describe_threshold,
     exact_bound,
@@ -59,7 +59,7 @@ def test_the_counts_are_those_of_the_held_out_pictures() -> None:
         precision, share = measured(logits, labels, row.probability)
         assert row.accepted == round(share * 3000)
         assert row.right / row.accepted == pytest.approx(precision)
-        assert chance(row.right, row.accepted, row.precision) <= 0.05
+        assert binomial_tail(row.right, row.accepted, row.precision) <= 0.05
 
 
 def test_only_thresholds_that_accept_a_twentieth_more_each_time_are_tested() -> None:
@@ -134,7 +134,7 @@ def test_pictures_of_equal_probability_are_accepted_together() -> None:
     none = choose_thresholds(logits, 1 - labels, "val")
     assert none is not None
     assert none.table == ()
-    assert chance(8, 400, none.highest) <= 0.05 < chance(8, 400, none.highest + 1e-4)
+    assert binomial_tail(8, 400, none.highest) <= 0.05 < binomial_tail(8, 400, none.highest + 1e-4)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
@@ -151,13 +151,13 @@ def test_the_chance_of_so_many_right_answers_is_the_binomial_one(
     right: int, count: int, precision: float
 ) -> None:
     binomial = pytest.importorskip("scipy.stats").binom
-    assert chance(right, count, precision) == pytest.approx(binomial.sf(right - 1, count, precision))
+    assert binomial_tail(right, count, precision) == pytest.approx(binomial.sf(right - 1, count, precision))
 
 
 @pytest.mark.parametrize(("right", "count"), [(1, 10), (90, 100), (100, 100), (4870, 5000)])
 def test_the_bound_is_the_highest_precision_that_passes_the_binomial_test(right: int, count: int) -> None:
     bound = exact_bound(right, count)
-    assert chance(right, count, bound) <= 0.05 + 1e-12 < chance(right, count, bound + 1e-6)
+    assert binomial_tail(right, count, bound) <= 0.05 + 1e-12 < binomial_tail(right, count, bound + 1e-6)
 
 
 TABLE = Thresholds("val", 500, 0.9712, (Threshold(0.9, 0.5, 400, 370), Threshold(0.95, 0.7, 300, 291)))
@@ -167,6 +167,18 @@ def test_a_precision_between_two_rows_gets_the_higher_one() -> None:
     assert threshold_for(TABLE, 0.93).precision == 0.95
     assert threshold_for(TABLE, 0.2).precision == 0.9
     assert threshold_for(TABLE).precision == DEFAULT_PRECISION == 0.95
+
+
+def test_a_lower_precision_never_accepts_fewer_pictures() -> None:
+    rows = (Threshold(0.9, 0.8, 200, 190), Threshold(0.95, 0.6, 350, 342), Threshold(0.98, 0.95, 100, 100))
+    table = Thresholds("val", 500, 0.981, rows)
+    assert [threshold_for(table, one) for one in (0.8, 0.9, 0.95, 0.98)] == [
+        rows[1],
+        rows[1],
+        rows[1],
+        rows[2],
+    ]
+    assert threshold_for(table) == rows[1]
 
 
 def test_without_a_wish_the_highest_supported_precision_below_the_default_is_taken() -> None:

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from cli_helpers import run_cli
+from correction_helpers import HEADER
 from helpers import TINY, write_class_folders
 from thumbnet.cli.repeat import RESULT, finished, folds, seeds
 from thumbnet.errors import DivergedError, InterruptedRunError
@@ -310,3 +311,35 @@ def test_folds_are_a_number_from_2_to_20() -> None:
     for text in ("1", "21", "-2", "x", "2.5", ""):
         with pytest.raises(argparse.ArgumentTypeError, match="expected a number from 2 to 20"):
             folds(text)
+
+
+def test_a_cross_validation_goes_on_only_with_the_same_data_and_corrections(tmp_path: Path) -> None:
+    data = write_class_folders(tmp_path / "data", [""], per_class=4)
+    out = tmp_path / "study"
+    words: list[str | Path] = ["repeat", data, *WORDS, "--folds", "2", "--out", out]
+    labels = tmp_path / "labels.csv"
+    labels.write_text(HEADER + "red/0.png,blue,train,red,relabel\n")
+    corrected: list[str | Path] = [*words, "--labels", labels]
+    assert run_cli(*corrected)[0] == 0
+    shutil.rmtree(out / "seed-0_fold-2-of-2")
+    status, stdout, stderr = run_cli(*words)
+    assert (status, stdout) == (2, "")
+    assert "begun with corrected labels, and all trainings of a study need the same" in stderr
+    (data / "red" / "1.png").rename(data / "red" / "9.png")
+    status, stdout, stderr = run_cli(*corrected)
+    assert (status, stdout) == (2, "")
+    assert "have changed since" in stderr
+    assert not (out / "seed-0_fold-2-of-2").exists()
+
+
+def test_a_setting_that_chooses_the_test_pictures_does_not_vary_without_folds(tmp_path: Path) -> None:
+    data = write_class_folders(tmp_path / "data", [""], per_class=6)
+    study: list[str | Path] = ["--seeds", "1", "--out", tmp_path / "study"]
+    vary = ["--vary", "data.split_seed=0,1"]
+    status, _, stderr = run_cli("repeat", data, *WORDS, *vary, *study)
+    assert status == 2
+    assert "data.split_seed varies, and it changes the pictures" in stderr
+    assert not (tmp_path / "study").exists()
+    status, stdout, stderr = run_cli("repeat", data, *WORDS, *vary, "--folds", "2", *study)
+    assert status == 0, stderr
+    assert "data.split_seed=1" in stdout

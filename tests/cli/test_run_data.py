@@ -220,6 +220,39 @@ def test_other_data_of_a_network_in_a_file_are_loaded_once_to_recognise_them_and
     assert (len(data.splits["all"]), len(calls)) == (21, loads)
 
 
+def test_the_export_in_a_runs_folder_is_measured_on_the_pictures_that_the_run_set_aside(
+    grouped: Run, own: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("onnxruntime")
+    run = Path(shutil.copytree(grouped.path, tmp_path / "run"))
+    assert main(["export", str(run), "--format", "onnx"]) == 0
+    implied, _ = evaluate(capsys, run)
+    found, said = evaluate(capsys, run / "model.onnx", own)
+    assert (found["split"], found["pictures"]) == ("test", implied["pictures"])
+    assert "warning" not in said
+    alone = shutil.copy(run / "model.onnx", tmp_path)
+    found, said = evaluate(capsys, alone, own)
+    assert (found["split"], found["pictures"]) == ("all", 60)
+    assert f"warning: the network was trained on data of the same name, {own.name}. If they are these" in said
+    assert "name that instead of the file" in said
+
+
+def test_data_with_the_name_of_the_training_data_give_a_warning_only_if_they_may_be_these(
+    run: Run, own: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = as_file(run, tmp_path / "x.safetensors", own, split_seed=5)
+    other = write_colours(tmp_path / "whole" / own.name, [""], 7)
+    assert "warning: the network was trained on data of the same name" in evaluate(capsys, file, other)[1]
+    assert "warning" not in evaluate(capsys, run.path, other)[1], "the run's own data are still elsewhere"
+    gone = Path(shutil.copytree(run.path, tmp_path / "run"))
+    (gone / "run.json").write_text(json.dumps({**run.settings, "data": "/nowhere/own"}))
+    said = evaluate(capsys, gone, other)[1]
+    assert "warning: the network was trained on data of the same name" in said
+    assert "instead of the file" not in said
+    divided = write_colours(tmp_path / "divided" / own.name, ["train", "test"], 5)
+    assert "warning" not in evaluate(capsys, file, divided)[1], "the test split is their own"
+
+
 def test_the_weights_in_a_runs_folder_know_how_the_run_split_its_data(
     own: Path, run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -269,15 +302,48 @@ def test_export_and_serve_split_the_training_data_of_a_file_as_in_the_training(
     assert (found["split"], found["pictures"]) == ("test", 12)
 
 
-def test_the_runs_group_by_does_not_apply_to_other_data(
-    own: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.fixture(scope="module")
+def grouped(own: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A run of pictures in groups by the last digit of their names."""
+    settings, out = (
+        [*TINY, "training.epochs=1", r"data.group_by='(\d)\.png'"],
+        tmp_path_factory.mktemp("grouped"),
+    )
+    return train(own, "one-cycle", overrides=settings, out=out / "run", device="cpu")
+
+
+def test_other_data_are_measured_in_groups_by_the_runs_group_by_if_it_fits(
+    grouped: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    settings = [*TINY, "training.epochs=1", r"data.group_by='(\d)\.png'"]
-    grouped = train(own, "one-cycle", overrides=settings, out=tmp_path / "run", device="cpu")
-    other = tmp_path / "other"
+    other = write_colours(tmp_path / "fits", ["train", "test"], 4)
+    found, said = evaluate(capsys, grouped.path, other)
+    assert (found["split"], found["pictures"], found["groups"]) == ("test", 12, 4)
+    assert "are in groups, by the run's --group-by" in said
+    assert "more than one of" not in said, "the network was not trained on their train split"
+    assert evaluate(capsys, grouped.path, write_colours(tmp_path / "whole", [""], 4))[0]["groups"] == 4
     for name in ("red", "green", "blue"):
-        write_picture(other / name / "x.png", noise(1))
-    assert evaluate(capsys, grouped.path, other)[0]["pictures"] == 3
+        write_picture(tmp_path / "other" / name / "x.png", noise(1))
+    found, said = evaluate(capsys, grouped.path, tmp_path / "other")
+    assert (found["pictures"], found.get("groups")) == (3, None)
+    assert "in groups" not in said
+
+
+def test_groups_of_other_data_can_be_named_but_not_those_of_the_runs_own(
+    run: Run, grouped: Run, own: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = write_colours(tmp_path, [""], 4)
+    names = [f"{colour}/{number}.png" for colour in ("red", "green", "blue") for number in range(4)]
+    rows = [f"{name},{name.partition('/')[0]},p{at // 6}" for at, name in enumerate(names)]
+    (tmp_path / "all.csv").write_text("path,label,patient\n" + "\n".join(rows))
+    for network in (run, grouped):
+        found, _ = evaluate(capsys, network.path, tmp_path / "all.csv", "--group-by", "patient")
+        assert (found["split"], found["pictures"], found["groups"]) == ("all", 12, 2)
+    assert main(["evaluate", str(run.path), str(other), "--group-by", "(odd)"]) == 2
+    assert "--group-by (odd) matches none of the pictures" in capsys.readouterr().err
+    for network, name in ((run, []), (run, [str(own)]), (grouped, [])):
+        assert main(["evaluate", str(network.path), *name, "--group-by", "/(.)"]) == 2
+        assert f"--group-by /(.): {own} holds the network's own data" in capsys.readouterr().err
+    assert evaluate(capsys, grouped.path, "--group-by", r"(\d)\.png")[0] == evaluate(capsys, grouped.path)[0]
 
 
 def test_report_export_and_serve_use_the_same_split(run: Run, tmp_path: Path) -> None:

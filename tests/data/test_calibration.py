@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from thumbnet.data.calibration import FEWEST, SPLIT, with_calibration_split
+from thumbnet.data.calibration import CALIBRATION, FEWEST, with_calibration_split
 from thumbnet.data.multilabel import MultiLabelSplit
 from thumbnet.data.splits import ArraySplit, Data
 from thumbnet.recipes.settings import DataSettings
@@ -53,7 +53,7 @@ def test_groups_are_chosen_by_their_hashes_alone_where_no_class_can_be_lost(seed
             left -= size
             expected.add(name)
     found = with_calibration_split(data_of(labels, groups), DataSettings(split_seed=seed))
-    assert set(found.groups[SPLIT].tolist()) == expected
+    assert set(found.groups[CALIBRATION].tolist()) == expected
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -62,8 +62,8 @@ def test_no_class_loses_all_of_its_training_pictures(seed: int) -> None:
     labels = np.repeat([*range(30), *[30] * 40], 10)
     data = with_calibration_split(data_of(labels, numbered(labels, 10)), DataSettings(split_seed=seed))
     assert set(data.splits["train"].labels.tolist()) == set(range(31))
-    assert set(data.splits[SPLIT].labels.tolist()) == {30}
-    assert FEWEST <= len(data.splits[SPLIT]) <= 35
+    assert set(data.splits[CALIBRATION].labels.tolist()) == {30}
+    assert FEWEST <= len(data.splits[CALIBRATION]) <= 35
 
 
 def test_a_run_of_an_earlier_version_keeps_its_calibration_pictures() -> None:
@@ -71,7 +71,7 @@ def test_a_run_of_an_earlier_version_keeps_its_calibration_pictures() -> None:
     labels = np.repeat(np.arange(50), 10)
     data = data_of(labels, numbered(labels, 10))
     found = with_calibration_split(data, DataSettings(), keep_classes=False).splits
-    assert len(found[SPLIT]) == 20
+    assert len(found[CALIBRATION]) == 20
     assert len(set(found["train"].labels.tolist())) == 48
 
 
@@ -93,4 +93,4 @@ def test_no_label_loses_all_of_its_training_pictures(size: int) -> None:
         data = replace(data, groups={"train": numbered(zeros, size)})
     held = with_calibration_split(data, DataSettings()).splits
     assert (held["train"].class_counts(501) > 0).all()
-    assert held[SPLIT].class_counts(501)[500] == len(held[SPLIT]) == 30
+    assert held[CALIBRATION].class_counts(501)[500] == len(held[CALIBRATION]) == 30

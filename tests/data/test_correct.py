@@ -430,3 +430,61 @@ def test_a_picture_of_another_class_is_not_taken_for_the_one_of_a_correction(tmp
     ):
         with pytest.raises(DataError, match="to other data"):
             load_data(table, labels=[odd])
+
+
+# --- pictures of a test split that folds replace ----------------------------------------------------------
+
+
+@pytest.mark.parametrize("absolute", [False, True])
+@pytest.mark.parametrize("was", ["red", ""])
+def test_with_folds_no_picture_of_the_unused_test_split_joins_train(
+    absolute: bool, was: str, folder: Path
+) -> None:
+    name = str(folder / "test" / "red" / "1.png") if absolute else "test/red/1.png"
+    used = relabel("train/red/0.png", "blue", "red")
+    decided = [
+        used,
+        Correction(name, "test", was, "green", "relabel"),
+        drop("test/blue/2.png", "blue", "test"),
+    ]
+    for fold in (1, 2):
+        plain, data = (load_data(folder, labels=labels, folds=2, fold=fold) for labels in ([used], decided))
+        assert data.fingerprint() == plain.fingerprint()
+        assert (
+            f"2 correction(s) are about pictures of the test split, which is not used, such as {name}"
+            in data.notes
+        )
+        assert not any("warning" in note for note in data.notes)
+        assert data.corrected is not None
+        assert (data.corrected.added, data.corrected.missing, data.corrected.relabelled) == (0, 0, 1)
+        loaded = load_data(folder, folds=2, fold=fold)
+        assert apply_corrections(loaded, decided, folder).fingerprint() == plain.fingerprint()
+
+
+def test_with_folds_corrections_of_the_unused_test_split_alone_change_nothing(tmp_path: Path) -> None:
+    pictures = write_class_folders(tmp_path / "pictures", [""], per_class=4)
+    table = tmp_path / "all.csv"
+    with table.open("w", newline="") as file:
+        rows = [
+            (path, path.parent.name, "test" if path.stem == "3" else "train")
+            for path in pictures.rglob("*.png")
+        ]
+        csv.writer(file).writerows([("path", "label", "split"), *rows])
+    plain = load_data(table, folds=2, fold=1)
+    for name in (str(pictures / "red" / "3.png"), "red/3.png"):  # by its path, and by the end of its path
+        data = load_data(table, folds=2, fold=1, labels=[relabel(name, "blue", "red", "test")])
+        assert data.fingerprint() == plain.fingerprint()
+    assert load_data(table, labels=[relabel(name, "blue", "red", "test")]).fingerprint("test") != (
+        load_data(table).fingerprint("test")
+    )
+
+
+def test_a_file_in_train_and_in_the_unused_test_split_is_corrected_in_train(
+    folder: Path, tmp_path: Path
+) -> None:
+    before = load_data(folder)
+    twice = replace(before, unused_test=before.splits["train"])
+    name = str(folder / "train" / "red" / "0.png")
+    data = apply_corrections(twice, [relabel(name, "blue", "red")], tmp_path)
+    assert labels_by_name(data, "train")["train/red/0.png"] == "blue"
+    assert not any("not used" in note for note in data.notes)

@@ -97,6 +97,7 @@ def test_a_given_test_split_is_not_used_and_a_given_val_split_stays() -> None:
     assert names(part, "val") == names(data, "val")
     assert all(name.startswith("train[") for name in names(part, "test"))
     assert part.set_aside == ("test",)
+    assert part.unused_test is data.splits["test"]
     told = "\n".join(part.notes)
     assert "fold 1 of 2: 30 of the 60 training pictures are test" in told
     assert "the test split of the data (60 pictures) is not used" in told

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from helpers import coloured_data, coloured_labels
-from thumbnet.data.calibration import SPLIT, with_calibration_split
+from thumbnet.data.calibration import CALIBRATION, with_calibration_split
 from thumbnet.data.held_out import with_held_out
 from thumbnet.data.multilabel import MultiLabelSplit
 from thumbnet.data.splits import ArraySplit, Data, FileSplit, Split
@@ -126,7 +126,36 @@ def test_pictures_of_a_group_stay_together() -> None:
     assert groups["test"]
 
 
+def test_groups_without_any_label_give_their_share_to_test() -> None:
+    names = [f"{n:03}.png" for n in range(400)]
+    targets = np.zeros((400, 2), dtype=bool)
+    targets[:100, 0], targets[100:200, 1] = True, True
+    pictures = FileSplit(Path("nowhere"), names, np.zeros(400, dtype=np.int64))
+    data = Data("x", "y", ("a", "b"), {"train": MultiLabelSplit(pictures, targets)})
+    held = with_held_out(data, 0.2, 0.0, seed=0, group_by=r"^(\d\d)")  # groups of ten pictures
+    counts = {name: (~split.targets.any(axis=1)).sum() for name, split in held.splits.items()}
+    assert counts == {"train": 160, "test": 40}
+    assert held.splits["test"].class_counts(2).tolist() == [20, 20]
+    groups = {name: {split.name(i)[:2] for i in range(len(split))} for name, split in held.splits.items()}
+    assert not groups["train"] & groups["test"]
+
+
+def test_with_a_label_for_every_picture_groups_are_divided_by_their_labels_only() -> None:
+    rng = np.random.default_rng(0)
+    labels = rng.integers(3, size=300)
+    names = [f"{n}.png" for n in range(300)]
+    groups = {"train": rng.integers(40, size=300).astype(str).astype(object)}
+    one = FileSplit(Path("nowhere"), names, labels)
+    several = MultiLabelSplit(one, np.eye(3, dtype=bool)[labels])
+    held = [
+        with_held_out(Data("x", "y", ("a", "b", "c"), {"train": split}, groups=groups), 0.2, 0.0, 0)
+        for split in (one, several)
+    ]
+    first, second = ([data.splits["test"].name(i) for i in range(len(data.splits["test"]))] for data in held)
+    assert first == second
+
+
 def test_calibration_pictures_are_set_aside_without_regard_to_labels() -> None:
     data = with_calibration_split(labelled(1000, (0.5, 0.2)), DataSettings())
-    assert len(data.splits[SPLIT]) == 50
+    assert len(data.splits[CALIBRATION]) == 50
     assert len(data.splits["train"]) == 950

@@ -321,6 +321,7 @@ def _serve() -> None:
     from thumbnet.kernels.library import load_kernels
 
     load_kernels()
+    load_kernels(strided=True)
     children: dict[int, _Child] = {}
     for line in sys.stdin:
         question = json.loads(line)

@@ -19,7 +19,7 @@ import psutil
 import pytest
 import torch
 
-from helpers import Payload, serve, write_class_folders
+from helpers import Payload, noise, serve, write_class_folders, write_picture
 from thumbnet.cli import main
 from thumbnet.errors import DataError, RunError
 from thumbnet.runs.folder import Run
@@ -97,10 +97,11 @@ def test_crafted_weights_run_nothing(
     command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     trace = tmp_path / "trace"
+    write_picture(tmp_path / "pictures" / "a.png", noise(0))
     for content in (as_zip(Payload(trace)), pickle.dumps(Payload(trace))):
         for name in ("model.safetensors", "model.pt", "model.bin"):
             (tmp_path / name).write_bytes(content)
-            assert main([command, str(tmp_path / name), str(tmp_path)]) == 2
+            assert main([command, str(tmp_path / name), str(tmp_path / "pictures")]) == 2
             assert name in capsys.readouterr().err
     assert not trace.exists()
 

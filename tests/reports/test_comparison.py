@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import json
 import math
 import shutil
@@ -20,6 +21,7 @@ from thumbnet.reports.comparison import (
     comparable_runs,
     group_runs,
     holm,
+    recipe_difference,
     reference_group,
     spreads,
     welch_test,
@@ -571,3 +573,40 @@ def test_runs_of_different_folds_are_told_apart_from_other_data(make: Make) -> N
         group_runs(runs)
     with pytest.raises(RunError, match="different pictures or labels"):
         group_runs([make(0.9, 2, measured="a"), make(0.9, 3, measured="b")])
+
+
+def test_folds_of_one_recipe_differ_only_in_what_a_fold_has_of_its_own(make: Make) -> None:
+    numbers = itertools.count()
+
+    def fold(number: int, asked: dict[str, Any] | None, *settings: str, **given: Any) -> Run:
+        run = make(0.9, name=f"run-{next(numbers)}", fingerprint=str(number), **given)
+        run.write_recipe(run.recipe.override(["data.folds=2", f"data.fold={number}", *settings]))
+        record = {key: value for key, value in run.settings.items() if key != "asked"}
+        (run.path / "run.json").write_text(
+            json.dumps(record if asked is None else {**record, "asked": asked})
+        )
+        return run
+
+    def asked(number: int, **settings: Any) -> dict[str, Any]:
+        return {"recipe": "one-cycle", "settings": {"data.folds": 2, "data.fold": number, **settings}}
+
+    init = {"training.init": "/a.pt"}
+    # Runs without a record of what was asked are compared by their whole recipes.
+    assert recipe_difference(fold(1, None), fold(2, None, "seed=3")) is None
+    assert (
+        recipe_difference(fold(1, None, "data.workers=2"), fold(2, None, "training.epochs=4"))
+        == "training.epochs"
+    )
+    # What thumbnet fitted to the pictures of a fold is not what was asked.
+    one, other = (
+        fold(1, asked(1), "training.batch_size=8"),
+        fold(2, asked(2, seed=3), "training.batch_size=4"),
+    )
+    assert recipe_difference(one, other) is None
+    assert recipe_difference(one, fold(2, asked(2, **{"optimizer.lr": 1.0}), lr=1.0)) == "optimizer.lr"
+    started = [
+        fold(1, asked(1, **init), "training.init='/a.pt'"),
+        fold(2, asked(2, **init), "training.init='/b.pt'"),
+    ]
+    assert recipe_difference(*started) is None
+    assert recipe_difference(one, started[1]) in ("training.init", "training.batch_size")

@@ -10,17 +10,20 @@ from typing import Any
 import numpy as np
 import pytest
 
-from correction_helpers import unsure
+from correction_helpers import relabel, unsure
 from helpers import TINY, coloured_data, coloured_labels, write_class_folders, write_label_table
 from thumbnet.classifiers.base import SplitLogits
 from thumbnet.classifiers.load import load_classifier
 from thumbnet.data.corrections import Labels
 from thumbnet.errors import RunError
 from thumbnet.evaluation import Evaluation, grouped_interval, wilson_interval
+from thumbnet.files import write_json
 from thumbnet.multilabel import LabelEvaluation, sigmoid
 from thumbnet.reports.cross_validation import CrossValidation, Fold, _together, cross_validate
 from thumbnet.runs.folder import Run
+from thumbnet.runs.weights import read_weights, write_weights
 from thumbnet.sources.load import load_data
+from thumbnet.training.asked import what_was_asked
 from thumbnet.training.train import train
 
 
@@ -75,6 +78,52 @@ def test_folds_of_different_divisions_are_refused(own: Path, runs: list[Run], tm
     other.write_recipe(other.recipe.override(["data.split_seed=1"]))
     with pytest.raises(RunError, match=r"differ in data\.split_seed.*train all folds with the same settings"):
         cross_validate([runs[0], other], own, device="cpu")
+
+
+def test_folds_with_different_corrections_are_refused(own: Path, runs: list[Run], tmp_path: Path) -> None:
+    first = tmp_path / "1"
+    other = train(
+        own,
+        "one-cycle",
+        overrides=[*TINY, "training.epochs=1", "data.folds=2", "data.fold=1"],
+        out=first,
+        device="cpu",
+        labels=[relabel("red/0.png", "blue", "red")],
+    )
+    message = f"{first} and {runs[1].path} were trained with different corrections of labels"
+    with pytest.raises(RunError, match=message):
+        cross_validate([other, runs[1]], own, device="cpu")
+
+
+def test_folds_of_different_recipes_are_refused(own: Path, runs: list[Run], tmp_path: Path) -> None:
+    other = Run(shutil.copytree(runs[1].path, tmp_path / "other"))
+
+    def asking(*settings: str) -> None:
+        """Let the run be one of a call with these settings."""
+        overrides = [*TINY, "training.epochs=1", "data.folds=2", "data.fold=2", *settings]
+        other.write_recipe(runs[1].recipe.override(settings))
+        write_json(
+            other.path / "run.json", {**runs[1].settings, "asked": what_was_asked("one-cycle", overrides)}
+        )
+
+    asking("optimizer.momentum=0.8")
+    with pytest.raises(
+        RunError, match=r"differ in optimizer\.momentum, so the folds do not measure one recipe"
+    ):
+        cross_validate([runs[0], other], own, device="cpu")
+    asking("seed=5", "data.workers=1")  # these may differ
+    assert cross_validate([runs[0], other], own, device="cpu").result.pictures == 36
+
+
+def test_a_fold_that_was_ended_early_is_noted(own: Path, runs: list[Run], tmp_path: Path) -> None:
+    other = Run(shutil.copytree(runs[1].path, tmp_path / "other"))
+    stop = {
+        "epoch": 1, "planned_epochs": 9, "step": 3, "planned_steps": 1200, "watched": None, "patience": 0,
+        "why": "ended on request",
+    }  # fmt: skip
+    write_json(other.path / "summary.json", {**runs[1].summary, "stopped_early": stop})
+    found = cross_validate([runs[0], other], own, device="cpu")
+    assert found.notes == ("fold 2: the training was ended early, at step 3 of 1,200",)
 
 
 def test_data_that_have_changed_since_a_fold_was_trained_are_refused(tmp_path: Path) -> None:
@@ -132,6 +181,18 @@ def test_test_pictures_that_the_initial_weights_know_are_told_with_the_fold(
     (note,) = found.notes  # the first network was trained on the test pictures of the second fold
     assert note.startswith("fold 2: warning: the network in ")
     assert note.endswith(" test pictures: the accuracy there may be too high")
+
+
+def test_test_pictures_that_the_initial_weights_may_know_are_told_with_each_fold(
+    own: Path, runs: list[Run], tmp_path: Path
+) -> None:
+    weights, info = read_weights(runs[0].weights_path)
+    write_weights(tmp_path / "x.safetensors", weights, replace(info, fingerprint="0"))
+    begun = trained(own, tmp_path / "runs", f'training.init="{tmp_path}/x.safetensors"')
+    notes = cross_validate(begun, own, device="cpu").notes
+    assert [note.partition(" may ")[0] for note in notes] == [
+        f"fold {number}: warning: the network in x.safetensors" for number in range(1, len(runs) + 1)
+    ]
 
 
 def test_several_labels_per_picture_give_map_over_all_pictures(tmp_path: Path) -> None:

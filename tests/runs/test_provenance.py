@@ -53,6 +53,10 @@ def test_the_recipe_is_that_of_the_runs_folder_and_otherwise_the_default(
 ) -> None:
     for place in (small_batches.path, small_batches.weights_path, str(small_batches.path)):
         assert recipe_of(place) == small_batches.recipe
+    (small_batches.path / "model.int8.onnx").touch()
+    assert recipe_of(small_batches.path / "model.int8.onnx") == small_batches.recipe
+    (tmp_path / "alone.onnx").touch()
+    assert recipe_of(tmp_path / "alone.onnx") == Recipe()
     alone = Path(shutil.copy(small_batches.weights_path, tmp_path))
     for place in (alone, "hf:me/cats", tmp_path / "nothing.onnx"):
         assert recipe_of(place) == Recipe()

@@ -111,6 +111,23 @@ def test_columns_of_yes_and_no_next_to_a_column_of_words_are_asked_about() -> No
     assert find_columns(found, DataSettings()).one_hot == ("cat", "dog")  # each row names one class
 
 
+def test_a_column_that_may_hold_lists_stays_the_labels_where_several_are_asked_for() -> None:
+    def label_of(cells: list[str], paths: list[str]) -> str:
+        rows = [
+            [path, cell, str(n % 2), str(n // 2 % 2)]
+            for n, (path, cell) in enumerate(zip(paths, cells, strict=True))
+        ]
+        names = ["image", "tags", "night", "blurry"]
+        return find_columns(table(names, rows), DataSettings(multilabel=True)).label
+
+    different = [f"{n}.png" for n in range(8)]
+    assert label_of(["cat", "dog"] * 4, different) == ""
+    assert label_of(["cat", "dog;cat"] * 4, different) == "tags"
+    assert label_of(["cat", "dog cat"] * 4, different) == "tags"
+    assert label_of(["['cat']", "['dog']"] * 4, different) == "tags"
+    assert label_of(["cat", "dog"] * 4, [f"{n // 2}.png" for n in range(8)]) == "tags"
+
+
 def test_an_address_is_a_path_only_if_there_is_no_other() -> None:
     rows = [[f"{n:04x}", f"http://a.org/b/File_{n}.jpg", str(n % 4)] for n in range(20)]
     assert find_columns(table(["id", "url", "landmark_id"], rows), DataSettings()).path == "id"

@@ -111,3 +111,41 @@ def test_two_columns_of_one_name_are_refused_by_name(tmp_path: Path) -> None:
     frame = frame_of(tmp_path)
     with pytest.raises(DataError, match="two columns are called 'colour'. Rename one"):
         load_data(pandas.concat([frame, frame[["colour"]]], axis=1))
+
+
+def test_several_labels_in_a_cell_are_read_as_in_tables(tmp_path: Path) -> None:
+    frame = frame_of(tmp_path).assign(colour=["cat;dog", "cat", "dog", None] * 3)
+    data = load_data(frame, test_fraction=0.0)
+    assert data.class_names == ("cat", "dog")
+    assert (
+        data.splits["train"].targets.tolist() == [[True, True], [True, False], [False, True], [False] * 2] * 3
+    )
+    assert any("several labels per picture (separated by ';')" in note for note in data.notes)
+    single = load_data(frame, test_fraction=0.0, multilabel=False)
+    assert single.class_names == ("cat", "cat;dog", "dog")
+    assert "data in Python, train: skipped 3 row(s) without a label" in single.notes
+
+
+def test_the_cells_of_all_splits_say_whether_there_are_several_labels(tmp_path: Path) -> None:
+    frame = frame_of(tmp_path, split=["train", "train", "test", "val"] * 3)
+    frame["colour"] = ["cat;dog", "cat", "dog", "cat"] * 3
+    frame.loc[frame["split"] == "val", "colour"] = None
+    data = load_data(frame)
+    assert {name: split.targets.sum(axis=0).tolist() for name, split in data.splits.items()} == {
+        "train": [6, 3],
+        "test": [0, 3],
+    }
+    assert "data in Python, val: skipped 3 row(s) without a label" in data.notes
+
+
+def test_one_label_in_each_row_can_be_read_as_several(tmp_path: Path) -> None:
+    data = load_data(frame_of(tmp_path), test_fraction=0.0, multilabel=True)
+    assert data.splits["train"].targets.sum(axis=1).tolist() == [1] * 12
+
+
+def test_columns_of_zeros_and_ones_are_refused_with_the_form_to_pass(tmp_path: Path) -> None:
+    frame = frame_of(tmp_path).drop(columns="colour").assign(cat=[0, 1, 1] * 4, dog=[1, 0, 1] * 4)
+    with pytest.raises(DataError, match=r"column of 0 and 1: .*frame\[\['cat', 'dog'\]\].to_numpy\(\)"):
+        load_data(frame)
+    pair = (frame["picture"].tolist(), frame[["cat", "dog"]].to_numpy())
+    assert load_data(pair, test_fraction=0.0).splits["train"].targets.sum() == 16

@@ -138,7 +138,9 @@ def test_a_label_that_train_lacks_is_refused_by_name(tmp_path: Path) -> None:
     def row(n: int, labels: tuple[str, ...]) -> str:
         return f"{n}.png,{';'.join(labels) if n else 'bat;cat'},{'test' if n < 2 else 'train'}"
 
-    with pytest.raises(DataError, match="test has classes that train lacks: bat"):
+    with pytest.raises(
+        DataError, match=r"test has classes that train lacks: bat\. Move pictures of them to train, or remove"
+    ):
         load_data(write_table(tmp_path, "path,labels,split", row))
 
 
@@ -165,6 +167,9 @@ def test_one_separator_is_used_for_all_tables() -> None:
         ({"fresh apple", "rotten apple", "apple fresh", "fresh banana", "rotten banana"}, " "),
         ({"fresh apple", "rotten apple", "fresh", "rotten banana", "fresh banana"}, " "),
         ({"apple;ripe", "apple;unripe", "tomato;ripe", "tomato;unripe"}, ";"),
+        ({"cat;outdoor", "cat;indoor", "dog;indoor", "dog;outdoor", "cat;rare"}, ";"),
+        ({"cat|x1", "cat|x2", "dog|x3"}, ""),
+        ({"cat, indoor", "indoor, dog", "dog, cat", "cat, rare"}, ""),
         ({"cat", "dog"}, ""),
         ({"Smith, John", "Miller, Ann"}, ""),
         (set(), ""),
@@ -172,6 +177,48 @@ def test_one_separator_is_used_for_all_tables() -> None:
 )
 def test_a_separator_is_one_whose_parts_occur_elsewhere(cells: set[str], separator: str) -> None:
     assert separator_in(cells) == separator
+
+
+@pytest.mark.parametrize(
+    ("cells", "separator"),
+    [
+        ({"cat;outdoor", "dog"}, ";"),
+        ({"polar bear|white", "cat", "cat, dog"}, "|"),
+        ({"cat, rare", "dog"}, ","),
+        ({"polar bear", "dog"}, ""),
+    ],
+)
+def test_a_mark_that_occurs_separates_if_there_are_several_labels(cells: set[str], separator: str) -> None:
+    assert separator_in(cells, sure=True) == separator
+
+
+@pytest.mark.parametrize("separator", ["|", ";"])
+def test_a_rare_label_does_not_make_other_cells_classes(separator: str, tmp_path: Path) -> None:
+    cells = [separator.join(pair) for pair in (("cat", "out"), ("dog", "out"), ("dog", "in"))] * 4
+    cells[-1] += f"{separator}night"
+    path = write_table(tmp_path, "path,labels", lambda n, _: f"{n}.png,{cells[n]}")
+    assert load_data(path, test_fraction=0).class_names == ("cat", "dog", "in", "night", "out")
+
+
+def test_a_single_cell_with_a_semicolon_is_noted_and_separated_on_demand(tmp_path: Path) -> None:
+    path = write_table(tmp_path, "path,labels", lambda n, _: f"{n}.png,{'cat;night' if n == 3 else 'ant'}")
+    data = load_data(path, test_fraction=0)
+    assert data.class_names == ("ant", "cat;night")
+    assert any("such as 'cat;night' are one class each" in note for note in data.notes)
+    data = load_data(path, test_fraction=0, multilabel=True)
+    assert data.class_names == ("ant", "cat", "night")
+    assert not any("one class each" in note for note in data.notes)
+
+
+def test_what_auto_reads_as_several_labels_true_reads_in_the_same_way(tmp_path: Path) -> None:
+    names = ("left lung", "right lung", "left arm", "right arm")
+    path = write_table(
+        tmp_path, "path,label", lambda n, _: f"{n}.png,{names[n % 4]}\n{n}.png,{names[(n + 1) % 4]}"
+    )
+    auto, true = (load_data(path, test_fraction=0, multilabel=one) for one in ("auto", True))
+    assert auto.class_names == true.class_names == tuple(sorted(names))
+    assert auto.fingerprint() == true.fingerprint()
+    assert auto.layout == true.layout
 
 
 def test_names_of_two_words_are_classes_unless_the_user_says_otherwise(tmp_path: Path) -> None:
@@ -241,3 +288,49 @@ def test_parquet_files_with_pictures_may_have_lists_of_labels(tmp_path: Path) ->
     assert data.class_names == names
     assert data.splits["train"].targets[0].tolist() == [True, True, False]
     assert data.splits["train"].targets[2].tolist() == [False, False, False]
+
+
+def test_empty_cells_next_to_zeros_are_no_and_columns_without_a_one_are_noted(tmp_path: Path) -> None:
+    def row(n: int, labels: tuple[str, ...]) -> str:
+        cells = ["1.0" if name in labels else "0.0" for name in ("cat", "dog", "hat")]
+        if n == 1:
+            cells[1] = ""  # it is no dog
+        return f"{n}.png,{','.join(cells)},-1.0"
+
+    data = load_data(write_table(tmp_path, "path,cat,dog,hat,owl", row), test_fraction=0)
+    check_read(data)
+    assert "labels.csv: empty cells are read as no: dog (1)" in data.notes
+    assert "left out 1 column(s) in which no row has a 1: owl" in data.notes
+
+
+def test_empty_cells_in_columns_of_marks_only_are_not_noted(tmp_path: Path) -> None:
+    def row(n: int, labels: tuple[str, ...]) -> str:
+        return f"{n}.png," + ",".join("x" if name in labels else "" for name in ("cat", "dog", "hat"))
+
+    data = load_data(write_table(tmp_path, "path,cat,dog,hat", row), test_fraction=0)
+    check_read(data)
+    assert not any("empty cells" in note or "left out" in note for note in data.notes)
+
+
+def test_rows_without_a_one_are_skipped_with_the_way_to_keep_them(tmp_path: Path) -> None:
+    path = write_table(tmp_path, "path,cat,dog", lambda n, _: f"{n}.png,{int(n % 3 == 1)},{int(n % 3 == 2)}")
+    data = load_data(path, test_fraction=0)
+    (note,) = [one for one in data.notes if "skipped 4 row(s) of train without a label" in one]
+    assert note.endswith("If a picture may have no label: --set data.multilabel=true")
+    assert len(load_data(path, test_fraction=0, multilabel=True).splits["train"]) == COUNT
+
+
+def test_columns_of_yes_and_no_next_to_a_column_called_like_labels(tmp_path: Path) -> None:
+    def row(n: int, labels: tuple[str, ...]) -> str:
+        ones = ",".join(str(int(name in labels)) for name in ("cat", "dog", "hat"))
+        return f"{n}.png,{('photo', 'drawing')[n % 2]},{ones}"
+
+    path = write_table(tmp_path, "path,type,cat,dog,hat", row)
+    data = load_data(path, test_fraction=0)
+    assert data.class_names == ("drawing", "photo")
+    (note,) = [one for one in data.notes if "the classes are in 'type'" in one]
+    assert "(cat, dog, hat): --set data.multilabel=true" in note
+    again = load_data(path, test_fraction=0, multilabel=True)
+    check_read(again)
+    assert not any("columns of yes and no" in one for one in again.notes)
+    assert not any("columns of yes" in one for one in load_data(path, label_column="type").notes)

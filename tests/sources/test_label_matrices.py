@@ -57,6 +57,11 @@ def test_one_hot_rows_stay_one_class_unless_the_user_says_otherwise() -> None:
     assert load_data((IMAGES, one_hot), multilabel=True).multilabel
     with pytest.raises(DataError, match="not one-hot"):
         load_data((IMAGES, MATRIX), multilabel=False)
+    none = one_hot.copy()
+    none[3] = 0
+    with pytest.raises(DataError, match=r"picture 3 has 0 classes.*set data.multilabel = true"):
+        load_data((IMAGES, none))
+    assert load_data((IMAGES, none), multilabel=True, test_fraction=0).splits["train"].targets.sum() == 29
     with pytest.raises(DataError, match="one class per picture"):
         load_data((IMAGES, np.arange(30) % 3), multilabel=True)
 
@@ -75,7 +80,11 @@ def test_numpy_files_may_hold_a_matrix(tmp_path: Path) -> None:
         ({"train": MATRIX, "test": MATRIX[:, :3]}, None, "3 and 4 columns"),
         ({"train": MATRIX}, ["a", "b"], "4 columns, expected one per label: 2"),
         ({"train": [["a"], ["a", "z"]]}, ["a", "b"], "the labels z are not among the 2 classes"),
-        ({"train": [["a"], []], "test": [["a", "b"]]}, None, "test has labels that train lacks: b"),
+        (
+            {"train": [["a"], []], "test": [["a", "b"]]},
+            None,
+            "train lacks: b. Move pictures of them to train, or",
+        ),
     ],
 )
 def test_labels_that_do_not_fit_are_refused(labels: Any, names: list[str] | None, message: str) -> None:

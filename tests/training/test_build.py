@@ -14,7 +14,7 @@ from thumbnet.batches.prepare import prepare
 from thumbnet.errors import OutOfMemoryError, RecipeError
 from thumbnet.recipes.recipe import load_recipe
 from thumbnet.training import build as build_module
-from thumbnet.training.build import balanced_weights, build_state, first_pictures, passes
+from thumbnet.training.build import balanced_weights, build_state, initial_pictures, passes
 from training_helpers import refuse_seeds
 
 CPU = torch.device("cpu")
@@ -66,10 +66,10 @@ def test_a_state_on_a_gpu_is_decided_by_the_seed_and_leaves_the_gpus_generator_a
     assert torch.equal(drawn[0], drawn[1])
 
 
-def test_the_first_pictures_are_training_pictures_without_augmentation() -> None:
+def test_the_initial_pictures_are_training_pictures_without_augmentation() -> None:
     recipe = load_recipe("tutorial", [*TINY, "augment.cutout=8"])
     prepared = prepare(coloured_data(), recipe, CPU)
-    pictures = first_pictures(prepared)
+    pictures = initial_pictures(prepared)
     engine = prepared.train.engine
     (everything,) = engine.fetch([torch.arange(len(engine.labels))])
     plain = prepared.train.normalise(everything)

@@ -6,12 +6,13 @@ import inspect
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from helpers import TINY, coloured_data
 from thumbnet.batches.batches import Batch, LoaderBatches, TrainBatches
@@ -88,6 +89,50 @@ def test_a_loader_of_another_length_is_refused() -> None:
     state.steps_per_epoch = 4
     with pytest.raises(DataError, match="3 batches, but the state was made for 4 steps per epoch"):
         next(fit(state, loader_of()))
+
+
+def test_a_loader_is_refused_if_several_processes_train() -> None:
+    for batches in (loader_of(), LoaderBatches(loader_of())):
+        state = state_of()
+        state.world = World(0, 2)
+        with pytest.raises(
+            DataError, match=r"does not divide its batches among several processes.*Train in one"
+        ):
+            next(fit(state, batches))
+
+
+class Endless(IterableDataset[Any]):
+    """Pictures with labels, of which nobody knows how many there are."""
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(loader_of().dataset[number] for number in range(24))
+
+
+class Shorter(Endless):
+    """Claims 24 pictures and gives as many in one epoch, but 16 in all others."""
+
+    epochs = 0
+
+    def __len__(self) -> int:
+        return 24
+
+    def __iter__(self) -> Iterator[Any]:
+        self.epochs += 1
+        return islice(super().__iter__(), 24 if self.epochs == 1 else 16)
+
+
+def test_a_loader_without_a_length_is_refused() -> None:
+    with pytest.raises(DataError, match=r"the loader has no length.*a method __len__"):
+        next(fit(state_of(), DataLoader(Endless(), batch_size=8)))
+
+
+def test_a_loader_that_ends_before_its_length_is_an_error_and_no_short_epoch() -> None:
+    state = state_of()
+    results = fit(state, DataLoader(Shorter(), batch_size=8))
+    assert next(results).step == 3
+    with pytest.raises(DataError, match=r"epoch 2 has 3 steps, but the batches ended after 2\. The length"):
+        next(results)
+    assert (state.step, len(state.history)) == (5, 1)
 
 
 def test_a_loader_of_bytes_is_refused_and_doubles_become_floats() -> None:
@@ -368,7 +413,7 @@ def test_bf16_and_channels_last_train_too() -> None:
     prepared = prepare(coloured_data(), recipe, CPU)
     state = build_state(recipe, prepared, "rgb", CPU)
     results = list(fit(state, prepared.train))
-    assert state.bf16
+    assert state.dtype == torch.bfloat16
     assert results[-1].loss < results[0].loss
     assert all(p.dtype == torch.float32 for p in state.model.parameters())
 

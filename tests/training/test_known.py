@@ -19,6 +19,7 @@ from thumbnet.data.splits import ArraySplit, Data
 from thumbnet.errors import InterruptedRunError, RunError
 from thumbnet.recipes.recipe import Recipe, load_recipe
 from thumbnet.runs.folder import Run
+from thumbnet.runs.weights import read_weights, write_weights
 from thumbnet.sources.load import load_data, where_again
 from thumbnet.training.known import known_at_start, known_from_record, known_record
 from thumbnet.training.listener import Listener
@@ -55,7 +56,9 @@ def found(data: Data, recipe: Recipe) -> tuple[Prepared, dict[str, np.ndarray], 
     """The prepared pictures, which of them the weights know, and the notes."""
     prepared = prepare(data, recipe, CPU)
     initial = read_initial(recipe.training.init)
-    return prepared, *known_at_start(recipe, prepared, data, data.fingerprint(), initial)
+    known, perhaps, notes = known_at_start(recipe, prepared, data, data.fingerprint(), initial)
+    assert bool(perhaps) == any("may have been trained on" in note for note in notes)
+    return prepared, known, notes
 
 
 def copied(run: Run, folder: Path) -> Run:
@@ -129,6 +132,39 @@ def test_weights_outside_of_a_run_know_the_data_with_their_fingerprint(tiny_run:
     assert found(pictures(**VAL_KNOWN), recipe)[1] == {}
 
 
+def weights_of(run: Run, file: Path, source: str) -> Path:
+    """The weights of a run in a file elsewhere, as trained on unknown data that are called ``source``."""
+    weights, info = read_weights(run.weights_path)
+    write_weights(file, weights, replace(info, source=source, fingerprint="0"))
+    return file
+
+
+def test_weights_outside_of_a_run_may_know_data_of_the_same_name(tiny_run: Run, tmp_path: Path) -> None:
+    data = load_data(write_class_folders(tmp_path / "ants", [""]), val_fraction=0.25)
+    names = {}
+    for name in ("ants", "bees"):
+        file = weights_of(tiny_run, tmp_path / f"{name}.safetensors", source=name)
+        names[name] = found(data, recipe_from(file))[1:]
+    assert names["bees"] == ({}, [])
+    (note,) = names["ants"][1]
+    assert "may have been trained on pictures that are now in val and test" in note
+    in_memory = replace(pictures(train=range(60), val=range(100, 120)), set_aside=("val",))
+    same = weights_of(tiny_run, tmp_path / "same.safetensors", source=in_memory.source)
+    assert found(in_memory, recipe_from(same))[1:] == ({}, [])
+
+
+def test_the_weights_that_the_earliest_run_began_with_count_too(tiny_run: Run, tmp_path: Path) -> None:
+    data = load_data(write_class_folders(tmp_path / "ants", ["train", "test"]), val_fraction=0.25)
+    file = weights_of(tiny_run, tmp_path / "x.safetensors", source="ants")
+    begun = copied(tiny_run, tmp_path / "begun")
+    begun.write_recipe(begun.recipe.override([f'training.init="{file}"']))
+    recipe = recipe_from(begun.path)
+    (note,) = found(data, recipe)[2]
+    assert f"the network in {begun.path} may have been trained on pictures that are now in val" in note
+    file.unlink()
+    assert found(data, recipe)[2] == []
+
+
 def without_digests(run: Run, folder: Path, **settings: object) -> Run:
     """A copy of a run that stored no digests, with other settings in ``run.json``."""
     copy = copied(run, folder)
@@ -144,8 +180,8 @@ def test_a_run_without_digests_is_recognised_by_the_place_of_its_data(tiny_run: 
     assert found(data, recipe_from(other.path))[1:] == (
         {},
         [
-            f"the network in {other.path} was trained on these data as they were divided then, so it may know "
-            "pictures that are now in val: what is measured there may be too good"
+            f"warning: the network in {other.path} may have been trained on pictures that are now in val, "
+            "because its data were divided in another way: what is measured there may be too good"
         ],
     )
     same = without_digests(tiny_run, tmp_path / "same", data=place, fingerprint=data.fingerprint())
@@ -251,6 +287,30 @@ def test_the_summary_warns_of_an_accuracy_on_known_pictures(knows_all: Run, tmp_
     unknown = pictures(train=range(1000, 1060), test=range(2000, 2030))
     run = train(unknown, "one-cycle", overrides=init, out=tmp_path / "unknown", device="cpu")
     assert not any("was trained on" in text for text in run.summary["warnings"])
+
+
+def test_what_the_weights_may_know_is_recorded_and_a_warning_of_the_summary(
+    knows_all: Run, tmp_path: Path
+) -> None:
+    folder = write_class_folders(tmp_path / "ants", [""], per_class=20)
+    file = weights_of(knows_all, tmp_path / "x.safetensors", source="ants")
+    init, out = [*SHORT, f'training.init="{file}"'], tmp_path / "run"
+    with pytest.raises(InterruptedRunError):
+        train(folder, "one-cycle", overrides=init, out=out, device="cpu", listener=StopAfter(1))
+    assert json.loads((out / "run.json").read_text())["init"]["perhaps_known"] == ["test"]
+    run = resume(out, device="cpu")
+    assert run.summary["warnings"][0] == (
+        "warning: the network in x.safetensors may have been trained on pictures that are now in test, because "
+        "its data were divided in another way: what is measured there may be too good"
+    )
+    settings = json.loads((run.path / "run.json").read_text())
+    for name in ("summary.json", "model.safetensors"):
+        (run.path / name).unlink()
+    for damaged in ("test", ["odd"], [3]):
+        settings["init"]["perhaps_known"] = damaged
+        (run.path / "run.json").write_text(json.dumps(settings))
+        with pytest.raises(RunError, match=r"cannot read .*run.json: init.perhaps_known"):
+            resume(run.path, device="cpu")
 
 
 def test_a_resumed_training_knows_the_same_without_the_first_run(

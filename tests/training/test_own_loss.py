@@ -136,7 +136,7 @@ def test_losses_without_a_gradient_are_fine_where_none_is_asked_for() -> None:
 def test_a_step_with_the_cross_entropy_as_ones_own_loss_is_that_of_thumbnet() -> None:
     own = state_of()
     plain = TrainingState(linear(), own.recipe.override(["training.loss=cross-entropy"]), 3, CPU)
-    assert (own.loss is None, plain.loss is None) == (False, True)
+    assert (own.own_loss is None, plain.own_loss is None) == (False, True)
     images = torch.randn(8, 3, 16, 16)
     batch = Batch(images, torch.arange(8) % 3)
     torch.testing.assert_close(accumulate_gradients(own, batch), accumulate_gradients(plain, batch))
@@ -166,7 +166,7 @@ def test_class_weights_and_mixing_mean_what_they_do_for_the_cross_entropy() -> N
 
 def test_which_pictures_are_easy_is_decided_by_the_cross_entropy() -> None:
     state = state_of()
-    state.loss = OwnLoss("mine", lambda logits, targets: -logits.sum(dim=1))
+    state.own_loss = OwnLoss("mine", lambda logits, targets: -logits.sum(dim=1))
     noted: list[Tensor] = []
 
     class Noting:
@@ -264,7 +264,7 @@ def test_graphs_are_left_out_and_a_note_says_why(monkeypatch: pytest.MonkeyPatch
 @pytest.mark.parametrize("shift", [100, -100])  # a loss may be negative
 def test_the_range_test_measures_it(shift: int) -> None:
     state = state_of()
-    state.loss = OwnLoss("mine", lambda logits, targets: cross_entropy(logits, targets) + shift)
+    state.own_loss = OwnLoss("mine", lambda logits, targets: cross_entropy(logits, targets) + shift)
     batches = [Batch(torch.randn(8, 3, 16, 16), torch.arange(8) % 3)] * 3
     repeated: Any = SimpleNamespace(epoch=lambda epoch: batches)
     found = learning_rate_range_test(state, repeated, lowest=1e-3, highest=1.0, steps=30)

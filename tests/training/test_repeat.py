@@ -1,16 +1,29 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from helpers import coloured_data
+from correction_helpers import relabel
+from helpers import TINY, coloured_data, write_class_folders
+from thumbnet.data.corrections import write_corrections
 from thumbnet.errors import DataError, RecipeError, RunError
 from thumbnet.files import write_json
 from thumbnet.recipes.recipe import load_recipe
+from thumbnet.runs.folder import CORRECTIONS_NAME
 from thumbnet.training.asked import what_was_asked
-from thumbnet.training.repeat import Planned, RequiredSplit, folder_name, plan, split_values, varied_settings
+from thumbnet.training.repeat import (
+    ComparedSplit,
+    Planned,
+    check_unchanged,
+    folder_name,
+    plan,
+    split_values,
+    varied_settings,
+)
+from thumbnet.training.train import train
 
 
 def begin(planned: Planned, recipe: str) -> None:
@@ -57,6 +70,8 @@ def test_without_varied_settings_only_the_seed_varies(tmp_path: Path) -> None:
         ([], ["optimizer.learning_rate=1,2"], None, "optimizer.lr"),
         ([], ["training.epochs=1,2"], 3.0, "training.epochs and --minutes cannot go together"),
         ([], [], -1.0, "--minutes -1"),
+        ([], ["data.fold=1,2"], None, "different values of data.fold.*give it one value.*--folds 5"),
+        ([], ["data.folds=2,3"], None, "different values of data.folds.*give it one value.*--folds 5"),
     ],
 )
 def test_what_cannot_be_trained_is_refused_before_anything_is(
@@ -166,8 +181,75 @@ def test_with_folds_nothing_else_may_choose_the_test_pictures(key: str, tmp_path
 
 def test_data_without_the_split_that_a_study_is_compared_by_are_refused() -> None:
     for split in (None, "test"):
-        RequiredSplit(split).on_data(coloured_data(6))
+        ComparedSplit(split).on_data(coloured_data(6))
     with pytest.raises(DataError, match=r"no val split to compare by\. .*--val-fraction 0\.1"):
-        RequiredSplit("val").on_data(coloured_data(6))
+        ComparedSplit("val").on_data(coloured_data(6))
     with pytest.raises(DataError, match=r"no test split to compare by\. Leave out --split test"):
-        RequiredSplit("test").on_data(coloured_data(6, splits=("train", "val")))
+        ComparedSplit("test").on_data(coloured_data(6, splits=("train", "val")))
+
+
+@pytest.mark.parametrize(
+    ("given", "set_aside", "split", "varied", "refused"),
+    [
+        (("train", "test"), (), None, "data.split_seed=0,1", False),  # only val depends on it
+        (("train", "test"), (), None, "data.test_fraction=0.1,0.2", False),
+        (("train", "test"), ("test",), None, "data.split_seed=0,1", True),
+        (("train", "test"), ("test",), None, "data.split_seed=1", False),
+        (("train", "test"), ("test",), None, "data.test_fraction=0.1,0.2", True),
+        (("train", "test"), ("test",), None, "data.group_by=a,b", True),
+        (("train", "test"), ("test",), None, "augment.cutout=0,8", False),
+        (("train", "test", "val"), ("test", "val"), None, "data.val_fraction=0.1,0.2", False),
+        (("train", "test", "val"), ("test", "val"), "val", "data.val_fraction=0.1,0.2", True),
+        (("train", "test", "val"), ("val",), "val", "data.split_seed=0,1", True),
+        (("train", "test", "val"), ("val",), "val", "data.test_fraction=0.1,0.2", False),
+        (("train", "val"), ("val",), None, "data.val_fraction=0.1,0.2", True),
+        (("train", "val"), (), None, "data.split_seed=0,1", False),
+    ],
+)
+def test_a_setting_that_chooses_the_measured_pictures_does_not_vary(
+    given: tuple[str, ...], set_aside: tuple[str, ...], split: str | None, varied: str, refused: bool
+) -> None:
+    data = replace(coloured_data(6, splits=given), set_aside=set_aside)
+    listener = ComparedSplit(split, varied_settings([varied]))
+    if not refused:
+        listener.on_data(data)
+        return
+    key = varied.partition("=")[0]
+    with pytest.raises(RecipeError, match=f"{key} varies, and it changes the pictures .*--folds 5"):
+        listener.on_data(data)
+
+
+def test_trainings_that_have_begun_go_on_only_with_the_same_corrections(tmp_path: Path) -> None:
+    study, labels = tmp_path / "study", tmp_path / "labels.csv"
+    mine, other = [relabel("train[0]", "red", "blue")], [relabel("train[0]", "green", "blue")]
+    write_corrections(labels, mine)
+    plain, corrected = plan(study, "one-cycle", [], [], [0, 1])
+    begin(plain, "one-cycle")
+    with pytest.raises(RunError, match=r"seed-0 was begun without corrected labels.*leave out --labels"):
+        plan(study, "one-cycle", [], [], [0, 1], labels=labels)
+    plain.path.rename(tmp_path / "away")
+    begin(corrected, "one-cycle")
+    write_corrections(corrected.path / CORRECTIONS_NAME, mine)
+    assert plan(study, "one-cycle", [], [], [0, 1], labels=labels) == [plain, corrected]
+    assert plan(study, "one-cycle", [], [], [0, 1], labels=corrected.path / CORRECTIONS_NAME)
+    with pytest.raises(
+        RunError, match=rf"begun with corrected labels.*--labels .*{CORRECTIONS_NAME}, or name"
+    ):
+        plan(study, "one-cycle", [], [], [0, 1])
+    with pytest.raises(RunError, match="begun with other corrections of labels"):
+        plan(study, "one-cycle", [], [], [0, 1], labels=other)
+
+
+def test_data_that_changed_are_noticed_before_the_other_folds_are_trained(tmp_path: Path) -> None:
+    data = write_class_folders(tmp_path / "data", [""], per_class=4)
+    planned = plan(tmp_path / "study", "one-cycle", [*TINY, "training.epochs=1"], [], [0], folds=2)
+    check_unchanged(planned, tmp_path / "no such data")  # nothing is complete, so nothing is read
+    first = planned[0]
+    train(data, "one-cycle", overrides=first.overrides, out=first.path, device="cpu")
+    check_unchanged(planned, data)
+    (data / "red" / "0.png").rename(data / "red" / "9.png")
+    with pytest.raises(
+        RunError, match=rf"have changed since {first.path} was trained.*train all folds again"
+    ):
+        check_unchanged(planned, data)
+    check_unchanged(planned[:1], data)  # nothing is left to train: the measurement notices it

@@ -21,7 +21,7 @@ from thumbnet.training.fit import fit
 from thumbnet.training.optimizers import build_optimizer
 from thumbnet.training.scaling import scaled_step
 from thumbnet.training.state import TrainingState
-from thumbnet.training.step import take_step, train_step
+from thumbnet.training.step import train_step, update_weights
 from thumbnet.training.train import resume, train
 from training_helpers import Explosive, StopAfter
 
@@ -194,7 +194,7 @@ def test_the_scale_survives_a_checkpoint_and_others_need_none() -> None:
     state, fresh, single = state_of(), state_of(), state_of("training.precision=fp32")
     state.scaler.scale(torch.ones(()))
     gradients(state.model, 0, overflow=True)
-    take_step(state)
+    update_weights(state)
     assert state.scaler.get_scale() == 32768.0
     fresh.load_state_dict(state.state_dict())
     assert fresh.scaler.get_scale() == 32768.0

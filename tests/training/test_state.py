@@ -54,6 +54,14 @@ def test_the_first_loss_that_is_not_finite_is_named_by_its_step_in_the_whole_tra
     assert skipping.check_losses() == 2.0
 
 
+def test_an_error_names_the_learning_rate_of_its_step() -> None:
+    state = state_of("schedule.milestones=[0.5]")
+    base = state.recipe.optimizer.lr
+    assert (state.lr_at(9), state.lr_at(10)) == (base, base * 0.1)
+    with pytest.raises(DivergedError, match=r"step 11 \(learning rate 0\.01\)"):
+        state.raise_diverged(11, math.nan)
+
+
 def test_a_closed_epoch_leaves_nothing_of_its_counts() -> None:
     state = state_of()
     state.losses += 1

@@ -229,7 +229,7 @@ def test_a_first_network_that_may_know_the_pictures_is_refused(tiny_run: Run, tm
     (run.path / "digests.npy").unlink()
     settings = {**run.settings, "data": where_again(data.source), "fingerprint": "0"}
     (run.path / "run.json").write_text(json.dumps(settings))
-    with pytest.raises(RunError, match=r"as they were divided then.*Leave out --init"):
+    with pytest.raises(RunError, match=r"may have been trained on the pictures.*Leave out --init"):
         divide(data, beginning_with(run), CPU)
 
 

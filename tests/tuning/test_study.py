@@ -247,10 +247,13 @@ def test_the_trial_with_the_lowest_loss_is_best_and_of_equal_ones_the_most_accur
     assert best_of([record(2, 0.8, 0.4), record(3, 0.9, 0.4), record(4, 0.9, 0.4)]).number == 3
 
 
-def test_a_trial_has_to_gain_a_standard_error_of_the_difference_on_the_same_pictures(tmp_path: Path) -> None:
+def test_a_trial_has_to_gain_two_standard_errors_of_the_difference_on_the_same_pictures(
+    tmp_path: Path,
+) -> None:
     study = open_study(tmp_path)
     start = [0.2, 0.9, 0.4, 0.7]
     luck = [0.0, 1.2, 0.0, 0.8]  # lower on average, by less than the pictures differ
+    unsure = [0.1, 0.95, 0.32, 0.66]  # lower by 1.3 standard errors
     small = [0.16, 0.87, 0.37, 0.66]  # less lower, by the same for all
     for losses in (start, luck):
         study.ask().complete(0.5, losses, **TIMES)
@@ -258,8 +261,12 @@ def test_a_trial_has_to_gain_a_standard_error_of_the_difference_on_the_same_pict
     assert [one.gain for one in records] == [0, pytest.approx(0.05)]
     assert records[0].error == 0 < 0.05 < records[1].error
     assert best_of(records).number == 1
+    study.ask().complete(0.5, unsure, **TIMES)
+    records = study.records()
+    assert 1 < records[2].gain / records[2].error < 2
+    assert best_of(records).number == 1
     study.ask().complete(0.5, small, **TIMES)
-    assert best_of(open_study(tmp_path).records()).number == 3
+    assert best_of(open_study(tmp_path).records()).number == 4
     assert paired_gain([0.5], [0.9]) == (0.0, 1.0)  # one picture tells nothing
 
 

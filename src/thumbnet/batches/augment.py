@@ -6,8 +6,9 @@ so every device and engine gives the same pictures; applying them is a pure func
 compute with floats in between; a user's own augmentation comes last
 (:mod:`~thumbnet.batches.own_augmentation`). Brightness, contrast and mixing follow the normalisation.
 
-A setting that is off draws no random numbers, and its tensor in a :class:`Draw` is empty. The first four
-tensors of a ``Draw`` are always drawn, because leaving one out would change the results of older recipes.
+A setting that is off draws no random numbers, and its tensor in a :class:`Draw` is empty. Shift, hole and
+light are the exception: they are always drawn, because leaving one out would change the results of older
+recipes.
 """
 
 from __future__ import annotations
@@ -29,10 +30,13 @@ ERASE_ASPECT = 0.3  # height over width of an erased rectangle is between this a
 
 
 class Draw(NamedTuple):
-    """The random choices for one batch. The tensor of a setting that is off has the shape [B, 0].
+    """The random choices for one batch.
+
+    The first four tensors always have a value per picture. From ``flip_vertical`` on, the tensor of a setting
+    that is off has the shape [B, 0].
 
     Attributes:
-        flip: bool [B], whether to mirror.
+        flip: bool [B], whether to mirror. Only ``augment.flip = "random"`` draws it.
         shift: int64 [B, 2], pixels down and right.
         hole: int64 [B, 2], row and column of the cutout's centre.
         light: float32 [B, 2], in [-1, 1): brightness and contrast, as fractions of the recipe's maximum.

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from thumbnet.batches.augment import Augmentation, Draw
-from thumbnet.batches.engines import Engine
+from thumbnet.batches.engines import Engine, evenly_spaced
 from thumbnet.batches.mixing import Mixed
 from thumbnet.batches.own_augmentation import own_augmentation
 from thumbnet.batches.selection import Selection
@@ -85,6 +85,11 @@ class TrainBatches:
         size: height, width in pixels.
         world: the processes; each one takes its share of every batch.
 
+    Attributes:
+        count: number of training pictures.
+        taken: pictures that an epoch trains on, without those that ``data.skip_easy`` and
+            ``training.drop_last`` leave out.
+
     Raises:
         ModelCodeError, OwnCodeError: the user's own augmentation cannot be found, see
             :func:`~thumbnet.batches.own_augmentation.own_augmentation`.
@@ -105,14 +110,14 @@ class TrainBatches:
         self.seed = recipe.seed
         self.count = len(engine.labels)
         self._labels = send(engine.labels, engine.home)
-        self.taken = taken = kept_per_epoch(self.count, recipe.data.skip_easy)
-        self.batch_size = min(recipe.training.batch_size, taken)
-        full, rest = divmod(taken, self.batch_size)
+        kept = kept_per_epoch(self.count, recipe.data.skip_easy)
+        self.batch_size = min(recipe.training.batch_size, kept)
+        full, rest = divmod(kept, self.batch_size)
         self.steps = full if recipe.training.drop_last or not rest else full + 1
+        self.taken = min(kept, self.steps * self.batch_size)
         self.selection: Selection | None = None
         if recipe.data.skip_easy:
-            taken = min(taken, self.steps * self.batch_size)
-            self.selection = Selection(self.count, taken, self.seed, normalise.device, world)
+            self.selection = Selection(self.count, self.taken, self.seed, normalise.device, world)
         self.augmentation = Augmentation(recipe.augment, self.count, size, derive_seed(self.seed, "flip"))
         self.own_augmentation = own_augmentation(recipe.augment.custom)
 
@@ -160,7 +165,7 @@ class TrainBatches:
         """
         generator = torch.Generator().manual_seed(derive_seed(self.seed, "order", epoch))
         if self.selection is not None:
-            return torch.randperm(self.selection.taken, generator=generator)
+            return torch.randperm(self.taken, generator=generator)
         if self.sampling == "balanced":
             return balanced_order(self.engine.labels, generator)
         return torch.randperm(self.count, generator=generator)
@@ -250,19 +255,17 @@ class EvalBatches:
         self.engine = engine
         self.normalise = normalise
         self.batch_size = batch_size
+        self.world = world
         self.positions = world.share(torch.arange(len(engine.labels)))
         self._labels = send(engine.labels, engine.home)
 
     def __len__(self) -> int:
         return -(-len(self.positions) // self.batch_size)
 
-    def sample(self, count: int, world: World = ALONE) -> EvalBatches:
-        """Batches of up to ``count`` evenly spaced pictures, always the same ones."""
-        chosen, total = copy.copy(self), len(self.engine.labels)
-        positions = torch.arange(total)
-        if count < total:
-            positions = torch.linspace(0, total - 1, count, dtype=torch.float64).round().long()
-        chosen.positions = world.share(positions)
+    def sample(self, count: int) -> EvalBatches:
+        """Batches of up to ``count`` evenly spaced pictures, always the same ones, over all processes."""
+        chosen = copy.copy(self)
+        chosen.positions = self.world.share(evenly_spaced(len(self.engine.labels), count))
         return chosen
 
     def epoch(self, epoch: int = 0, start: int = 0) -> Iterator[Batch]:
@@ -278,7 +281,7 @@ class LoaderBatches:
     """Wraps a DataLoader that gives (pictures, labels) as :class:`Batches`; ``fit`` wraps one by itself.
 
     Use it for an ``ImageDataset`` with your own transform. The loader decides the order, so a resumed
-    training differs from an uninterrupted one.
+    training differs from an uninterrupted one. It trains in one process only.
 
     Args:
         loader: gives pictures, float [B, C, H, W], as the network is to see them, and labels, int64 [B]. For
@@ -286,7 +289,7 @@ class LoaderBatches:
         device: where the batches are needed.
 
     Raises:
-        DataError: in :meth:`epoch`, if the pictures are not float.
+        DataError: in :meth:`epoch`, if the pictures are not float; in ``len``, if the loader has no length.
     """
 
     def __init__(self, loader: DataLoader[Any], device: torch.device | str = "cpu") -> None:
@@ -294,7 +297,13 @@ class LoaderBatches:
         self.device = torch.device(device)
 
     def __len__(self) -> int:
-        return len(self.loader)
+        try:
+            return len(self.loader)
+        except TypeError:
+            raise DataError(
+                "the loader has no length, so it does not say when an epoch ends. Give its data set a method "
+                "__len__ that returns its number of pictures"
+            ) from None
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         for step, (images, labels) in enumerate(self.loader):

@@ -214,3 +214,14 @@ def sample_positions(count: int) -> Tensor:
         return torch.arange(count)
     generator = torch.Generator().manual_seed(0)
     return torch.randint(count, (SAMPLE,), generator=generator).unique()
+
+
+def evenly_spaced(count: int, most: int) -> Tensor:
+    """All positions if there are at most ``most``, else that many, evenly spaced: int64 [N], ascending.
+
+    >>> evenly_spaced(3, 5).tolist(), evenly_spaced(10, 4).tolist()
+    ([0, 1, 2], [0, 3, 6, 9])
+    """
+    if count <= most:
+        return torch.arange(count)
+    return torch.linspace(0, count - 1, most, dtype=torch.float64).round().long()

@@ -40,7 +40,7 @@ from thumbnet.recipes.recipe import Recipe
 from thumbnet.recipes.settings import AUTO, DataSettings, parse_image_size
 
 WORKERS = "--set data.engine=workers"
-MEASURED = ("val", "test", "calibration")  # the splits that are not trained on
+HELD_OUT = ("val", "test", "calibration")  # the splits that are not trained on
 
 
 @dataclass(frozen=True)
@@ -59,6 +59,8 @@ class Prepared:
             the result may be wrong.
         known: by split, which pictures the weights in ``training.init`` were trained on: bool [N]. Only
             splits with such pictures are here; see :mod:`thumbnet.training.known`.
+        perhaps_known: the splits with pictures that these weights may have been trained on; which ones, is
+            not known.
     """
 
     preprocessing: Preprocessing
@@ -70,6 +72,7 @@ class Prepared:
     skipped: tuple[tuple[str, str, str], ...] = ()
     notes: tuple[str, ...] = ()
     known: Mapping[str, np.ndarray] = field(default_factory=dict)
+    perhaps_known: tuple[str, ...] = ()
 
     @property
     def watched(self) -> str | None:
@@ -82,7 +85,7 @@ class Prepared:
         return self._first("test", "val")
 
     @property
-    def held_out(self) -> str | None:
+    def calibrates_on(self) -> str | None:
         """The split that the probabilities are calibrated on: ``val``, else ``calibration``, else None."""
         return self._first("val", "calibration")
 
@@ -138,11 +141,13 @@ def prepare(
 
 def without_skipped(data: Data, skipped: Sequence[tuple[str, str, str]]) -> Data:
     """``data`` without the pictures in ``skipped``: split, name and reason of each."""
+    if not skipped:
+        return data
     left_out = {(split, name) for split, name, _ in skipped}
     splits = {}
     for name, split in data.splits.items():
-        kept = [at for at in range(len(split)) if (name, split.name(at)) not in left_out] if left_out else []
-        splits[name] = split.subset(np.array(kept, dtype=np.int64)) if left_out else split
+        kept = [at for at in range(len(split)) if (name, split.name(at)) not in left_out]
+        splits[name] = split.subset(np.array(kept, dtype=np.int64))
     return data.with_parts(splits)
 
 
@@ -189,9 +194,9 @@ def _prepare(
             )
     seed = recipe.seed if settings.subset_seed is None else settings.subset_seed
     train_split = random_subset(data.splits["train"], settings.subset_size, seed)
-    found = surveyed(train_split)
-    rendering = choose_rendering(found, settings)
-    notes = rendering_notes(found, rendering, settings)
+    survey = surveyed(train_split)
+    rendering = choose_rendering(survey, settings)
+    notes = rendering_notes(survey, rendering, settings)
     if settings.image_size == AUTO:
         largest = settings.largest_auto_size
         shared = shared_size(train_split, settings.fit, progress, largest=largest, rendering=rendering)
@@ -204,7 +209,7 @@ def _prepare(
     else:
         size = parse_image_size(settings.image_size)
     used = {"train": train_split}
-    used |= {name: data.splits[name] for name in MEASURED if name in data.splits and len(data.splits[name])}
+    used |= {name: data.splits[name] for name in HELD_OUT if name in data.splits and len(data.splits[name])}
     fits = len(train_split) <= MANY and fits_in_memory(used.values(), size)
     in_memory = settings.engine == "memory" or (settings.engine == AUTO and fits)
     store = device if fits_in_memory(used.values(), size, device) else CPU

@@ -10,7 +10,11 @@ one. Few pictures support little: 299 accepted pictures without a mistake suppor
 
 If pictures come in groups, such as those of one patient, they are not independent, so the binomial test does
 not hold. The test is then whether the lower bound that allows for groups reaches the precision, at the same
-thresholds in the same order. It holds approximately, and few groups support little. Imports no torch.
+thresholds in the same order. It holds approximately, and few groups support little.
+
+Each precision has its own sequence of tests, and so its own 5 %. The sequences begin at different thresholds,
+so a higher precision may get a lower threshold. That threshold then serves the lower precision as well, and
+is described by the precision that it was tested for. Imports no torch.
 """
 
 from __future__ import annotations
@@ -104,10 +108,8 @@ def _tests(hits: np.ndarray, places: np.ndarray, groups: np.ndarray | None) -> _
     def bounds(hits: np.ndarray) -> np.ndarray:
         if groups is None:
             counts = zip(np.cumsum(hits)[places].tolist(), (places + 1).tolist(), strict=True)
-            low = np.array([exact_bound(*one) for one in counts])
-        else:
-            low = grouped_bounds(hits, groups, ONE_SIDED_95)[0][places]
-        return low
+            return np.array([exact_bound(*one) for one in counts])
+        return grouped_bounds(hits, groups, ONE_SIDED_95)[0][places]
 
     units = np.arange(len(hits)) if groups is None else groups
     return _Tests(places + 1, bounds(hits), bounds(np.ones_like(hits)), bounds(units != units[0]))
@@ -161,14 +163,14 @@ def exact_bound(right: int, count: int) -> float:
     low, high = 0.0, 1.0
     for _ in range(30):
         middle = (low + high) / 2
-        low, high = (middle, high) if chance(right, count, middle) <= 1 - CONFIDENCE else (low, middle)
+        low, high = (middle, high) if binomial_tail(right, count, middle) <= 1 - CONFIDENCE else (low, middle)
     return low
 
 
-def chance(right: int, count: int, precision: float) -> float:
+def binomial_tail(right: int, count: int, precision: float) -> float:
     """The probability of ``right`` or more right answers among ``count``, each right with ``precision``.
 
-    >>> round(chance(59, 59, 0.95), 4), round(chance(58, 58, 0.95), 4)
+    >>> round(binomial_tail(59, 59, 0.95), 4), round(binomial_tail(58, 58, 0.95), 4)
     (0.0485, 0.051)
 
     Args:
@@ -192,9 +194,9 @@ def threshold_for(thresholds: Thresholds | None, precision: float | None = None)
 
     Args:
         thresholds: the network's thresholds.
-        precision: the wanted precision, above 0 and below 1. If it is between two precisions of the table,
-            the threshold for the higher one is returned. None means ``DEFAULT_PRECISION``, or the highest
-            precision below it that is supported.
+        precision: the wanted precision, above 0 and below 1. The lowest threshold for this precision or a
+            higher one is returned, which accepts the most pictures. None means ``DEFAULT_PRECISION``, or the
+            highest precision below it that is supported.
 
     Raises:
         RunError: the network has no thresholds, or its held-out pictures do not support that precision.
@@ -212,7 +214,7 @@ def threshold_for(thresholds: Thresholds | None, precision: float | None = None)
         found = list(thresholds.table[-1:])
     if not found:
         raise RunError(_not_supported(thresholds, PRECISIONS[0] if precision is None else precision))
-    return found[0]
+    return min(found, key=lambda row: row.probability)  # the first one among equals
 
 
 def _not_supported(thresholds: Thresholds, wanted: float) -> str:

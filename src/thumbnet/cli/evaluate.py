@@ -10,6 +10,7 @@ from thumbnet.cli.importing import importing
 from thumbnet.cli.options import (
     add_common,
     add_data_of_run,
+    add_groups_of_other_data,
     add_labels,
     add_reading_of_run,
     add_run,
@@ -39,6 +40,7 @@ def add(commands: Any) -> None:
     add_run(parser, or_onnx=True)
     add_data_of_run(parser)
     add_reading_of_run(parser)
+    add_groups_of_other_data(parser)
     add_labels(parser)
     add_tta(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON object")
@@ -93,7 +95,7 @@ def execute(options: argparse.Namespace) -> int:
     settings = recipe.data
     if predictor.info.multilabel:
         settings = replace(settings, multilabel=True)  # a table may have one label in each row
-    data = data_of_run(options, settings, predictor.info.fingerprint)
+    data = data_of_run(options, settings, predictor.info.fingerprint, predictor.info.source)
     if options.data is None and options.split is None and not {"test", "val"} & data.splits.keys():
         raise DataError(
             f"{options.run} was trained on all pictures of {data.source}: no pictures are left to measure "

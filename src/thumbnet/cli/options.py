@@ -221,6 +221,16 @@ def add_reading_of_run(parser: argparse.ArgumentParser, on_bad_image: str = "the
     )
 
 
+def add_groups_of_other_data(parser: argparse.ArgumentParser) -> None:
+    """Add ``--group-by`` for data that a network is measured on but was not trained on."""
+    parser.add_argument(
+        "--group-by",
+        metavar="REGEX_OR_COLUMN",
+        help="for other data than the run's: measure them in groups, which are found as in train (default: "
+        "by the run's --group-by, if it fits)",
+    )
+
+
 def add_overrides(parser: argparse.ArgumentParser) -> None:
     """Add ``--set``, which changes any setting of a recipe."""
     parser.add_argument(

@@ -128,7 +128,7 @@ def execute(options: argparse.Namespace) -> int:
     with importing():
         from thumbnet.cli.compare import compare_runs, show
         from thumbnet.cli.console import note, say
-        from thumbnet.training.repeat import plan
+        from thumbnet.training.repeat import check_unchanged, plan
         from thumbnet.training.stopping import Terminated
 
     planned = plan(
@@ -139,10 +139,13 @@ def execute(options: argparse.Namespace) -> int:
         options.seeds or ((0,) if options.folds else SEEDS),
         options.minutes,
         options.folds,
+        options.labels,
     )
     if not options.quiet:
         note(f"{len(planned)} training(s) in {options.out}")
     try:
+        if options.folds:
+            check_unchanged(planned, options.data, options.data_dir)
         runs, failed = _train_all(options, planned)
         measured = _measure_folds(options, planned, runs) if options.folds else []
     except (KeyboardInterrupt, Terminated):
@@ -194,11 +197,12 @@ def _train(options: argparse.Namespace, planned: Planned, shown: set[str]) -> Ru
     from thumbnet.cli.console import note
     from thumbnet.cli.progress import RepeatedDisplay
     from thumbnet.training.listener import Listeners, StoppableListener
-    from thumbnet.training.repeat import RequiredSplit
+    from thumbnet.training.repeat import ComparedSplit, varied_settings
     from thumbnet.training.stopping import stopping
     from thumbnet.training.tracking import tracked
     from thumbnet.training.train import train
 
+    varied = {} if options.folds else varied_settings(options.vary)  # each division is measured as a whole
     displayed = nullcontext(StoppableListener()) if options.quiet else RepeatedDisplay(shown)
     with displayed as display, ExitStack() as stack, stopping(display, note, ends_process=True):
         return train(
@@ -209,7 +213,8 @@ def _train(options: argparse.Namespace, planned: Planned, shown: set[str]) -> Ru
             device=options.device,
             data_dir=options.data_dir,
             listener=Listeners(
-                RequiredSplit(options.split), stack.enter_context(tracked(trackers(options), display))
+                ComparedSplit(options.split, varied),
+                stack.enter_context(tracked(trackers(options), display)),
             ),
             auto_resume=True,
             minutes=options.minutes,

@@ -6,7 +6,13 @@ import argparse
 from typing import TYPE_CHECKING, Any
 
 from thumbnet.cli.importing import importing
-from thumbnet.cli.options import add_common, add_data_of_run, add_model_code, add_reading_of_run
+from thumbnet.cli.options import (
+    add_common,
+    add_data_of_run,
+    add_groups_of_other_data,
+    add_model_code,
+    add_reading_of_run,
+)
 from thumbnet.cli.run_data import data_of_run, split_of
 
 if TYPE_CHECKING:
@@ -26,6 +32,7 @@ def add(commands: Any) -> None:
     add_model_code(parser)
     add_data_of_run(parser)
     add_reading_of_run(parser, "skip damaged ones; for missing ones the run's setting")
+    add_groups_of_other_data(parser)
     parser.add_argument(
         "--out",
         metavar="FILE",

@@ -35,7 +35,9 @@ def run_of(options: argparse.Namespace) -> Run | None:
     return Run.open(folder)
 
 
-def data_of_run(options: argparse.Namespace, settings: DataSettings, fingerprint: str = "") -> Data:
+def data_of_run(
+    options: argparse.Namespace, settings: DataSettings, fingerprint: str = "", trained_on: str = ""
+) -> Data:
     """Load DATA, or the run's data if DATA is not given, as :func:`thumbnet.runs.data.load_wanted` says.
 
     ``--labels`` names other corrections than the run's.
@@ -44,18 +46,22 @@ def data_of_run(options: argparse.Namespace, settings: DataSettings, fingerprint
         options: those of the command.
         settings: the settings with which RUN reads its data.
         fingerprint: that of the training data, as the network's description names it; "" if it is not known.
+        trained_on: the name of the training data in that description; "" if it is not known.
 
     Raises:
         RunError: DATA is not given and RUN does not name any data.
         DataError: the data cannot be loaded.
     """
+    from dataclasses import replace
+
     from thumbnet.cli.console import note
     from thumbnet.data.corrections import corrections_of
     from thumbnet.errors import DataError, RunError
     from thumbnet.runs.data import Wanted, load_wanted
     from thumbnet.runs.finding import are_gone
 
-    settings, run = data_settings(options, settings), run_of(options)
+    own_groups, run = settings.group_by, run_of(options)
+    settings = replace(data_settings(options, settings), group_by=own_groups)  # --group-by is for other data
     asked = getattr(options, "labels", None)
     corrections = None if asked is None else corrections_of(asked)
     own = None if run is None else run.settings.get("data")
@@ -72,6 +78,7 @@ def data_of_run(options: argparse.Namespace, settings: DataSettings, fingerprint
         settings,
         run=run,
         fingerprint=fingerprint,
+        trained_on=trained_on,
         corrections=corrections,
         data_dir=options.data_dir,
         given=data_settings(options),

@@ -12,9 +12,9 @@ from thumbnet.data.held_out import counts_by_group, loses_a_class
 from thumbnet.data.splits import Data
 from thumbnet.recipes.settings import DataSettings
 
-SPLIT = "calibration"
+CALIBRATION = "calibration"
 FEWEST = 20  # pictures; fewer would make the temperature a guess
-LARGEST_PART = 20  # at most one training picture in this many is set aside
+ONE_IN = 20  # at most one training picture in 20 is set aside
 KEEPS_CLASSES = "calibration_keeps_classes"  # in run.json: see with_calibration_split
 
 
@@ -35,8 +35,8 @@ def with_calibration_split(data: Data, settings: DataSettings, keep_classes: boo
             pictures are then set aside as when the run began.
     """
     train = data.splits["train"]
-    count = min(settings.calibration_pictures, len(train) // LARGEST_PART)
-    if {"val", SPLIT} & data.splits.keys() or count < FEWEST:
+    count = min(settings.calibration_pictures, len(train) // ONE_IN)
+    if {"val", CALIBRATION} & data.splits.keys() or count < FEWEST:
         return data
     seed = settings.split_seed + 2
     groups = data.groups.get("train")
@@ -54,11 +54,11 @@ def with_calibration_split(data: Data, settings: DataSettings, keep_classes: boo
     if chosen.sum() < FEWEST:
         return data
     kept, taken = np.flatnonzero(~chosen), np.flatnonzero(chosen)
-    parts = dict(data.groups)
+    groups_by_split = dict(data.groups)
     if groups is not None:
-        parts |= {"train": groups[kept], SPLIT: groups[taken]}
-    splits = {**data.splits, "train": train.subset(kept), SPLIT: train.subset(taken)}
-    return replace(data, splits=splits, groups=parts)
+        groups_by_split |= {"train": groups[kept], CALIBRATION: groups[taken]}
+    splits = {**data.splits, "train": train.subset(kept), CALIBRATION: train.subset(taken)}
+    return replace(data, splits=splits, groups=groups_by_split)
 
 
 def _hashes(names: Iterable[str], seed: int) -> np.ndarray:

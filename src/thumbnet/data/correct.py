@@ -19,6 +19,7 @@ from thumbnet.data.splits import Corrected, Data, FileSplit, Split
 from thumbnet.errors import DataError, printable
 
 _HELD_OUT = ("test", "val")
+_UNUSED = "\0unused test"  # stands for `Data.unused_test` among the splits; no split has such a name
 _UNKNOWN_SHOWN = 10  # class names that an error about an unknown class lists
 
 
@@ -34,6 +35,7 @@ def apply_corrections(data: Data, corrections: Sequence[Correction], folder: Pat
     - ``unsure`` leaves it out of ``train``. In ``test`` and ``val`` it stays with the class given by the
       data: a measurement without the hard pictures would be too good.
     - A picture that the data lack but that is a file joins ``train`` with the class ``label``.
+    - A picture of :attr:`Data.unused_test` stays out of the data.
 
     Which pictures are in which split does not change. A class that loses its last picture is no longer a
     class.
@@ -79,12 +81,14 @@ class _Found:
     Attributes:
         places: by split and position, for pictures of the data.
         files: by absolute path, for pictures that the data lack.
+        unused: those about pictures of :attr:`Data.unused_test`.
         missing: those about neither.
         elsewhere: those that name their pictures from another folder than the data do, by that folder.
     """
 
     places: dict[str, dict[int, Correction]]
     files: dict[str, Correction]
+    unused: list[Correction]
     missing: list[Correction]
     elsewhere: dict[str, list[Correction]]
 
@@ -95,32 +99,43 @@ def _find(data: Data, corrections: Sequence[Correction]) -> _Found:
     Raises:
         DataError: see :func:`_places_by_end`.
     """
-    by_name = _places_by_name(data, {one.name for one in corrections})
+    searched = _with_unused_test(data)
+    by_name = _places_by_name(searched, {one.name for one in corrections})
     named_files = [one.name for one in corrections if os.path.isabs(one.name) and is_file(one.name)]
     real = functools.cache(os.path.realpath)  # of folders, of which there are few
-    by_path = _places_by_path(data, real) if named_files else {}
+    by_path = _places_by_path(searched, real) if named_files else {}
     files = set(named_files)
     unknown = [one for one in corrections if one.was and one.name not in files and one.name not in by_name]
-    by_end = _places_by_end(data, unknown) if unknown else {}
-    found = _Found({name: {} for name in data.splits}, {}, [], {})
+    by_end = _places_by_end(searched, unknown) if unknown else {}
+    found = _Found({name: {} for name in data.splits}, {}, [], [], {})
     for one in corrections:
         folder, name = os.path.split(one.name)
         places = by_path.get((real(folder), name), []) if one.name in files else []
         if not places and (one.was or one.name not in files):
-            places = _chosen_split(data, one, by_name.get(one.name, {}))
+            places = _chosen_split(searched, one, by_name.get(one.name, {}))
         if not places and one in by_end:
             start, ending = by_end[one]
-            places = _chosen_split(data, one, ending)
+            places = _chosen_split(searched, one, ending)
             if places:
                 found.elsewhere.setdefault(start, []).append(one)
-        for split, index in places:
+        used = [place for place in places if place[0] != _UNUSED]
+        for split, index in used:
             earlier = found.places[split].get(index, one)  # the data's class is the one of the first review
             found.places[split][index] = replace(one, was=earlier.was)
-        if not places and one.name in files:
+        if places and not used:
+            found.unused.append(one)
+        elif not places and one.name in files:
             found.files[one.name] = one
         elif not places:
             found.missing.append(one)
     return found
+
+
+def _with_unused_test(data: Data) -> Data:
+    """``data`` with their unused test split as a further split, for a search."""
+    if data.unused_test is None:
+        return data
+    return replace(data, splits={**data.splits, _UNUSED: data.unused_test})
 
 
 def _places_by_name(data: Data, wanted: set[str]) -> dict[str, dict[str, list[int]]]:
@@ -298,6 +313,11 @@ class _Application:
             notes.append(
                 f"{len(those):,} correction(s), such as that of {printable(those[0].name)}, name pictures "
                 f"from another folder than the data do: {printable(start)}"
+            )
+        if self._found.unused:
+            notes.append(
+                f"{len(self._found.unused):,} correction(s) are about pictures of the test split, which is "
+                f"not used, such as {printable(self._found.unused[0].name)}"
             )
         if self._found.missing:
             notes.append(

@@ -21,7 +21,7 @@ def with_test_fold(data: Data, folds: int, fold: int, seed: int) -> Data:
     fold. All classes get the same share of each fold, and the pictures of one group (``data.groups``) are in
     one fold. The division depends on the pictures and ``seed``, not on ``fold``.
 
-    A ``test`` split that the data have is left out, and a ``val`` split stays as it is.
+    A ``test`` split that the data have becomes :attr:`Data.unused_test`, and a ``val`` split stays as it is.
 
     Args:
         data: a data set with a ``train`` split.
@@ -53,6 +53,7 @@ def with_test_fold(data: Data, folds: int, fold: int, seed: int) -> Data:
         groups=kept,
         set_aside=(*data.set_aside, "test"),
         notes=(*data.notes, *_notes(data, numbers, folds, fold, unit)),
+        unused_test=data.splits.get("test"),
     )
 
 

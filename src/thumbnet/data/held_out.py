@@ -21,6 +21,7 @@ from thumbnet.data.splits import Data, Split
 from thumbnet.errors import DataError, printable
 
 VAL_FRACTION = 0.1  # of train, set aside as val if the recipe needs one and the data have none
+SHARED_GROUPS = "group(s) have pictures in more than one of"  # in a note
 NOTHING_SET_ASIDE = "no test pictures are set aside (data.test_fraction is 0): no accuracy will be measured"
 
 
@@ -160,13 +161,18 @@ def _by_group(train: Split, groups: np.ndarray, classes: int, fraction: float, s
     """Choose whole groups so that each class comes close to the fraction: bool [N].
 
     Goes through the groups in the order of their hashes and takes a group if it fills more of what the
-    classes still lack than it adds above their targets. ``train`` keeps pictures of every class.
+    classes still lack than it adds above their targets. ``train`` keeps pictures of every class. Pictures
+    without any of several labels count as one more class, because a group that adds to no class would never
+    be taken: the test pictures would all have labels, and be easier to rank than new ones.
     """
     names, position = np.unique(groups, return_inverse=True)
     counts = counts_by_group(train, position, classes)
+    if train.multilabel:
+        unlabelled = np.bincount(position, ~train.targets.any(axis=1), minlength=len(names))
+        counts = np.column_stack((counts, unlabelled.astype(np.int64)))
     total = counts.sum(axis=0)
     wanted = np.where(total > 1, np.maximum(1, np.rint(total * fraction)), 0).astype(np.int64)
-    taken, held = np.zeros(len(names), dtype=bool), np.zeros(classes, dtype=np.int64)
+    taken, held = np.zeros(len(names), dtype=bool), np.zeros(counts.shape[1], dtype=np.int64)
     order = sorted(range(len(names)), key=lambda index: _rank(str(names[index]), seed))
 
     def may_go(index: int) -> bool:
@@ -285,7 +291,7 @@ def _with_shared_groups_noted(data: Data) -> Data:
     if shared:
         splits = " and ".join(sorted(set().union(*(where[group] for group in shared))))
         notes.append(
-            f"warning: {len(shared):,} group(s) have pictures in more than one of {splits}, such as "
+            f"warning: {len(shared):,} {SHARED_GROUPS} {splits}, such as "
             f"{printable(str(shared[0]))}: the accuracy measured there may be too high"
         )
     return replace(data, notes=tuple(notes))

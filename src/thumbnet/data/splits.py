@@ -499,6 +499,8 @@ class Data:
         corrected: what corrections of labels changed; None if there were none.
         settings: the settings by which :func:`thumbnet.load_data` read and split the data, so that a run can
             load them again; None if the data were made in another way.
+        unused_test: the test split of the source, if folds of ``train`` take its place. Corrections find its
+            pictures there, so that none of them joins ``train``.
     """
 
     source: str
@@ -510,6 +512,7 @@ class Data:
     set_aside: tuple[str, ...] = ()
     corrected: Corrected | None = None
     settings: DataSettings | None = None
+    unused_test: Split | None = None
 
     def __post_init__(self) -> None:
         # Notes contain file names: remove control characters, and keep each note on one line.

@@ -62,13 +62,13 @@ def load_kernels(strided: bool = False) -> ctypes.CDLL | None:
 
 
 def compile_ahead() -> None:
-    """Compile the kernels into the cache, unless they are there; :func:`load_kernels` waits for the end.
+    """Compile the kernels into the cache, unless they are there or loaded; :func:`load_kernels` waits.
 
     The library is not loaded: PyTorch must load its OpenMP first. Errors are not reported here, because
     :func:`load_kernels` meets them again.
     """
     compiler = shutil.which("gcc")
-    if _obstacle() is not None or compiler is None:
+    if _loaded or _obstacle() is not None or compiler is None:
         return
     with _loading, suppress(OSError, subprocess.SubprocessError):
         units = needed_units(_tiles_granted())
@@ -137,11 +137,11 @@ def _kernels(strided: bool = False) -> _Kernels:
 
 def _load(strided: bool) -> _Kernels:
     off = _obstacle()
-    compiler = shutil.which("gcc")
-    if off is None and compiler is None:
-        off = "there is no gcc to compile them: install gcc and start again"
-    if off is not None or compiler is None:
+    if off is not None:
         return _Kernels(why_off=off)
+    compiler = shutil.which("gcc")
+    if compiler is None:
+        return _Kernels(why_off="there is no gcc to compile them: install gcc and start again")
     tiles = _tiles_granted()
     try:
         library, why_not_kept = _kept_or_private(compiler, needed_units(tiles, strided))

@@ -25,6 +25,7 @@ HEAD_SCALE = 1 / 9
 # Patches with less variance than this along an axis count as constant there. Rounding normalised pixels to
 # bfloat16 causes about half as much variance.
 LEAST_VARIANCE = 1e-5
+ADDED_VARIANCE = 5e-4  # so that axes with little variance are not amplified without bound
 
 
 class FastBlock(nn.Module):
@@ -82,25 +83,12 @@ class FastNet(nn.Module):
         would make its gradient grow from layer to layer, in bfloat16 without bound. Such axes get no filter
         of their own; the filters of the other axes are repeated in their place.
         """
-        channels, height, width = images.shape[1], images.shape[2] - PATCH + 1, images.shape[3] - PATCH + 1
-        corners = [(top, left) for top in range(PATCH) for left in range(PATCH)]
-        # In float64, which Apple's GPUs do not support.
-        device = torch.device("cpu") if images.device.type == "mps" else images.device
-        covariance = torch.zeros(PATCH**2 * channels, PATCH**2 * channels, dtype=torch.float64, device=device)
-        for some in images.split(250):  # one product over all pictures took four times as long
-            planes = some.to(device).transpose(0, 1)  # [C, N, H, W]
-            shifted = covariance.new_empty(len(corners), channels, len(some), height, width)
-            for at, (top, left) in enumerate(corners):
-                shifted[at] = planes[:, :, top : top + height, left : left + width]
-            patches = shifted.view(len(covariance), -1)
-            covariance += patches @ patches.T
-        covariance /= len(images) * height * width
-        values, vectors = torch.linalg.eigh(covariance.cpu())
+        values, vectors = torch.linalg.eigh(_patch_moments(images).cpu())
         # The sign of an axis is arbitrary, and libraries choose differently. Make its largest entry positive.
         largest = vectors.abs().argmax(dim=0)
         vectors = vectors * vectors.gather(0, largest[None]).sign()
-        filters = (vectors / (values + 5e-4).sqrt()).T.flip(0)
-        filters = filters.reshape(-1, PATCH, PATCH, channels).permute(0, 3, 1, 2)
+        filters = (vectors / (values + ADDED_VARIANCE).sqrt()).T.flip(0)
+        filters = filters.reshape(-1, PATCH, PATCH, images.shape[1]).permute(0, 3, 1, 2)
         varied = max(1, int((values > LEAST_VARIANCE).sum()))
         filters = filters[torch.arange(len(filters)) % varied]
         self.whiten.weight.copy_(torch.cat([filters, -filters]))
@@ -110,6 +98,26 @@ class FastNet(nn.Module):
 def fastnet(num_classes: int = 10, in_channels: int = 3, width: float = 1.0) -> FastNet:
     """The network of the ``fast`` recipe."""
     return FastNet(scaled([32, 256, 256], width), num_classes, in_channels)
+
+
+def _patch_moments(images: Tensor) -> Tensor:
+    """The second moments of all 2x2 patches of ``images`` [N, C, H, W]: float64 [P, P] with P = 4 C.
+
+    The values of a patch are ordered by corner, then by channel.
+    """
+    channels, height, width = images.shape[1], images.shape[2] - PATCH + 1, images.shape[3] - PATCH + 1
+    corners = [(top, left) for top in range(PATCH) for left in range(PATCH)]
+    # In float64, which Apple's GPUs do not support.
+    device = torch.device("cpu") if images.device.type == "mps" else images.device
+    moments = torch.zeros(PATCH**2 * channels, PATCH**2 * channels, dtype=torch.float64, device=device)
+    for some in images.split(250):  # one product over all pictures took four times as long
+        planes = some.to(device).transpose(0, 1)  # [C, N, H, W]
+        shifted = moments.new_empty(len(corners), channels, len(some), height, width)
+        for at, (top, left) in enumerate(corners):
+            shifted[at] = planes[:, :, top : top + height, left : left + width]
+        patches = shifted.view(len(moments), -1)
+        moments += patches @ patches.T
+    return moments / (len(images) * height * width)
 
 
 def _identity_conv(in_channels: int, out_channels: int) -> Conv3x3:

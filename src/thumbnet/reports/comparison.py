@@ -27,6 +27,8 @@ from thumbnet.runs.folder import CORRECTIONS_NAME, Run, without_length
 
 CONFIDENCE = 0.95
 _NEEDS_SCIPY = "testing differences, or giving the interval of a mean,"
+# What differs between the folds of one recipe: values of these, but not whether they have a value.
+_OF_A_FOLD = ("data.fold", "fingerprint", "training.init")
 
 
 @dataclass(frozen=True)
@@ -319,6 +321,38 @@ def _differing(runs: Sequence[Run]) -> list[dict[str, Any]]:
     keys = [key for key in known if differs(key, range(len(runs)))]
     keys.sort(key=lambda key: not any(differs(key, same) for same in named.values()))
     return [{key: one.get(key) for key in keys} for one in used]
+
+
+def recipe_difference(first: Run, second: Run) -> str | None:
+    """The first setting in which the recipes of two folds differ; None if they were trained by one recipe.
+
+    Their seeds may differ, and so may the weights that they began with and the step at which the user ended
+    them. If the user asked for the same, nothing else counts: what thumbnet then fits to the number of
+    pictures or to the given time may differ between folds.
+
+    Args:
+        first, second: complete runs of different folds (``data.fold``).
+    """
+    asked = _asked_of_a_fold(first)
+    if asked is not None and asked == _asked_of_a_fold(second):
+        return None
+    one, other = (_fold_free(_flat(_described(run))) for run in (first, second))
+    keys = dict.fromkeys((*one, *other))
+    return next((key for key in keys if key != "ended" and one.get(key) != other.get(key)), None)
+
+
+def _asked_of_a_fold(run: Run) -> tuple[Any, ...] | None:
+    """What the user asked for in the training of a fold, without the fold; None if the run has no record."""
+    asked = run.settings.get("asked")
+    if asked is None:
+        return None
+    settings = _fold_free({key: one for key, one in asked["settings"].items() if key != "seed"})
+    return asked["recipe"], settings, run.settings.get("minutes")
+
+
+def _fold_free(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings with dotted keys, of which those of a single fold say only whether they have a value."""
+    return {key: bool(one) if key in _OF_A_FOLD else one for key, one in settings.items()}
 
 
 def group_runs(runs: Sequence[Run], split: str | None = None) -> list[Group]:

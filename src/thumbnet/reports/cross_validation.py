@@ -14,16 +14,19 @@ import numpy as np
 
 from thumbnet.classifiers.base import SplitLogits
 from thumbnet.classifiers.load import load_classifier
-from thumbnet.data.splits import Data, Progress, Split
+from thumbnet.data.corrections import corrections_csv
+from thumbnet.data.splits import Progress, Split
 from thumbnet.errors import RunError
 from thumbnet.evaluation import Evaluation, evaluate_logits
 from thumbnet.files import finite
 from thumbnet.multilabel import LabelEvaluation, as_thresholds, evaluate_labels
+from thumbnet.reports.comparison import recipe_difference
+from thumbnet.reports.summary import ended_early
 from thumbnet.runs.folder import Run
 from thumbnet.runs.provenance import batch_size_of
 from thumbnet.runs.weights_info import WeightsInfo
-from thumbnet.sources.load import load_data
 from thumbnet.training.loaded_data import READ_BY
+from thumbnet.training.repeat import data_of_run
 
 _LEAST = 1e-9  # a threshold is at least this far from 0 and 1, so that its logit is finite
 _KNOWN = "warning: the network in "  # begins the warnings of :func:`thumbnet.training.known.warning_on`
@@ -131,8 +134,9 @@ def cross_validate(
         progress: called with the number of pictures of a fold that are done, and their total.
 
     Raises:
-        RunError: the runs are not those of all folds of one division, a run is incomplete or damaged, or the
-            data have changed since one of them was trained.
+        RunError: the runs are not those of all folds of one division, they differ in their corrections of
+            labels or in another setting than the seed, a run is incomplete or damaged, or the data have
+            changed since one of them was trained.
         DataError: the data cannot be loaded.
         UnreadableImagesError: some pictures are damaged, and the recipe does not skip them.
     """
@@ -143,7 +147,7 @@ def cross_validate(
     known: set[str] = set()  # the names of all pictures that were divided
     tested: set[str] = set()  # and of those that a network has classified
     for run in ordered:
-        loaded = _data_of(run, data, data_dir)
+        loaded = data_of_run(run, data, data_dir)
         classifier = load_classifier(run.path, device)
         infos.append(classifier.info)
         found.append(
@@ -168,7 +172,7 @@ def cross_validate(
         for number, (run, one, info) in enumerate(zip(ordered, found, infos, strict=True), start=1)
     ]
     result = _together(found, infos, np.concatenate(grouped) if grouped else None)
-    notes = [*_notes(len(known - tested)), *_leaks(ordered)]
+    notes = [*_notes(len(known - tested)), *_leaks(ordered), *_ended_early(ordered)]
     return CrossValidation(loaded.source, tuple(folds), result, found[0].tta, tuple(notes))
 
 
@@ -176,7 +180,8 @@ def _all_folds(runs: Sequence[Run]) -> list[Run]:
     """The runs in the order of their folds.
 
     Raises:
-        RunError: they are not those of all folds, or divide their data in different ways.
+        RunError: they are not those of all folds, divide their data in different ways, or were trained with
+            different settings or corrections of labels.
     """
     by_fold = {run.recipe.data.test_fold: run for run in runs}
     count = len(runs)
@@ -194,23 +199,20 @@ def _all_folds(runs: Sequence[Run]) -> list[Run]:
             f"the runs differ in data.{different[0]}, so their folds are not parts of one division: train "
             "all folds with the same settings"
         )
+    first, *others = ordered
+    for run in others:
+        if corrections_csv(run.corrections or ()) != corrections_csv(first.corrections or ()):
+            raise RunError(
+                f"{first.path} and {run.path} were trained with different corrections of labels, or one of "
+                "them without any: train all folds with the same --labels"
+            )
+        key = recipe_difference(first, run)
+        if key is not None:
+            raise RunError(
+                f"{first.path} and {run.path} differ in {key}, so the folds do not measure one recipe: train "
+                "all folds with the same settings"
+            )
     return ordered
-
-
-def _data_of(run: Run, data: Any, data_dir: str | Path | None) -> Data:
-    """Load the data as in the training of a run.
-
-    Raises:
-        RunError: they have changed.
-    """
-    loaded = load_data(data, data_dir=data_dir, settings=run.recipe.data, labels=run.corrections)
-    if loaded.fingerprint() != run.settings.get("fingerprint"):
-        raise RunError(
-            f"the data in {loaded.source} have changed since {run.path} was trained on them, so the folds "
-            "are no longer parts of the same pictures. Put the data back, or train all folds again in "
-            "another folder with --out"
-        )
-    return loaded
 
 
 def _names(split: Split) -> set[str]:
@@ -278,3 +280,13 @@ def _leaks(runs: Sequence[Run]) -> list[str]:
         known = [line for line in run.summary.get("warnings") or () if line.startswith(_KNOWN)]
         found += [f"fold {number}: {line}" for line in known]
     return found
+
+
+def _ended_early(runs: Sequence[Run]) -> list[str]:
+    """Notes about folds whose training the user ended before its planned end."""
+    stops = [(number, ended_early(run.summary)) for number, run in enumerate(runs, start=1)]
+    return [
+        f"fold {number}: the training was ended early, at step {stop['step']:,} of {stop['planned_steps']:,}"
+        for number, stop in stops
+        if stop is not None
+    ]

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from thumbnet.data.calibration import KEEPS_CLASSES, with_calibration_split
 from thumbnet.data.corrections import Correction
-from thumbnet.data.held_out import NOTHING_SET_ASIDE, VAL_FRACTION, with_held_out
+from thumbnet.data.held_out import NOTHING_SET_ASIDE, SHARED_GROUPS, VAL_FRACTION, with_held_out
 from thumbnet.data.splits import Data
 from thumbnet.errors import DataError, UnusedSettingError
 from thumbnet.files import user_path
@@ -40,6 +40,7 @@ class Wanted:
         settings: how the network's own data are read and split.
         run: the network's run; None if the network is a file or on the Hub.
         fingerprint: that of the network's training data; "" if it is not known.
+        trained_on: the name of these data, see :func:`source_name`; "" if it is not known.
         corrections: corrections of labels to use instead of the run's; None for none.
         data_dir: the folder for downloads; None for the run's, or else the user's cache.
         given: the settings that the caller names. Other data are read by these if ``settings`` do not fit
@@ -52,6 +53,7 @@ class Wanted:
     settings: DataSettings
     run: Run | None = None
     fingerprint: str = ""
+    trained_on: str = ""
     corrections: Sequence[Correction] | None = None
     data_dir: str | None = None
     given: DataSettings = field(default_factory=DataSettings)
@@ -70,18 +72,27 @@ def load_wanted(wanted: Wanted) -> Data:
     The run's own data are split and corrected as in training, unless ``corrections`` name other ones. They
     are recognised in another place if they have moved, and a warning says if they have changed. If the
     network is a file or on the Hub, its training data are recognised by their fingerprint, if they are split
-    as a training splits them by itself. Other data keep their own splits; if they have none, a split called
-    ``all`` has all pictures.
+    as the run in whose folder the file lies split them, or else as a training splits them by itself. Other
+    data keep their own splits; if they have none, a split called ``all`` has all pictures. A warning says if
+    these may be the training data all the same, because they have the same name. Other data are in the groups
+    that the ``group_by`` of ``given`` finds, or else that of ``settings``, if it finds some.
 
     Raises:
-        DataError: the data cannot be loaded.
+        DataError: the data cannot be loaded, or ``given`` has a ``group_by`` and they are the network's own.
     """
-    data = None
+    data, group_by = None, wanted.given.group_by
     if wanted.run is not None and wanted.run.settings.get("data") is not None:
         data = _trained_data(wanted, wanted.run)
     elif wanted.run is None and wanted.fingerprint:
         data = _data_of_network(wanted)
-    return _other_data(wanted) if data is None else data
+    if data is None:
+        return _other_data(wanted)
+    if group_by not in ("", wanted.settings.group_by):
+        raise DataError(
+            f"--group-by {group_by}: {wanted.source} holds the network's own data, which are divided and "
+            "measured in the groups of its training. Leave the option out, or train with it"
+        )
+    return data
 
 
 def load_named(source: str, network: str, info: WeightsInfo, tell: Callable[[str], None]) -> Data:
@@ -100,7 +111,7 @@ def load_named(source: str, network: str, info: WeightsInfo, tell: Callable[[str
     settings = recipe_of(network).data if network else DataSettings()
     if info.multilabel:
         settings = replace(settings, multilabel=True)  # a table may have one label in each row
-    return load_wanted(Wanted(source, settings, open_run(network), info.fingerprint, tell=tell))
+    return load_wanted(Wanted(source, settings, open_run(network), info.fingerprint, info.source, tell=tell))
 
 
 def data_to_measure(
@@ -233,30 +244,65 @@ def _data_of_network(wanted: Wanted) -> Data | None:
 
 def _other_data(wanted: Wanted) -> Data:
     """Load data that the network was not trained on: whole, or in the splits that they come with."""
-    settings = replace(wanted.settings, val_fraction=0.0, test_fraction=0.0, folds=0, fold=0, group_by="")
+    undivided = replace(wanted.settings, val_fraction=0.0, test_fraction=0.0, folds=0, fold=0)
+    settings = replace(undivided, group_by=wanted.given.group_by)
+    data = None
+    if not settings.group_by and undivided.group_by:
+        with suppress(DataError):  # the run's groups need not be found in other data
+            data = wanted.load(undivided, wanted.corrections, other=True)
+            wanted.tell(f"the pictures of {wanted.source} are in groups, by the run's --group-by")
+    if data is None:
+        data = _undivided(wanted, settings)
+    # Other data are not divided, so nothing is said about how they are, or how to divide them.
+    notes = [text for text in data.notes if text != NOTHING_SET_ASIDE]
+    notes = [text for text in notes if UNUSED_GROUPS not in text and SHARED_GROUPS not in text]
+    splits, groups = dict(data.splits), dict(data.groups)
+    if set(splits) == {"train"}:
+        splits["all"] = splits["train"]
+        if "train" in groups:
+            groups["all"] = groups["train"]
+        count = f"{len(splits['all']):,}"
+        notes.append(f"using all {count} pictures: {wanted.source} has no splits of its own")
+    if wanted.fingerprint and data.fingerprint() == wanted.fingerprint:
+        notes.append("warning: the network was trained on these pictures")
+    elif "all" in splits and _may_be_trained_on(wanted):
+        notes.append(_same_name(wanted))
+    for text in notes:
+        wanted.tell(text)
+    return replace(data, splits=splits, notes=tuple(notes), groups=groups)
+
+
+def _undivided(wanted: Wanted, settings: DataSettings) -> Data:
+    """Load other data by ``settings``; if these do not fit them, by what the caller names alone."""
     try:
-        data = wanted.load(settings, wanted.corrections, other=True)
+        return wanted.load(settings, wanted.corrections, other=True)
     except DataError as error:  # the run's columns and names need not be those of other data
         kept = {key: getattr(wanted.given, key) for key in (*NAMES, *COLUMNS_AND_PICTURES)}
         asked = replace(settings, **kept)
         if asked == settings:
             raise
         try:
-            data = wanted.load(asked, wanted.corrections, other=True)
+            return wanted.load(asked, wanted.corrections, other=True)
         except DataError as second:
             raise (second if isinstance(error, UnusedSettingError) else error) from None
-    # Other data are not divided, so nothing is said about how to divide them.
-    notes = [text for text in data.notes if text != NOTHING_SET_ASIDE and UNUSED_GROUPS not in text]
-    splits = dict(data.splits)
-    if set(splits) == {"train"}:
-        splits["all"] = splits["train"]
-        count = f"{len(splits['all']):,}"
-        notes.append(f"using all {count} pictures: {wanted.source} has no splits of its own")
-    if wanted.fingerprint and data.fingerprint() == wanted.fingerprint:
-        notes.append("warning: the network was trained on these pictures")
-    for text in notes:
-        wanted.tell(text)
-    return replace(data, splits=splits, notes=tuple(notes))
+
+
+def _may_be_trained_on(wanted: Wanted) -> bool:
+    """Whether data that were not recognised have the name of the training data, and may be these."""
+    if wanted.run is not None and not are_gone(wanted.run.settings.get("data")):
+        return False  # the run's own data are elsewhere, so these are others
+    return bool(wanted.trained_on) and source_name(wanted.source) == wanted.trained_on
+
+
+def _same_name(wanted: Wanted) -> str:
+    """Warn that the network may have been trained on the data, of which all pictures are measured."""
+    text = (
+        f"warning: the network was trained on data of the same name, {wanted.trained_on}. If they are these, "
+        "changed or divided in another way, it knows most of these pictures, and the result is too good"
+    )
+    if wanted.run is not None:
+        return text
+    return f"{text}. Only a run's folder tells how its data were divided: name that instead of the file"
 
 
 def _changed(data: Data, run: Run) -> str:

@@ -16,6 +16,8 @@ from thumbnet.runs.weights import WEIGHTS_NAME
 from thumbnet.runs.weights_info import WeightsInfo
 from thumbnet.sources.known_names import HUB
 
+ONNX = ".onnx"  # how the names of exported networks end that thumbnet can use
+
 
 def with_provenance(info: WeightsInfo, path: str | Path) -> WeightsInfo:
     """Add the run's name to a network's description, and its accuracy if the file does not carry it.
@@ -47,16 +49,23 @@ def run_folder(path: str | Path) -> Path | None:
 
 
 def recipe_of(path: str | Path) -> Recipe:
-    """Return the recipe of a run's weights; one with the defaults if they are not in a run's folder.
+    """Return the recipe of a run's weights or exports; the default one if they are not in a run's folder.
 
     Args:
-        path: as for :func:`with_provenance`.
+        path: as for :func:`with_provenance`, or an exported file.
 
     Raises:
         RecipeError: the run's recipe cannot be read.
     """
-    folder = run_folder(path)
+    folder = run_folder(path) or _folder_of_export(path)
     return Recipe() if folder is None else read_recipe(folder / "recipe.toml")
+
+
+def _folder_of_export(path: str | Path) -> Path | None:
+    """The run's folder if ``path`` is an ONNX file in one, where exports go by default; else None."""
+    place = user_path(path)
+    is_export = place.suffix.lower() == ONNX and not str(path).startswith(HUB)
+    return place.parent if is_export and is_run(place.parent) else None
 
 
 def batch_size_of(recipe: Recipe) -> int:

@@ -15,6 +15,7 @@ import numpy as np
 
 from thumbnet.data.splits import ArraySplit, Data
 from thumbnet.errors import DataError, printable
+from thumbnet.sources.labels import lacking_help
 
 CHANNELS = (1, 3, 4)
 EXPECTED_PICTURES = "[N, H, W], [N, H, W, 1, 3 or 4] or [N, 3, H, W]"
@@ -238,7 +239,9 @@ def class_labels(
             strange = sorted(set(part.tolist()) - trained)
             if strange:
                 shown = ", ".join(printable(class_names[label]) for label in strange[:10])
-                raise DataError(f"{where}: {split} has classes that train lacks: {shown}")
+                raise DataError(
+                    f"{where}: {split} has classes that train lacks: {shown}. {lacking_help(split)}"
+                )
     return tuple(class_names), numbered
 
 
@@ -325,6 +328,8 @@ def _from_one_hot(values: np.ndarray, where: str) -> np.ndarray:
     if len(wrong):
         if not others.any():
             reason = f"picture {wrong[0]} has {ones[wrong[0]]} classes, expected one"
+            if ones.max() <= 1:  # in no row too many
+                reason += ". If a picture may have no label, set data.multilabel = true"
         else:
             reason = f"expected {EXPECTED_LABELS}"
         raise DataError(f"{where}: the labels of shape {list(values.shape)} are not one-hot: {reason}")

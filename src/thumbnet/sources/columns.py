@@ -15,12 +15,13 @@ from thumbnet.sources.split_columns import split_column_of
 from thumbnet.sources.tables import EMPTY, Table
 
 _ONES = frozenset(("1", "1.0", "true", "yes"))
-_ZEROS = frozenset(("0", "0.0", "-1", "false", "no"))
-_MARKS = frozenset(("1", "1.0", "x"))  # in columns whose other cells are empty
+_ZEROS = frozenset(("0", "0.0", "-1", "-1.0", "false", "no"))
+_YES = _ONES | {"x"}  # x only in columns with empty cells
 _SAMPLE = 2000  # rows in which pictures' names are looked for
 _MOST_UNNAMED = 4  # columns of a table without a header whose first column may name pictures
 _MARK = re.compile(r"-?(0(\.\d{1,20})?|1(\.0{1,20})?)", re.ASCII)  # a number from 0 to 1, or -1
 _MOST_LARGE = 0.1  # share of the columns of a table of labels that may hold numbers above 1
+_MAY_BE_LIST = re.compile(r"[|;,\s\[]")  # several labels in one cell, as :mod:`label_lists` reads them
 
 
 @dataclass(frozen=True)
@@ -79,13 +80,15 @@ def find_columns(table: Table, settings: DataSettings, labels: bool = True) -> C
     by_name = [name for name in label_candidates(rest) if values[name] - EMPTY]
     several = [name for name in by_name if name in varied]
     if several:
-        return Columns(path, several[0], split)
+        found = Columns(path, several[0], split)
+        marks = marks_instead(table, found, settings) if settings.multilabel is True else ()
+        return Columns(path, "", split, marks) if marks else found
     binary = tuple(name for name in rest if _is_binary(values[name]))
     by_content = [*by_name[:1], *(name for name in rest if _repeats(table, name, values[name] - EMPTY))]
     if len(binary) >= 2:
         found = Columns(path, "", split, binary)
         words = [name for name in by_content if name not in binary and _has_words(values[name])]
-        if by_name or (settings.multilabel is not True and _may_be_classes(words, values, found, table)):
+        if settings.multilabel is not True and (by_name or _may_be_classes(words, values, found, table)):
             raise DataError(
                 f"{printable(table.path.name)}: which column has the labels: {_listing([*words, *binary])}? "
                 "Name it: --label-column NAME. If the columns of yes and no are the labels: "
@@ -157,7 +160,7 @@ def _is_binary(cells: Iterable[str]) -> bool:
     """Whether a column tells yes or no for each row: 0 and 1, True and False, x and nothing, ..."""
     values = set(cells)
     found = {value.casefold() for value in values - EMPTY}
-    return bool(found) and found <= (_MARKS if values & EMPTY else _ONES | _ZEROS)
+    return bool(found) and found <= (_YES if values & EMPTY else _ONES) | _ZEROS
 
 
 def _has_words(cells: Iterable[str]) -> bool:
@@ -207,5 +210,55 @@ def labels_of(table: Table, columns: Columns) -> list[str]:
 def ones_of(table: Table, columns: Columns) -> list[tuple[str, ...]]:
     """For each row, which of the columns ``one_hot`` have a one."""
     places = [(name, table.names.index(name)) for name in columns.one_hot]
-    ones = _ONES | _MARKS
-    return [tuple(name for name, at in places if row[at].casefold() in ones) for row in table.rows]
+    return [tuple(name for name, at in places if row[at].casefold() in _YES) for row in table.rows]
+
+
+def marks_instead(table: Table, columns: Columns, settings: DataSettings) -> tuple[str, ...]:
+    """The columns of yes and no that ``data.multilabel = true`` reads instead of a column called like labels.
+
+    Empty if there are fewer than two, if the user named the column of labels, or if that column may itself
+    hold several labels per picture: in a cell, or in rows that repeat a picture.
+    """
+    if settings.label_column or not label_candidates([columns.label]):
+        return ()
+    others = (columns.path, columns.split, settings.group_by)
+    marks = tuple(name for name in table.names if name not in others and _is_binary(table.column(name)))
+    paths, cells = table.column(columns.path), set(table.column(columns.label))
+    may_be_several = len(set(paths)) < len(paths) or any(_MAY_BE_LIST.search(cell) for cell in cells)
+    return () if may_be_several or len({*marks} - {columns.label}) < 2 else marks
+
+
+def notes_on_unread_marks(tables: Sequence[tuple[Table, Columns]], settings: DataSettings) -> tuple[str, ...]:
+    """Which columns of yes and no are not labels because another column is called like labels."""
+    if settings.multilabel is True or settings.multilabel is False:
+        return ()
+    notes = []
+    for table, columns in tables:
+        marks = [name for name in marks_instead(table, columns, settings) if name != columns.label]
+        if marks:
+            notes.append(
+                f"{printable(table.path.name)}: the classes are in {printable(columns.label)!r}. If the "
+                f"columns of yes and no are labels ({_listing(marks)}): --set data.multilabel=true"
+            )
+    return tuple(notes)
+
+
+def notes_on_marks(tables: Sequence[tuple[Table, Columns]]) -> tuple[str, ...]:
+    """Which columns of yes and no have empty cells next to zeros, and which have no yes at all."""
+    notes = []
+    marked: dict[str, bool] = {}
+    for table, columns in tables:
+        empty = []
+        for name in columns.one_hot:
+            cells = table.column(name)
+            found = {cell.casefold() for cell in set(cells) - EMPTY}
+            marked[name] = marked.get(name, False) or not found.isdisjoint(_YES)
+            count = sum(cell in EMPTY for cell in cells)
+            if count and not found.isdisjoint(_ZEROS):
+                empty.append(f"{name} ({count:,})")
+        if empty:
+            notes.append(f"{printable(table.path.name)}: empty cells are read as no: {_listing(empty)}")
+    never = [name for name, found in marked.items() if not found]
+    if never:
+        notes.append(f"left out {len(never):,} column(s) in which no row has a 1: {_listing(never)}")
+    return tuple(notes)

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from thumbnet.errors import DataError, printable
 from thumbnet.sources.column_names import label_candidates
+from thumbnet.sources.columns import Columns
 from thumbnet.sources.index import is_picture_name
+from thumbnet.sources.label_lists import read_labels
 from thumbnet.sources.split_columns import row_splits, split_column, split_values
-from thumbnet.sources.tables import EMPTY, repeated_names
+from thumbnet.sources.tables import EMPTY, Table, repeated_names
 
 
 def is_frame(given: Any) -> bool:
@@ -38,7 +41,7 @@ def split_frame(frame: Any, where: str, notes: list[str]) -> dict[str, Any]:
 
 
 def read_frame(frame: Any, where: str, notes: list[str]) -> tuple[list[str], list[Any]]:
-    """The paths and labels in a frame. Rows without a label are left out, with a note.
+    """The paths and labels in a frame. The label is an empty text where the frame has none.
 
     Paths are recognised by their content. Labels are in the column with a common name for them, or in the
     only other column that has no splits, even if its name is a usual one for splits.
@@ -63,15 +66,42 @@ def read_frame(frame: Any, where: str, notes: list[str]) -> tuple[list[str], lis
         raise DataError(
             f"{where}: it is unclear which column has the {what}; the columns are "
             f"{', '.join(map(printable, columns))}. Pass the two columns as lists: "
-            "(frame['path'].tolist(), frame['label'].tolist())"
+            "(frame['path'].tolist(), frame['label'].tolist()). If each label has a column of 0 and 1: "
+            "(frame['path'].tolist(), frame[['cat', 'dog']].to_numpy())"
         )
     if tells_none and labels[0] != told and not label_candidates(labels):
         notes.append(f"{where}: labels are read from {printable(labels[0])!r}, not from {printable(told)!r}")
-    kept = [row for row, text in enumerate(texts[labels[0]]) if text not in EMPTY]
-    if len(kept) < len(frame):
-        notes.append(f"{where}: skipped {len(frame) - len(kept):,} row(s) without a label")
-    found, given = columns[paths[0]], columns[labels[0]]
-    return [str(found[row]) for row in kept], [given[row] for row in kept]
+    given = zip(columns[labels[0]], texts[labels[0]], strict=True)
+    return list(map(str, columns[paths[0]])), ["" if text in EMPTY else label for label, text in given]
+
+
+def several_in_cells(
+    labels: Mapping[str, Sequence[Any]], multilabel: bool | str, where: str, notes: list[str]
+) -> dict[str, list[list[str]]] | None:
+    """Read several labels in each cell, such as ``cat;outdoor``, as in tables; None if each is one class.
+
+    Args:
+        labels: the cells of each split.
+        multilabel: see ``data.multilabel`` in :class:`~thumbnet.recipes.settings.DataSettings`.
+        where: what notes name.
+        notes: gets how the labels are written.
+    """
+    if not all(isinstance(label, str) for part in labels.values() for label in part):
+        return None
+    columns = Columns("path", "label")  # no paths: rows that repeat a picture are not merged
+    tables = [
+        (Table(Path(split), ["path", "label"], [["", one] for one in part], [0] * len(part), True), columns)
+        for split, part in labels.items()
+    ]
+    found = read_labels(tables, multilabel)
+    notes += found.notes
+    if not found.several:
+        return None
+    notes.append(
+        f"{where}: several labels per picture ({printable(found.how)}). To read each cell as one class, set "
+        "data.multilabel = false"
+    )
+    return {split: list(map(list, rows)) for split, rows in zip(labels, found.rows, strict=True)}
 
 
 def _texts(frame: Any, where: str) -> dict[str, list[str]]:

@@ -13,10 +13,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from thumbnet.errors import DataError, printable
-from thumbnet.sources.columns import Columns, labels_of, ones_of
+from thumbnet.sources.columns import Columns, labels_of, notes_on_marks, ones_of
 from thumbnet.sources.tables import Table
 
 SEPARATORS = ("|", ";", ",", " ")
+_MARKS = ("|", ";")  # of them, those that hardly any name contains
 MANY_REPEATED = 0.1  # if more pictures have rows with different labels, these are no slips
 LONGEST_LIST = 10_000  # characters
 
@@ -48,18 +49,23 @@ def read_labels(tables: Sequence[tuple[Table, Columns]], multilabel: bool | str)
     Raises:
         DataError: a row has ones in several columns, and one class per picture was asked for.
     """
+    notes = notes_on_marks(tables)
     if multilabel is False:
-        return _one_class(tables)
+        return replace(_one_class(tables), notes=notes)
     ones = [ones_of(table, columns) if columns.one_hot else [] for table, columns in tables]
     cells = [labels_of(table, columns) if columns.label else [] for table, columns in tables]
     found = {cell for column in cells for cell in column} - {""}
     are_lists = bool(found) and all(_list_in(cell) is not None for cell in found)
-    separator = "" if are_lists else separator_in(found, sure=multilabel is True)
+    # A table in which "auto" sees several labels is read in the same way by "true", which its run records.
+    separator = "" if are_lists else separator_in(found)
     how = _how(are_lists, separator, any(len(row) > 1 for rows in ones for row in rows))
     if not how and _repeated(tables, cells):
         how = "in several rows"
     if not how and multilabel is not True:
-        return replace(_one_class(tables), notes=_notes_on_words(found))
+        return replace(_one_class(tables), notes=(*notes, *_notes_on_words(found)))
+    if not how:
+        separator = separator_in(found, sure=True)
+        how = _how(False, separator, False) or "one in each row"
 
     def labels_in(cell: str) -> tuple[str, ...]:
         if are_lists:
@@ -71,7 +77,7 @@ def read_labels(tables: Sequence[tuple[Table, Columns]], multilabel: bool | str)
         of_columns if columns.one_hot else [labels_in(cell) for cell in column]
         for (_, columns), of_columns, column in zip(tables, ones, cells, strict=True)
     ]
-    return RowLabels(rows, True, how or "one in each row")
+    return RowLabels(rows, True, how, notes)
 
 
 def _one_class(tables: Sequence[tuple[Table, Columns]]) -> RowLabels:
@@ -90,11 +96,14 @@ def _how(are_lists: bool, separator: str, several_ones: bool) -> str:
 
 
 def _notes_on_words(labels: set[str]) -> tuple[str, ...]:
-    """A note if words such as those of ``fresh apple`` could also be labels."""
-    if not separator_in(labels, sure=True):
+    """A note if the parts of classes such as ``fresh apple`` and ``cat;outdoor`` could also be labels."""
+    separator = next((mark for mark in _MARKS if any(mark in label for label in labels)), "")
+    separator = separator or next((one for one in ", " if _separates(one, labels, sure=True)), "")
+    if not separator:
         return ()
+    example = min(label for label in labels if separator in label)
     return (
-        f"labels such as {printable(min(labels))!r} are one class each. If they are several labels: "
+        f"labels such as {printable(example)!r} are one class each. If they are several labels: "
         "--set data.multilabel=true",
     )
 
@@ -102,24 +111,33 @@ def _notes_on_words(labels: set[str]) -> tuple[str, ...]:
 def separator_in(labels: set[str], sure: bool = False) -> str:
     """The character that separates several labels in one cell; empty if each cell seems to be one label.
 
-    The parts of a cell must also occur alone, or in other cells. Two words are a name unless there are
-    several such cells, because ``Canis lupus`` is one class next to ``Canis aureus``. Words that each keep to
-    one place are the parts of names such as ``fresh apple`` and ``rotten apple``.
+    The parts of a cell must also occur alone, or in other cells. With ``|`` and ``;``, which hardly any name
+    contains, most parts have to, because a label may be rare. Two words are a name unless there are several
+    such cells, because ``Canis lupus`` is one class next to ``Canis aureus``. Words that each keep to one
+    place are the parts of names such as ``fresh apple`` and ``rotten apple``.
 
     Args:
         labels: the different cells.
-        sure: whether there are several labels, so that words of names are separated, too.
+        sure: whether there are several labels: ``|``, ``;`` and ``,`` then separate them wherever they occur,
+            and words of names are separated, too.
     """
     for separator in SEPARATORS:
-        parts_of = {label: {part.strip() for part in label.split(separator)} - {""} for label in labels}
-        compound = {label: parts for label, parts in parts_of.items() if len(parts) > 1}
-        whole = [label for label, parts in compound.items() if parts <= labels]
-        counts = Counter(part for parts in compound.values() for part in parts)
-        shared = len(compound) > 2 and all(n > 1 or part in labels for part, n in counts.items())
-        names = not sure and separator in ", " and _keep_places(labels, separator)
-        if (shared or len(whole) > (separator == " ")) and not names:
+        occurs = sure and separator != " " and any(separator in label for label in labels)
+        if occurs or _separates(separator, labels, sure):
             return separator
     return ""
+
+
+def _separates(separator: str, labels: set[str], sure: bool) -> bool:
+    """Whether the parts of the cells with this separator occur elsewhere, see :func:`separator_in`."""
+    parts_of = {label: {part.strip() for part in label.split(separator)} - {""} for label in labels}
+    compound = {label: parts for label, parts in parts_of.items() if len(parts) > 1}
+    whole = [label for label, parts in compound.items() if parts <= labels]
+    counts = Counter(part for parts in compound.values() for part in parts)
+    known = sum(n > 1 or part in labels for part, n in counts.items())
+    enough = 2 * known > len(counts) if separator in _MARKS else known == len(counts)
+    names = not sure and separator in ", " and _keep_places(labels, separator)
+    return ((len(compound) > 2 and enough) or len(whole) > (separator == " ")) and not names
 
 
 def _keep_places(labels: set[str], separator: str) -> bool:

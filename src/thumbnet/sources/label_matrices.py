@@ -12,7 +12,7 @@ from thumbnet.data.splits import Data, Split
 from thumbnet.errors import DataError, printable
 from thumbnet.sources.arrays import Arrays, array_splits, as_array
 from thumbnet.sources.labels import class_names as labels_by_name
-from thumbnet.sources.labels import in_class_order
+from thumbnet.sources.labels import in_class_order, lacking_help
 
 
 def label_matrices(
@@ -156,4 +156,4 @@ def _check_train(matrices: Mapping[str, np.ndarray], names: Sequence[str], where
         stray = [names[i] for i in np.flatnonzero(matrix.any(axis=0) & ~trained).tolist()]
         if stray:
             shown = ", ".join(map(printable, stray[:10]))
-            raise DataError(f"{where}: {split} has labels that train lacks: {shown}")
+            raise DataError(f"{where}: {split} has labels that train lacks: {shown}. {lacking_help(split)}")

@@ -176,6 +176,11 @@ def in_class_order(names: Mapping[str, str]) -> tuple[list[str], dict[str, int]]
     return order, {label: at[name] for label, name in names.items()}
 
 
+def lacking_help(split: str) -> str:
+    """What to do if ``split`` has classes or labels that ``train`` lacks."""
+    return f"Move pictures of them to train, or remove them from {split}"
+
+
 def check_in_train(labels: Mapping[str, Iterable[str]], names: Mapping[str, str], source: str) -> None:
     """Refuse classes of other splits that train lacks.
 
@@ -193,5 +198,6 @@ def check_in_train(labels: Mapping[str, Iterable[str]], names: Mapping[str, str]
         stray = sorted(found - in_train)
         if stray and in_train:
             raise DataError(
-                f"{source}: {split} has classes that train lacks: {', '.join(map(printable, stray[:20]))}"
+                f"{source}: {split} has classes that train lacks: {', '.join(map(printable, stray[:20]))}. "
+                f"{lacking_help(split)}"
             )

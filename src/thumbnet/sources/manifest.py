@@ -24,7 +24,7 @@ from thumbnet.files import user_path
 from thumbnet.recipes.settings import DataSettings
 from thumbnet.sources import parquet
 from thumbnet.sources.column_names import label_candidates
-from thumbnet.sources.columns import find_columns, marks_pictures
+from thumbnet.sources.columns import find_columns, marks_pictures, notes_on_unread_marks
 from thumbnet.sources.group_columns import unused_groups
 from thumbnet.sources.index import is_picture_name
 from thumbnet.sources.label_lists import read_labels
@@ -96,8 +96,9 @@ def read(place: Place, source: str, settings: DataSettings) -> Data:
     manifests, more = choose(tables, settings, alone)
     notes += more
     pictures = Pictures(picture_place, trusted=alone)
-    found = read_labels([(one.table, one.columns) for one in manifests], settings.multilabel)
-    notes += found.notes
+    chosen = [(one.table, one.columns) for one in manifests]
+    found = read_labels(chosen, settings.multilabel)
+    notes += (*found.notes, *notes_on_unread_marks(chosen, settings))
     splits: dict[str, Rows] = defaultdict(lambda: Rows(found.several))
     missing: list[Missing] = []
     for manifest, labels in zip(manifests, found.rows, strict=True):

@@ -27,7 +27,7 @@ from thumbnet.errors import DataError, FailedReadError, UnreadableImageError, pr
 from thumbnet.recipes.settings import AUTO
 from thumbnet.sources.arrays import as_array, channels_last, class_labels, narrowed, pair_up, same_length
 from thumbnet.sources.column_names import label_candidates
-from thumbnet.sources.frames import is_frame, read_frame, split_frame
+from thumbnet.sources.frames import is_frame, read_frame, several_in_cells, split_frame
 from thumbnet.sources.label_matrices import label_matrices
 
 IN_MEMORY = "data in Python"
@@ -72,7 +72,9 @@ def load_python(given: Any, class_names: Sequence[str] | None = None, multilabel
     notes: list[str] = []
     values = _splits(given, notes)
     parts = {split: _part(value, split, notes) for split, value in values.items()}
-    unlabelled = [split for split in parts if is_frame(values[split]) and not len(parts[split].labels)]
+    frames = [split for split in parts if is_frame(values[split])]
+    parts |= _labelled(parts, frames, multilabel, notes)
+    unlabelled = [split for split in frames if not len(parts[split].labels)]
     if "train" in unlabelled:
         raise DataError(f"{IN_MEMORY}, train: no row of the frame has a label")
     parts = {split: part for split, part in parts.items() if split not in unlabelled}
@@ -181,6 +183,27 @@ def _part(given: Any, split: str, notes: list[str]) -> _Part:
     elif isinstance(pictures, str | bytes) or not hasattr(pictures, "__len__"):
         raise DataError(f"{where}: expected pictures, got a {type(pictures).__name__}. {EXPECTED}")
     return _Part(pictures, labels)
+
+
+def _labelled(
+    parts: Mapping[str, _Part], frames: Sequence[str], multilabel: bool | str, notes: list[str]
+) -> dict[str, _Part]:
+    """The splits that came as frames, without the rows that have no label, unless there are several each.
+
+    A split without any label loses all of its rows.
+    """
+    cells = {split: parts[split].labels for split in frames}
+    several = several_in_cells(cells, multilabel, IN_MEMORY, notes) if len(frames) == len(parts) else None
+    found = {}
+    for split in frames:
+        labels = cells[split] if several is None else several[split]
+        kept = [row for row, label in enumerate(cells[split]) if not isinstance(label, str) or label]
+        if several is not None and kept:
+            kept = list(range(len(labels)))  # the others are pictures without any of the labels
+        if len(kept) < len(labels):
+            notes.append(f"{IN_MEMORY}, {split}: skipped {len(labels) - len(kept):,} row(s) without a label")
+        found[split] = _Part([parts[split].pictures[row] for row in kept], [labels[row] for row in kept])
+    return found
 
 
 def _from_dataset(dataset: Any, split: str, where: str, notes: list[str]) -> _Part:

@@ -70,8 +70,9 @@ def collect(
     known = manifest.splits or (manifest.split,) * len(cells)
     used = [row for row in range(len(cells)) if known[row] or manifest.splits is None]
     unlabelled = Counter(known[row] or "train" for row in used if not labels[row] and not several)
+    way_on = ". If a picture may have no label: --set data.multilabel=true" if columns.one_hot else ""
     notes += [
-        f"{printable(table.path.name)}: skipped {count:,} row(s) of {split} without a label"
+        f"{printable(table.path.name)}: skipped {count:,} row(s) of {split} without a label{way_on}"
         for split, count in unlabelled.items()
     ]
     used = [row for row in used if labels[row] or several]

@@ -21,6 +21,7 @@ from thumbnet.seeds import derive_seed
 from thumbnet.training.pretrained import begin_pretrained
 from thumbnet.training.schedules import smaller_sizes
 from thumbnet.training.state import TrainingState
+from thumbnet.training.step import pass_sizes
 from thumbnet.training.transfer import begin_from
 
 INITIAL_PICTURES = 5000  # pictures for networks that initialise weights from data; more make no difference
@@ -56,7 +57,7 @@ def build_state(
             sizes = [size, *smaller_sizes(recipe.schedule, size)]
             model = build_model(recipe.model, len(class_names), sizes=sizes)
         if isinstance(model, DataInitialised):
-            model.initialise_from(first_pictures(prepared))
+            model.initialise_from(initial_pictures(prepared))
         if world.size == 1 and 1 in passes(recipe, prepared.train.taken):
             check_pass_of_one(model, sizes, recipe, prepared.train.taken)
         pretrained = None
@@ -82,9 +83,9 @@ def passes(recipe: Recipe, pictures: int) -> set[int]:
     """The numbers of pictures that the forward passes of an epoch have, if it has ``pictures`` pictures."""
     settings = recipe.training
     batch = min(settings.batch_size, pictures)
-    batches = {batch, 0 if settings.drop_last else pictures % batch}
-    micro = settings.micro_batch or batch
-    return ({min(micro, one) for one in batches} | {one % micro for one in batches}) - {0}
+    rest = 0 if settings.drop_last else pictures % batch
+    batches = [batch, rest] if rest else [batch]
+    return {size for own in batches for size in pass_sizes(own, own, settings.micro_batch, processes=1)}
 
 
 def check_pass_of_one(
@@ -137,7 +138,7 @@ def balanced_weights(labels: torch.Tensor, num_classes: int) -> torch.Tensor:
     return len(labels) / (int((counts > 0).sum()) * counts.clamp(min=1)).float()
 
 
-def first_pictures(prepared: Prepared) -> torch.Tensor:
+def initial_pictures(prepared: Prepared) -> torch.Tensor:
     """A random sample of training pictures, normalised but not augmented: float32 [N, 3, H, W]."""
     engine, normalise = prepared.train.engine, prepared.train.normalise
     generator = torch.Generator().manual_seed(0)

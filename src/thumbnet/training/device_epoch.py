@@ -64,8 +64,7 @@ class DeviceEpoch:
 
     def count(self, step: int) -> int:
         """The number of pictures in a step of an epoch."""
-        taken = self._batches.count if self._selection is None else self._selection.taken
-        return min(self._size, taken - step * self._size)
+        return min(self._size, self._batches.taken - step * self._size)
 
     def draw_early(self, epoch: int) -> None:
         """Draw an epoch's choices before it begins, while the device is still busy with the one before."""

@@ -27,7 +27,6 @@ from torch.utils.data import DataLoader
 from thumbnet.batches.batches import Batches, LoaderBatches
 from thumbnet.errors import DataError, memory_guard
 from thumbnet.training.epochs import EpochResult, Score
-from thumbnet.training.schedules import factor_at
 from thumbnet.training.state import TrainingState
 from thumbnet.training.steps import choose_steps
 
@@ -88,8 +87,9 @@ def fit(
         One result per epoch.
 
     Raises:
-        DataError: a loader has another number of batches than the state has steps per epoch, or gives
-            pictures that are not float.
+        DataError: a loader has no length, has another number of batches than the state has steps per epoch,
+            or gives pictures that are not float; there is a loader and several processes; or an epoch ends
+            before its last step.
         DivergedError: a loss is not finite, or too many steps were skipped.
         OutOfMemoryError: a step does not fit into the device's memory.
     """
@@ -99,14 +99,15 @@ def fit(
         state.model.train()
         resumed_at = state.seconds_in_epoch
         started = time.perf_counter()
-        for pictures in steps.epoch():  # each iteration takes a step: see train_step
+        for trained in steps.epoch():  # takes a step (train_step); ``trained`` is its number of pictures
             state.step += 1
-            state.pictures_in_epoch += pictures
+            state.pictures_in_epoch += trained
             if state.epoch_is_over:
                 newest_loss = state.check_losses()
             elif state.step_in_epoch % LOOK_EVERY == 0:
-                found = steps.look()
-                newest_loss = newest_loss if found is None else found
+                looked = steps.look()
+                if looked is not None:
+                    newest_loss = looked
             state.seconds_in_epoch = resumed_at + time.perf_counter() - started
             if on_step is not None:
                 on_step(_step_result(state, newest_loss))
@@ -117,14 +118,22 @@ def fit(
 
 
 def _as_batches(state: TrainingState, batches: Batches | DataLoader[Any]) -> Batches:
-    if not isinstance(batches, DataLoader):
-        return batches
-    if len(batches) != state.steps_per_epoch:
+    """Wrap a loader, and check it however it comes."""
+    wrapped = LoaderBatches(batches, state.device) if isinstance(batches, DataLoader) else batches
+    if not isinstance(wrapped, LoaderBatches):
+        return wrapped
+    if state.world.size > 1:
         raise DataError(
-            f"the loader has {len(batches)} batches, but the state was made for {state.steps_per_epoch} "
+            "a DataLoader does not divide its batches among several processes, so each would train on the "
+            "same pictures. Train in one process, or with the batches of thumbnet.batches.prepare.prepare, "
+            "which does if it is given the world"
+        )
+    if len(wrapped) != state.steps_per_epoch:
+        raise DataError(
+            f"the loader has {len(wrapped)} batches, but the state was made for {state.steps_per_epoch} "
             "steps per epoch: make it with steps_per_epoch=len(loader)"
         )
-    return LoaderBatches(batches, state.device)
+    return wrapped
 
 
 def end_early(
@@ -177,25 +186,22 @@ def _finish_epoch(
 ) -> EpochResult:
     """Evaluate if the recipe asks for it, and close the epoch; ``why`` says why it is the last one early."""
     number = state.epoch + 1
-    every, last = state.recipe.evaluation.every, bool(why) or state.step >= state.total_steps
-    score = sample = None
-    whole = last or (every and number % every == 0)
+    every = state.recipe.evaluation.every
+    last = bool(why) or state.step >= state.total_steps
+    whole = last or (every > 0 and number % every == 0)  # evaluate on the whole split, else on a sample
     chosen = evaluate if whole else evaluate_sample
-    if chosen is not None:
-        found = _scored(state, chosen)
-        score, sample = (found, None) if whole else (None, found)
-    last_factor = factor_at(state.recipe.schedule, state.step - 1, state.total_steps)
+    found = None if chosen is None else _scored(state, chosen)
     seconds = state.seconds_in_epoch
     result = EpochResult(
         epoch=number,
         step=state.step,
         loss=state.mean_loss(),
-        lr=state.recipe.optimizer.lr * last_factor,
+        lr=state.lr_at(state.step - 1),
         seconds=seconds,
         pictures_per_second=state.pictures_in_epoch / seconds if seconds else math.inf,
-        score=score,
+        score=found if whole else None,
         train_accuracy=state.all_hits() / max(1, state.pictures_in_epoch),
-        sample=sample,
+        sample=None if whole else found,
         stopped=why,
     )
     return state.close_epoch(result)

@@ -75,7 +75,7 @@ def why_not_recorded(state: TrainingState, batches: Batches) -> str | None:
         return "torch.compile is in use"
     if type(state.model) not in (FastNet, ResNet):
         return "the network is not one of thumbnet's, so it may do what a graph cannot repeat"
-    if state.loss is not None:
+    if state.own_loss is not None:
         return OWN_LOSS
     if type(state.optimizer) not in (torch.optim.SGD, torch.optim.AdamW, Muon):
         return "the optimizer is not one of thumbnet's"

@@ -6,14 +6,15 @@ nothing, chooses nothing in :mod:`thumbnet.training.linear` and :mod:`thumbnet.t
 many such pictures val and test have.
 
 Only runs know what they were trained on: each keeps digests of its training pictures, as its network saw
-them. The run that the weights belong to may have begun with the weights of another run, and so on; all of
-them count. A held-out picture that is also in the new training split is a leak of these data, not of the
-weights; it is reported as such (:mod:`thumbnet.batches.leaks`).
+them. A file of weights only names its data, so a warning says if these may be the data at hand. The run that
+the weights belong to may have begun with the weights of another run, and so on; all of them count. A held-out
+picture that is also in the new training split is a leak of these data, not of the weights; it is reported as
+such (:mod:`thumbnet.batches.leaks`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,21 +24,23 @@ import numpy as np
 from thumbnet.batches.decoding import decode_split
 from thumbnet.batches.engines import MemoryEngine, fits_in_memory
 from thumbnet.batches.leaks import are_among, engine_digests, training_digests
-from thumbnet.batches.prepare import MEASURED, Prepared
-from thumbnet.data.calibration import FEWEST, SPLIT
+from thumbnet.batches.prepare import HELD_OUT, Prepared
+from thumbnet.data.calibration import CALIBRATION, FEWEST
 from thumbnet.data.rendering import Preprocessing
 from thumbnet.data.repeats import picture_digests
 from thumbnet.data.splits import Data
-from thumbnet.errors import RecipeError, RunError
+from thumbnet.errors import RecipeError, RunError, ThumbnetError
 from thumbnet.recipes.recipe import Recipe
-from thumbnet.runs.any_weights import AnyWeights
+from thumbnet.runs.any_weights import AnyWeights, read_any_weights
+from thumbnet.runs.data import source_name
 from thumbnet.runs.fields import items, whole
 from thumbnet.runs.folder import Run
 from thumbnet.runs.provenance import run_folder
-from thumbnet.runs.weights import read_weights
+from thumbnet.runs.weights import find_weights, read_weights
+from thumbnet.runs.weights_info import WeightsInfo
 from thumbnet.sources.load import where_again
 
-_CALIBRATION = ("calibration_pictures", "split_seed", "group_by")  # what decides which pictures calibrate
+_DECIDES_CALIBRATION = ("calibration_pictures", "split_seed", "group_by")  # which pictures calibrate
 
 
 @dataclass(frozen=True)
@@ -47,8 +50,8 @@ class Known:
     Attributes:
         pictures: by split, whether the weights were trained on each picture: bool [N]. Only splits with such
             pictures are here.
-        unsure: whether the weights were trained on these data as they were divided then, but which pictures
-            that were is not known.
+        unsure: whether the weights were trained on these data as they were divided then, or on data of the
+            same name, but which pictures that were is not known.
     """
 
     pictures: dict[str, np.ndarray]
@@ -65,7 +68,9 @@ def find_known(
 ) -> Known:
     """Compare pictures with those that the weights were trained on.
 
-    Runs that stored no digests, and files of weights, are recognised by the fingerprint of their data.
+    Runs that stored no digests, and files of weights, are recognised by the fingerprint of their data. If the
+    fingerprint differs, the data are perhaps the same and were divided in another way: the place of a run's
+    data tells so, and the name of a file's.
 
     Args:
         recipe: names the weights; none if ``training.init`` is empty.
@@ -82,16 +87,20 @@ def find_known(
     if initial is None:
         return Known({})
     found: dict[str, np.ndarray] = {name: np.zeros(len(prepared.splits[name]), dtype=bool) for name in splits}
-    runs, unsure = list(_runs_behind(recipe.training.init)), False
+    runs, first = _runs_behind(recipe.training.init)
+    info = _info_of(first) if runs else initial.info
     same: set[str] = set()  # the splits whose pictures are all known, because the data were the same
-    if not runs and initial.info is not None and initial.info.fingerprint == fingerprint:
+    unsure = False
+    if info is not None and info.fingerprint == fingerprint:
         same.add("train")
+    elif info is not None and where_again(data.source) is not None:
+        unsure = info.source == source_name(data.source)
     for run in runs:
         if _compared(run, prepared, found, initial):
             continue
         place, before = _data_of(run)
         if before == fingerprint:
-            same |= {"train"} if _calibrates_on_the_same(run, recipe) else {"train", SPLIT}
+            same |= {"train"} if _calibrates_on_the_same(run, recipe) else {"train", CALIBRATION}
         elif place is not None and place == where_again(data.source):
             unsure = True
     _leave_leaks(prepared, found)
@@ -131,20 +140,37 @@ def _leave_leaks(prepared: Prepared, found: dict[str, np.ndarray]) -> None:
             known &= ~are_among(here, own)
 
 
-def _runs_behind(source: str) -> Iterator[Run]:
-    """The run that weights belong to, the one that it began with, and so on; none for other weights."""
+def _runs_behind(source: str) -> tuple[list[Run], str]:
+    """The run that weights belong to, the one that it began with, and so on; none for other weights.
+
+    The second value names the weights that the earliest of these runs began with, if they are in no run;
+    otherwise it is empty.
+    """
+    runs: list[Run] = []
     met: set[Path] = set()
     while source:
         folder = run_folder(source)
-        if folder is None or folder.resolve() in met:
-            return
+        if folder is None:
+            break
+        if folder.resolve() in met:
+            return runs, ""
         met.add(folder.resolve())
-        run = Run(folder)
-        yield run
+        runs.append(Run(folder))
         try:
-            source = run.recipe.training.init
+            source = runs[-1].recipe.training.init
         except (RunError, RecipeError):
-            return
+            return runs, ""
+    return runs, source
+
+
+def _info_of(source: str) -> WeightsInfo | None:
+    """What thumbnet wrote about an earlier run's initial weights; None if they are gone or from elsewhere."""
+    if not source:
+        return None
+    try:
+        return read_any_weights(find_weights(source)).info
+    except ThumbnetError:
+        return None
 
 
 def _digests(prepared: Prepared, name: str, seen_as: Preprocessing) -> np.ndarray | None:
@@ -176,29 +202,38 @@ def _calibrates_on_the_same(run: Run, recipe: Recipe) -> bool:
         before, now = run.recipe.data, recipe.data
     except (RunError, RecipeError):
         return False
-    return all(getattr(before, key) == getattr(now, key) for key in _CALIBRATION)
+    return all(getattr(before, key) == getattr(now, key) for key in _DECIDES_CALIBRATION)
 
 
 def known_at_start(
     recipe: Recipe, prepared: Prepared, data: Data, fingerprint: str, initial: AnyWeights | None
-) -> tuple[dict[str, np.ndarray], list[str]]:
-    """What the initial weights of a training know, for :attr:`Prepared.known`, and notes for the user.
+) -> tuple[dict[str, np.ndarray], tuple[str, ...], list[str]]:
+    """What the initial weights of a training know, with notes for the user.
 
     The arguments and errors are those of :func:`find_known`.
+
+    Returns:
+        :attr:`Prepared.known`, :attr:`Prepared.perhaps_known`, and the notes.
     """
-    splits = [name for name in MEASURED if name in prepared.evaluation]
+    splits = [name for name in HELD_OUT if name in prepared.evaluation]
     wanted = [*splits, "train"] if recipe.training.frozen else splits
     found = find_known(recipe, prepared, data, fingerprint, wanted, initial)
     source, known = recipe.training.init, found.pictures
     notes = [_note(source, name, known[name], recipe, prepared) for name in splits if name in known]
-    aside: set[str] = {*data.set_aside, SPLIT} if found.unsure else set()
-    maybe = " and ".join(name for name in splits if name in aside - known.keys())
-    if maybe:
-        notes.append(
-            f"the network in {source} was trained on these data as they were divided then, so it may know "
-            f"pictures that are now in {maybe}: what is measured there may be too good"
-        )
-    return known, notes
+    aside: set[str] = {*data.set_aside, CALIBRATION} if found.unsure else set()
+    perhaps = tuple(name for name in splits if name in aside - known.keys())
+    if perhaps:
+        notes.append(warning_of_perhaps(source, perhaps))
+    return known, perhaps, notes
+
+
+def warning_of_perhaps(source: str, splits: Sequence[str]) -> str:
+    """Warn about ``splits`` whose pictures the weights in ``source`` may know, which is ``training.init``."""
+    return (
+        f"warning: the network in {source} may have been trained on pictures that are now in "
+        f"{' and '.join(splits)}, because its data were divided in another way: what is measured there may "
+        "be too good"
+    )
 
 
 def warning_on(source: str, split: str, known: np.ndarray) -> str:
@@ -222,10 +257,10 @@ def _note(source: str, split: str, known: np.ndarray, recipe: Recipe, prepared: 
     """What the user should know about the known pictures of a split."""
     few = len(known) - int(known.sum()) < FEWEST
     without = "probabilities are not calibrated" + ("" if few else " on these")
-    if split == SPLIT:
+    if split == CALIBRATION:
         advice = ". --set data.calibration_pictures=0 trains on them, too" if few else ""
         return f"{_known_pictures(source, split, known)}: {without}{advice}"
-    calibrates = split == prepared.held_out and recipe.data.calibration_pictures
+    calibrates = split == prepared.calibrates_on and recipe.data.calibration_pictures
     return warning_on(source, split, known) + (f", and {without}" if calibrates else "")
 
 
@@ -263,3 +298,16 @@ def known_from_record(record: Any, prepared: Prepared) -> dict[str, np.ndarray]:
             )
             known[name][start:end] = True
     return known
+
+
+def perhaps_from_record(record: Any, prepared: Prepared) -> tuple[str, ...]:
+    """The splits in :attr:`Prepared.perhaps_known`, from the list of their names.
+
+    Raises:
+        ValueError: it is no list of splits; the message names the entry.
+    """
+    names = items(record, "init.perhaps_known")
+    for name in names:
+        if name not in prepared.evaluation:
+            raise ValueError(f"init.perhaps_known names the split {name!r}, which the data do not have")
+    return tuple(names)

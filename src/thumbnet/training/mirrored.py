@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from thumbnet.batches.batches import EvalBatches, TrainBatches
-from thumbnet.batches.engines import Engine, MemoryEngine
+from thumbnet.batches.engines import Engine, MemoryEngine, evenly_spaced
 from thumbnet.batches.prepare import Prepared
 from thumbnet.classifiers.logits import collect_logits
 from thumbnet.errors import printable
@@ -171,8 +171,7 @@ def _probe(
 def _pair_engine(engine: Engine, pair: tuple[int, int], most: int) -> MemoryEngine:
     """Up to ``most`` pictures of two classes, evenly spaced, with the labels 0 and 1."""
     places = _places(engine, pair)
-    if len(places) > most:
-        places = places[torch.linspace(0, len(places) - 1, most, dtype=torch.float64).round().long()]
+    places = places[evenly_spaced(len(places), most)]
     images = torch.cat(list(engine.fetch(places.split(500))))
     return MemoryEngine(images, (engine.labels.cpu()[places] == pair[1]).long())
 

@@ -10,16 +10,20 @@ import hashlib
 import itertools
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from thumbnet.data.corrections import Correction, Labels, corrections_csv, corrections_of
 from thumbnet.data.splits import Data
 from thumbnet.errors import DataError, RecipeError, RunError
 from thumbnet.files import user_path
+from thumbnet.invocation import quoted
 from thumbnet.recipes.recipe import Recipe
-from thumbnet.runs.finding import is_run
-from thumbnet.runs.folder import Run
+from thumbnet.runs.finding import is_finished, is_run
+from thumbnet.runs.folder import CORRECTIONS_NAME, Run
+from thumbnet.sources.load import load_data
 from thumbnet.training.asked import check_same_asked, what_was_asked
 from thumbnet.training.choose import asked_recipe
 from thumbnet.training.listener import Listener
@@ -29,6 +33,9 @@ from thumbnet.training.transfer import find_initial
 
 _LONGEST = 40  # characters of a value in a folder's name
 _TEST_PICTURES = ("data.folds", "data.fold", "data.test_fraction")  # settings that choose them
+_FOLD = ("data.folds", "data.fold")  # of these, the settings that always change them
+_SET_ASIDE_BY = ("data.split_seed", "data.group_by")  # settings that choose pictures to set aside
+_FOLDS_INSTEAD = "To measure on all pictures: --folds 5"
 
 
 @dataclass(frozen=True)
@@ -46,26 +53,47 @@ class Planned:
     settings: tuple[str, ...]
 
 
-class RequiredSplit(Listener):
-    """Refuses data without the split that a study is compared by, before the first step.
+class ComparedSplit(Listener):
+    """Refuses data whose trainings cannot be compared, before the first step.
 
     Attributes:
-        split: the name of the split; None for any data.
+        split: the name of the split that a study is compared by; None for the one that each run reports.
+        varied: the settings that vary, such as ``data.split_seed``.
     """
 
-    def __init__(self, split: str | None) -> None:
+    def __init__(self, split: str | None, varied: Mapping[str, Sequence[str]] | None = None) -> None:
         self.split = split
+        self.varied = frozenset(key for key, values in (varied or {}).items() if len(values) > 1)
 
     def on_data(self, data: Data) -> None:
         """Check the data.
 
         Raises:
             DataError: they lack the split.
+            RecipeError: a setting that varies chooses the pictures of the split.
         """
         if self.split is not None and self.split not in data.splits:
             own = "Set a part of train aside: --val-fraction 0.1"
             advice = own if self.split == "val" else "Leave out --split test"
             raise DataError(f"{data.source} has no {self.split} split to compare by. {advice}")
+        measured = self.split or data.measured_split()
+        chosen = sorted(self.varied.intersection(_chosen_by(data, measured)))
+        if chosen:
+            raise RecipeError(
+                f"{chosen[0]} varies, and it changes the pictures of {data.source} that are measured, so the "
+                f"trainings could not be compared: give it one value. {_FOLDS_INSTEAD}"
+            )
+
+
+def _chosen_by(data: Data, measured: str) -> list[str]:
+    """The settings that choose the pictures of the split ``measured`` of these data."""
+    own = {"test", "val"} & data.splits.keys() - set(data.set_aside)
+    keys = [] if own else ["data.test_fraction"]  # a test split is only set aside if the source has neither
+    if measured not in own:
+        keys += _SET_ASIDE_BY
+        if measured != "test":
+            keys.append("data.val_fraction")
+    return keys
 
 
 def plan(
@@ -76,6 +104,7 @@ def plan(
     seeds: Sequence[int],
     minutes: float | None = None,
     folds: int = 0,
+    labels: Labels | None = None,
 ) -> list[Planned]:
     """The trainings of a study, all checked: first all combinations with the first seed, then the next seed.
 
@@ -89,12 +118,16 @@ def plan(
         seeds: the seeds of each combination.
         folds: train with each of this many folds of the data as test pictures; see
             :func:`~thumbnet.data.folds.with_test_fold`. 0 for no folds.
+        labels: corrections of the data's labels, for all trainings, as for
+            :func:`~thumbnet.training.train.train`.
 
     Raises:
-        RecipeError: a setting is invalid, is both varied and in ``overrides``, is the seed, or chooses the
-            test pictures although there are ``folds``; or two combinations are the same.
+        RecipeError: a setting is invalid, is both varied and in ``overrides``, is the seed, varies the
+            fold, or chooses the test pictures although there are ``folds``; or two combinations are the
+            same.
+        DataError: the corrections cannot be read.
         RunError: ``out`` is a file or a run; the folder of a training holds something else, or a run that was
-            begun with other settings; or there are no weights in ``training.init``.
+            begun with other settings or corrections; or there are no weights in ``training.init``.
         ModelCodeError, OwnCodeError: the user's code that a combination names is not allowed, or is faulty.
     """
     folder = user_path(out)
@@ -106,11 +139,18 @@ def plan(
     chosen = [key for key in _TEST_PICTURES if key in named or key in varied]
     if folds and chosen:
         raise RecipeError(f"the folds decide which pictures are test: leave out {chosen[0]}")
+    by_fold = [key for key in _FOLD if len(varied.get(key, ())) > 1]
+    if by_fold:
+        raise RecipeError(
+            f"with different values of {by_fold[0]}, trainings have different test pictures, so they cannot "
+            f"be compared: give it one value. {_FOLDS_INSTEAD}"
+        )
     for key in varied.keys() & named:
         raise RecipeError(f"{key} is varied and also set to one value: leave out one of them")
     if minutes is not None:
         check_minutes(minutes)
         check_free_of_length([*overrides, *(f"{key}=" for key in varied)])
+    corrections = [] if labels is None else corrections_of(labels)
     found: dict[str, Recipe] = {}
     planned = []
     divisions: list[tuple[int, int] | None] = [(number, folds) for number in range(1, folds + 1)]
@@ -130,7 +170,7 @@ def plan(
         found[name] = whole
         planned.append(one)
     for one in planned:
-        _check_folder(one, recipe, minutes)
+        _check_folder(one, recipe, minutes, corrections)
     whole_recipes = zip(planned, found.values(), strict=True)
     begins = {whole.training.init: whole for one, whole in whole_recipes if not is_run(one.path)}
     for whole in begins.values():
@@ -138,16 +178,75 @@ def plan(
     return planned
 
 
-def _check_folder(planned: Planned, recipe: str | Path | Recipe | None, minutes: float | None) -> None:
+def _check_folder(
+    planned: Planned,
+    recipe: str | Path | Recipe | None,
+    minutes: float | None,
+    corrections: Sequence[Correction],
+) -> None:
     """Check that a training may begin in its folder, or go on there.
 
     Raises:
-        RunError: the folder holds something else, or a run that was begun with other settings.
+        RunError: the folder holds something else, or a run that was begun with other settings or corrections.
     """
     if not is_run(planned.path):
         Run.check_free(planned.path)
         return
-    check_same_asked(Run.open(planned.path), what_was_asked(recipe, planned.overrides), minutes)
+    run = Run.open(planned.path)
+    check_same_asked(run, what_was_asked(recipe, planned.overrides), minutes)
+    before = run.corrections or []
+    if corrections_csv(before) == corrections_csv(corrections):
+        return
+    if not before:
+        what, advice = "without corrected labels", "leave out --labels"
+    else:
+        what = "with other corrections of labels" if corrections else "with corrected labels"
+        advice = f"use --labels {quoted(str(run.path / CORRECTIONS_NAME))}"
+    raise RunError(
+        f"the run {run.path} was begun {what}, and all trainings of a study need the same: {advice}, or name "
+        "another folder with --out"
+    )
+
+
+def check_unchanged(planned: Sequence[Planned], data: Any, data_dir: str | Path | None = None) -> None:
+    """Check that the data are those of the complete runs of a cross-validation, if there are trainings left.
+
+    Otherwise only the measurement of all folds, after these trainings, would notice. Other folds than the
+    first complete one are not checked, because all of them have the same pictures.
+
+    Args:
+        planned: the trainings of the study.
+        data: their data, in any form that :func:`thumbnet.load_data` accepts.
+        data_dir: the folder for downloads; the user's cache folder by default.
+
+    Raises:
+        RunError: the data have changed.
+        DataError: the data cannot be loaded.
+    """
+    complete = [one.path for one in planned if is_finished(one.path)]
+    if complete and len(complete) < len(planned):
+        data_of_run(Run.open(complete[0]), data, data_dir)
+
+
+def data_of_run(run: Run, data: Any, data_dir: str | Path | None = None) -> Data:
+    """Load the data as in the training of a run of a cross-validation.
+
+    Args:
+        run: the run.
+        data, data_dir: see :func:`check_unchanged`.
+
+    Raises:
+        RunError: they have changed.
+        DataError: they cannot be loaded.
+    """
+    loaded = load_data(data, data_dir=data_dir, settings=run.recipe.data, labels=run.corrections)
+    if loaded.fingerprint() != run.settings.get("fingerprint"):
+        raise RunError(
+            f"the data in {loaded.source} have changed since {run.path} was trained on them, so the folds "
+            "are no longer parts of the same pictures. Put the data back, or train all folds again in "
+            "another folder with --out"
+        )
+    return loaded
 
 
 def _check_study(path: Path) -> None:

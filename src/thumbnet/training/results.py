@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from thumbnet.batches.engines import Engine
+from thumbnet.batches.engines import Engine, evenly_spaced
 from thumbnet.batches.leaks import NOT_COMPARED, RepeatSearch, snapshot
 from thumbnet.batches.prepare import Prepared
 from thumbnet.classifiers.logits import collect_views
@@ -86,7 +86,7 @@ def measure(
     state: TrainingState,
     prepared: Prepared,
     class_names: Sequence[str],
-    known: tuple[str, torch.Tensor] | None,
+    ready: tuple[str, torch.Tensor] | None,
 ) -> Measured:
     """Calibrate the network and measure it as it will classify. Every process of the training calls this.
 
@@ -97,7 +97,7 @@ def measure(
         state: the state of the training.
         prepared: the data of the training.
         class_names: class names by label.
-        known: a split's name and this process's logits of it without test-time augmentation, if the last
+        ready: a split's name and this process's logits of it without test-time augmentation, if the last
             evaluation used exactly these weights.
     """
     tta, names = state.recipe.evaluation.tta, tuple(class_names)
@@ -106,39 +106,39 @@ def measure(
     def classified(split: str) -> tuple[np.ndarray, ...]:
         """The logits with and without test-time augmentation, and the labels; each split passes once."""
         if split not in found:
-            plain = known[1] if known is not None and known[0] == split else None
+            plain = ready[1] if ready is not None and ready[0] == split else None
             own = collect_views(model, prepared.evaluation[split], dtype=state.dtype, tta=tta, plain=plain)
             found[split] = tuple(state.world.gather(tensor).numpy() for tensor in own)
         return found[split]
 
-    held_out = Measured()
-    fitted_on, split = prepared.held_out, prepared.measured
+    calibration = Measured()
+    fitted_on, split = prepared.calibrates_on, prepared.measured
     if fitted_on is not None and state.recipe.data.calibration_pictures:
         used = prepared.unknown(fitted_on)
-        held_out = Measured(calibration_pictures=len(used))
-        if held_out.calibration_pictures >= FEWEST:
+        calibration = Measured(calibration_pictures=len(used))
+        if len(used) >= FEWEST:
             logits, _, labels = classified(fitted_on)
-            held_out = _calibrate(logits[used], labels[used], prepared, fitted_on)
+            calibration = _calibrate(logits[used], labels[used], prepared, fitted_on)
         left_out = len(prepared.splits[fitted_on]) - len(used)
-        held_out = replace(held_out, calibration_known=left_out)
+        calibration = replace(calibration, calibration_known=left_out)
     if split is None:
-        return held_out
+        return calibration
 
     def evaluated(name: str, logits: np.ndarray) -> Evaluation | LabelEvaluation:
         (_, _, labels), groups = classified(name), prepared.groups.get(name)
         if labels.ndim == 2:
-            return evaluate_labels(logits, labels, names, held_out.label_thresholds, groups)
+            return evaluate_labels(logits, labels, names, calibration.label_thresholds, groups)
         return evaluate_logits(logits, labels, names, groups)
 
     def results(name: str) -> tuple[Evaluation | LabelEvaluation, Evaluation | LabelEvaluation]:
         logits, plain, _ = classified(name)
-        temperature = held_out.temperature
+        temperature = calibration.temperature
         augmented = evaluated(name, calibrated(logits, temperature))
         return augmented, evaluated(name, calibrated(plain, temperature))
 
     headline, plain = results(split)
     measured = replace(
-        held_out,
+        calibration,
         split=split,
         headline=headline,
         plain=plain,
@@ -183,14 +183,10 @@ def _calibrate_labels(logits: np.ndarray, labels: np.ndarray, split: str) -> Mea
 def _unlikeness(logits: np.ndarray, prepared: Prepared, split: str) -> Unlikeness | None:
     """Learn from the training pictures and the held-out ones to tell pictures that are unlike them."""
     held_out, train = prepared.evaluation[split].engine, prepared.train.engine
-    places, used = _evenly(len(logits)), torch.from_numpy(prepared.unknown(split))
-    seen, known = _looks(held_out, used[places]), _looks(train, _evenly(len(train.labels)))
-    return fit_unlikeness(logits[places.numpy()], seen, known)
-
-
-def _evenly(count: int) -> torch.Tensor:
-    """Up to ``MOST`` positions of ``count``, evenly spaced."""
-    return torch.linspace(0, count - 1, min(MOST, count), dtype=torch.float64).round().long()
+    places, used = evenly_spaced(len(logits), MOST), torch.from_numpy(prepared.unknown(split))
+    held_out_looks = _looks(held_out, used[places])
+    train_looks = _looks(train, evenly_spaced(len(train.labels), MOST))
+    return fit_unlikeness(logits[places.numpy()], held_out_looks, train_looks)
 
 
 def _looks(engine: Engine, places: torch.Tensor) -> np.ndarray:

@@ -31,7 +31,7 @@ from thumbnet.runs.folder import Run
 from thumbnet.runs.weights_info import WeightsInfo, public_name
 from thumbnet.training.epochs import ON_REQUEST, Score
 from thumbnet.training.fit import StepResult, end_early
-from thumbnet.training.known import warning_on
+from thumbnet.training.known import warning_of_perhaps, warning_on
 from thumbnet.training.linear import train_epochs
 from thumbnet.training.listener import Listener
 from thumbnet.training.mirrored import find_mirrored
@@ -154,7 +154,7 @@ class Session:
         wanted, watched = self.state.recipe.evaluation.sample, self.prepared.watched
         if watched is None or not wanted:
             return None
-        return self.prepared.evaluation[watched].sample(max(wanted, self.world.size), self.world)
+        return self.prepared.evaluation[watched].sample(max(wanted, self.world.size))
 
     def _score(self, model: nn.Module) -> Score:
         watched = self.prepared.watched
@@ -243,7 +243,7 @@ class Session:
         model = state.evaluated_model
         with self.evaluation_memory():
             model.load_state_dict(state.final_weights())
-            measured = measure(model, state, self.prepared, self.data.class_names, self._known_logits())
+            measured = measure(model, state, self.prepared, self.data.class_names, self._ready_logits())
         if repeats is not None:
             self.run.save_weights(model.state_dict(), self._weights_info(measured))
             self._write_metrics()
@@ -255,7 +255,7 @@ class Session:
             self.run.save_summary(summary)
         self.world.any(False)  # no process ends before the summary is written
 
-    def _known_logits(self) -> tuple[str, torch.Tensor] | None:
+    def _ready_logits(self) -> tuple[str, torch.Tensor] | None:
         """The watched split and its logits, if the final weights are the ones that gave them."""
         unchanged = self.state.kept_epoch == self.state.epoch
         watched = self.prepared.watched
@@ -284,13 +284,15 @@ class Session:
         )
 
     def _known(self, measured: Measured) -> list[str]:
-        """Warnings about the splits with an accuracy on pictures that the initial weights know."""
+        """Warnings about measuring on pictures that the initial weights know, or may know."""
         splits, known = (measured.split, None if measured.val is None else "val"), self.prepared.known
-        return [
-            warning_on(public_name(self.state.recipe.training.init), split, known[split])
+        source, perhaps = public_name(self.state.recipe.training.init), self.prepared.perhaps_known
+        found = [
+            warning_on(source, split, known[split])
             for split in splits
             if split is not None and split in known
         ]
+        return [*found, warning_of_perhaps(source, perhaps)] if perhaps else found
 
     def _mirrored(self, measured: Measured) -> list[str]:
         """Warnings about classes that mirroring makes indistinguishable."""

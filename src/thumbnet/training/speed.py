@@ -23,7 +23,7 @@ from thumbnet.training.optimizers import device_rates, drop_device_state, make_d
 from thumbnet.training.recording import Recorder
 from thumbnet.training.schedules import smaller_sizes
 from thumbnet.training.state import TrainingState
-from thumbnet.training.step import accumulate_gradients, take_step
+from thumbnet.training.step import accumulate_gradients, update_weights
 
 Size: TypeAlias = tuple[int, int]
 
@@ -152,7 +152,7 @@ class _Timer:
     def optimize(self, _: Batch) -> None:
         optimizer = self._state.optimizer
         with device_rates(optimizer, self._rates) if self.replayed else nullcontext():
-            take_step(self._state)
+            update_weights(self._state)
 
     def per_picture(
         self, work: Callable[[Batch], None], sizes: Sequence[Size], most: int

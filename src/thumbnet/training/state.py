@@ -8,7 +8,7 @@ import inspect
 import math
 from collections.abc import Callable
 from dataclasses import asdict, replace
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -33,12 +33,24 @@ class TrainingState:
 
     Attributes:
         model: the network in training.
+        forward: computes the logits of a batch with ``model``: compiled, if ``compiled`` is True, and with
+            several processes in ``DistributedDataParallel``.
+        hold_gradients: makes a context in which the processes do not exchange their gradients, for all passes
+            of a step but the last.
+        average: the average of the weights over the steps, in eval mode; None without ``training.ema_decay``.
+        layout: the memory format of the network and its pictures.
         step: optimisation steps done.
+        steps_per_epoch, total_steps: steps of a whole epoch, and of the whole training as planned now.
+        losses: this epoch's losses, float32 [steps_per_epoch], on the device: this process's share of each
+            step's mean over all processes.
+        hits: correct answers in this epoch for this process's pictures, int64 [], on the device.
+        seconds_in_epoch: seconds that this epoch's steps have taken.
+        pictures_in_epoch: pictures seen in this epoch, over all processes.
         history: the results of all finished epochs.
         dtype: the type in which convolutions and matrix products are computed.
         scaler: scales the loss if that is float16; otherwise it is not enabled.
         compiled: whether ``torch.compile`` is in use.
-        loss: the user's own loss; None for the cross-entropy.
+        own_loss: the user's own loss; None for the cross-entropy.
         selection: chooses each epoch's pictures; None unless the recipe sets ``data.skip_easy``.
         skipped: steps (from 1) that were skipped, see ``training.on_nonfinite``.
         best_epoch, best_weights: the epoch that is best on ``val``, and its weights; None without ``val``.
@@ -60,7 +72,7 @@ class TrainingState:
         self.recipe = recipe
         self.selection = selection
         self.class_weights = None if class_weights is None else class_weights.to(device)
-        self.loss = own_loss(recipe)
+        self.own_loss = own_loss(recipe)
         self.world = world
         self.device = device
         self.steps_per_epoch = steps_per_epoch
@@ -74,16 +86,7 @@ class TrainingState:
             self.model = synchronise_norms(self.model, device)
         forward: nn.Module = self.model
         if world.size > 1:
-            # No step sends running statistics: they are equal in all processes, or sent before an evaluation.
-            new = "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters  # from 2.13
-            buffers: dict[str, Any] = {"forward_sync_buffers" if new else "broadcast_buffers": False}
-            forward = DistributedDataParallel(
-                self.model,
-                device_ids=[device] if device.type == "cuda" else None,
-                # The layers that `head_first` freezes have no gradient to wait for.
-                find_unused_parameters=recipe.schedule.head_first > 0,
-                **buffers,
-            )
+            forward = _distributed(self.model, device, freezes=recipe.schedule.head_first > 0)
         self.hold_gradients = getattr(forward, "no_sync", contextlib.nullcontext)
         self.forward: Callable[[Tensor], Tensor] = forward
         self.compiled = recipe.training.compile and can_compile(device)
@@ -94,9 +97,7 @@ class TrainingState:
         # In float16 the device decides whether a step counts, so AdamW's counter must be there too.
         self.optimizer = build_optimizer(recipe.optimizer, self.model, fused=self.scaler.is_enabled())
         self.step = 0
-        # Losses of this epoch, on the device: this process's share of each step's mean over all processes.
         self.losses = torch.zeros(steps_per_epoch, device=device)
-        # Correct answers in this epoch, for this process's pictures.
         self.hits = torch.zeros((), dtype=torch.int64, device=device)
         self.skipped: list[int] = []
         self.seconds_in_epoch = 0.0
@@ -113,14 +114,10 @@ class TrainingState:
         return next(name for name, dtype in DTYPES.items() if dtype == self.dtype)
 
     @property
-    def bf16(self) -> bool:
-        """Whether convolutions and matrix products are computed in bfloat16."""
-        return self.dtype == torch.bfloat16
-
-    @property
     def uses_kernels(self) -> bool:
         """Whether the training uses the CPU kernels, see :mod:`thumbnet.kernels`."""
-        return self.device.type == "cpu" and self.bf16 and not self.compiled and load_kernels() is not None
+        possible = self.device.type == "cpu" and self.dtype == torch.bfloat16 and not self.compiled
+        return possible and load_kernels() is not None
 
     @property
     def epoch(self) -> int:
@@ -152,10 +149,9 @@ class TrainingState:
             return self.epoch
         return self.best_epoch
 
-    @property
-    def lr(self) -> float:
-        """The recipe's learning rate at the current step."""
-        return self.recipe.optimizer.lr * factor_at(self.recipe.schedule, self.step, self.total_steps)
+    def lr_at(self, step: int) -> float:
+        """The recipe's learning rate at ``step``, counted from 0."""
+        return self.recipe.optimizer.lr * factor_at(self.recipe.schedule, step, self.total_steps)
 
     @property
     def evaluated_model(self) -> nn.Module:
@@ -256,10 +252,9 @@ class TrainingState:
             self.raise_diverged(self.step, float(losses[-1]), "gradients overflow float16 at every scale")
         return float(losses[-1])
 
-    def raise_diverged(self, step: int, loss: float, problem: str = "") -> None:
+    def raise_diverged(self, step: int, loss: float, problem: str = "") -> NoReturn:
         """Raise a :class:`DivergedError` for ``step``, counted from 1."""
-        lr = self.recipe.optimizer.lr * factor_at(self.recipe.schedule, step - 1, self.total_steps)
-        raise DivergedError(step, loss, lr, problem)
+        raise DivergedError(step, loss, self.lr_at(step - 1), problem)
 
     def close_epoch(self, result: EpochResult) -> EpochResult:
         """Keep the weights if they are the best yet, record the result, and start the next epoch.
@@ -326,6 +321,19 @@ class TrainingState:
         for a, b in pairs:
             if not a.is_floating_point():  # counters
                 a.copy_(b)
+
+
+def _distributed(model: nn.Module, device: torch.device, freezes: bool) -> DistributedDataParallel:
+    """``model``, whose gradients all processes average; ``freezes``: some layers do not always learn."""
+    # No step sends running statistics: they are equal in all processes, or sent before an evaluation.
+    new = "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters  # from 2.13
+    buffers: dict[str, Any] = {"forward_sync_buffers" if new else "broadcast_buffers": False}
+    return DistributedDataParallel(
+        model,
+        device_ids=[device] if device.type == "cuda" else None,
+        find_unused_parameters=freezes,  # frozen layers have no gradient to wait for
+        **buffers,
+    )
 
 
 def _stored(model: nn.Module) -> list[Tensor]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
@@ -50,16 +50,16 @@ def train_step(state: TrainingState, batch: Batch, factor: float) -> Tensor:
         images = resize_at(recipe.schedule, batch.images, state.step, state.total_steps)
         images = images.contiguous(memory_format=state.layout)
         state.optimizer.zero_grad()
-        random = seeded_step(recipe.seed, state.step, state.world.rank, state.device)
-        with random, skip_if_nonfinite(state) as update:
+        is_usable = finite_check(state)
+        with seeded_step(recipe.seed, state.step, state.world.rank, state.device):
             loss = accumulate_gradients(state, replace(batch, images=images))
-            if update(loss):
-                take_step(state)
+            if is_usable(loss):
+                update_weights(state)
                 state.update_average()
     return loss
 
 
-def take_step(state: TrainingState) -> None:
+def update_weights(state: TrainingState) -> None:
     """Update the weights with the gradients of :func:`accumulate_gradients`.
 
     In float16 a step whose gradients overflow changes nothing but the scale, see
@@ -90,27 +90,26 @@ def accumulate_gradients(state: TrainingState, batch: Batch) -> Tensor:
     """
     settings, world = state.recipe.training, state.world
     sizes = pass_sizes(len(batch.images), batch.total, settings.micro_batch, world.size)
-    images_and_labels = list(zip(batch.images.split(sizes), batch.labels.split(sizes), strict=True))
     mixtures = [None] * len(sizes) if batch.mixed is None else batch.mixed.split(sizes)
-    parts = list(zip(images_and_labels, mixtures, strict=True))
-    each = []  # loss of each picture, by which the selection chooses the next epoch's
-    whole = torch.zeros((), device=state.device)
-    for number, ((images, labels), mixed) in enumerate(parts, start=1):
+    parts = list(zip(batch.images.split(sizes), batch.labels.split(sizes), mixtures, strict=True))
+    unsmoothed = []  # loss of each picture, by which the selection chooses the next epoch's
+    loss = torch.zeros((), device=state.device)
+    for number, (images, labels, mixed) in enumerate(parts, start=1):
         # The last pass averages the gradients over the processes, so each loss is multiplied by their number.
         with contextlib.nullcontext() if number == len(parts) else state.hold_gradients():
             with autocast(state.dtype, state.device):
                 logits = state.forward(images)
-            summed = summed_loss(logits.float(), labels, settings, state.class_weights, mixed, state.loss)
+            summed = summed_loss(logits.float(), labels, settings, state.class_weights, mixed, state.own_loss)
             part = summed / batch.total
             state.scaler.scale(part * world.size).backward()
-        whole += part.detach()
+        loss += part.detach()
         leading = labels if mixed is None else mixed.leading(labels)
         state.hits += count_hits(logits.detach(), leading)
         if state.selection is not None:
-            each.append(picture_losses(logits.detach().float(), labels))
+            unsmoothed.append(picture_losses(logits.detach().float(), labels))
     if state.selection is not None and batch.positions is not None:
-        state.selection.note(batch.positions, torch.cat(each))
-    return whole
+        state.selection.note(batch.positions, torch.cat(unsmoothed))
+    return loss
 
 
 def pass_sizes(own: int, total: int, micro_batch: int, processes: int) -> list[int]:
@@ -143,7 +142,7 @@ def summed_loss(
     settings: TrainingSettings,
     class_weights: Tensor | None,
     mixed: Mixed | None = None,
-    loss: OwnLoss | None = None,
+    own_loss: OwnLoss | None = None,
 ) -> Tensor:
     """The sum of the pictures' losses, by default cross-entropies, or their labels' binary ones: float32 [].
 
@@ -155,18 +154,18 @@ def summed_loss(
         class_weights: weight of a picture by its class, float32 [classes]; None means 1 for all, and is the
             only choice for several labels.
         mixed: the labels that pictures are mixed with; the loss is mixed in the same way.
-        loss: the user's own loss, in place of the cross-entropy and its label smoothing.
+        own_loss: the user's own loss, in place of the cross-entropy and its label smoothing.
 
     Raises:
         OwnCodeError: see :class:`~thumbnet.training.own_loss.OwnLoss`.
     """
     if mixed is not None:
-        first = _weighted_losses(logits, labels, settings, class_weights, loss)
-        second = _weighted_losses(logits, mixed.labels, settings, class_weights, loss)
+        first = _weighted_losses(logits, labels, settings, class_weights, own_loss)
+        second = _weighted_losses(logits, mixed.labels, settings, class_weights, own_loss)
         return (mixed.share * first + (1 - mixed.share) * second).sum()
-    if class_weights is None and labels.ndim == 1 and loss is None:
+    if class_weights is None and labels.ndim == 1 and own_loss is None:
         return F.cross_entropy(logits, labels, label_smoothing=settings.label_smoothing, reduction="sum")
-    return _weighted_losses(logits, labels, settings, class_weights, loss).sum()
+    return _weighted_losses(logits, labels, settings, class_weights, own_loss).sum()
 
 
 def _weighted_losses(
@@ -174,14 +173,14 @@ def _weighted_losses(
     labels: Tensor,
     settings: TrainingSettings,
     class_weights: Tensor | None,
-    loss: OwnLoss | None,
+    own_loss: OwnLoss | None,
 ) -> Tensor:
     """The loss of each picture with label smoothing and class weights: float32 [B]."""
     smoothing = settings.label_smoothing
-    if loss is not None:
-        losses = loss(logits, labels)
+    if own_loss is not None:
+        losses = own_loss(logits, labels)
     elif labels.ndim == 2:
-        return label_losses(logits, labels, smoothing)
+        losses = label_losses(logits, labels, smoothing)
     else:
         losses = F.cross_entropy(logits, labels, label_smoothing=smoothing, reduction="none")
     # cross_entropy's own weights would weight each class's smoothed term by that class, not by the label's.
@@ -205,25 +204,23 @@ def count_hits(logits: Tensor, labels: Tensor) -> Tensor:
     return (logits.argmax(dim=1) == labels).sum()
 
 
-@contextlib.contextmanager
-def skip_if_nonfinite(state: TrainingState) -> Iterator[Callable[[Tensor], bool]]:
-    """Provide a function that decides, given the step's loss, whether to take the step.
+def finite_check(state: TrainingState) -> Callable[[Tensor], bool]:
+    """Prepare the check of a step. Call this before the forward pass, which changes the running statistics.
 
-    With ``training.on_nonfinite = "stop"`` it always says yes, because ``fit`` checks the losses every
-    ``LOOK_EVERY`` steps. With ``"skip"`` it checks loss and gradients at once. If they are not finite, it
-    restores the network's running statistics, records the skipped step and says no. In float16 it checks only
-    the loss: gradients overflow now and then while the scale is being found, and :func:`take_step` deals with
-    that.
-
-    Raises:
-        DivergedError: more than ``training.max_skips`` steps were skipped.
+    Returns:
+        A function that decides, given the step's loss, whether to update the weights. With
+        ``training.on_nonfinite = "stop"`` it always says yes, because ``fit`` checks the losses every
+        ``LOOK_EVERY`` steps. With ``"skip"`` it checks loss and gradients at once. If they are not finite, it
+        restores the network's running statistics, records the skipped step and says no. In float16 it checks
+        only the loss: gradients overflow now and then while the scale is being found, and
+        :func:`update_weights` deals with that. It raises :class:`DivergedError` if more than
+        ``training.max_skips`` steps were skipped.
     """
     if state.recipe.training.on_nonfinite == "stop":
-        yield lambda loss: True
-        return
+        return lambda loss: True
     before = [buffer.clone() for buffer in state.model.buffers()]
 
-    def update(loss: Tensor) -> bool:
+    def is_usable(loss: Tensor) -> bool:
         learning = [] if state.scaler.is_enabled() else list(state.model.parameters())
         gradients = [p.grad for p in learning if p.grad is not None]
         finite = torch.stack([loss.isfinite(), *(g.isfinite().all() for g in gradients)]).all()
@@ -236,4 +233,4 @@ def skip_if_nonfinite(state: TrainingState) -> Iterator[Callable[[Tensor], bool]
             state.raise_diverged(state.step + 1, float(loss))
         return False
 
-    yield update
+    return is_usable

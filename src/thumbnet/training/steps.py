@@ -10,7 +10,7 @@ import torch
 
 from thumbnet.batches.batches import Batch, Batches, TrainBatches
 from thumbnet.batches.prepare import WORKERS
-from thumbnet.errors import is_out_of_memory, memory_guard
+from thumbnet.errors import DataError, is_out_of_memory, memory_guard
 from thumbnet.training.graphed import OWN_AUGMENTATION, OWN_LOSS, GraphedSteps, why_not_graphed
 from thumbnet.training.schedules import factor_at
 from thumbnet.training.state import TrainingState
@@ -28,6 +28,7 @@ class Steps(Protocol):
         Raises:
             OutOfMemoryError: a step does not fit into the device's memory.
             DivergedError: too many steps were skipped.
+            DataError: there are fewer batches than steps.
         """
 
     def look(self) -> float | None:
@@ -87,7 +88,11 @@ class EagerSteps:
         return self._state.check_losses()
 
     def _delivered(self) -> Iterator[Batch]:
-        """The batches of the steps left. Uploading and augmenting can run out of memory as well."""
+        """The batches of the steps left. Uploading and augmenting can run out of memory as well.
+
+        Raises:
+            DataError: there are fewer batches.
+        """
         state = self._state
         size = state.recipe.training.batch_size
         smaller = f"--batch-size {max(2, size // 2)}"
@@ -97,5 +102,9 @@ class EagerSteps:
             with memory_guard(str(state.device), f"preparing a batch of {size} pictures", advice):
                 batch = next(waiting, None)
             if batch is None:
-                return
+                raise DataError(
+                    f"epoch {state.epoch + 1} has {state.steps_per_epoch} steps, but the batches ended after "
+                    f"{state.step_in_epoch}. The length of the loader, which is that of its data set, has to "
+                    "be what it gives in every epoch"
+                )
             yield batch

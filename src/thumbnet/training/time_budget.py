@@ -147,7 +147,7 @@ def costs(recipe: Recipe, prepared: Prepared, speed: Speed) -> Costs:
     each = pictures / settings.every + sampled * (1 - 1 / settings.every) if settings.every else sampled
     classified = {prepared.measured, "val" if "val" in prepared.evaluation else None}
     if recipe.data.calibration_pictures:
-        classified.add(prepared.held_out)
+        classified.add(prepared.calibrates_on)
     last = VIEWS[settings.tta] * sum(map(count, classified)) + pictures
     return Costs(
         speed,

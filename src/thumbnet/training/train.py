@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -37,7 +37,7 @@ from thumbnet.training.build import build_state
 from thumbnet.training.call import Call, memory_of
 from thumbnet.training.choose import asked_recipe, choose_recipe, load_for
 from thumbnet.training.continue_run import Continuation, continuation
-from thumbnet.training.known import known_at_start, known_from_record, known_record
+from thumbnet.training.known import known_at_start, known_from_record, known_record, perhaps_from_record
 from thumbnet.training.linear import check_frozen, with_network_of_init
 from thumbnet.training.listener import Listener
 from thumbnet.training.mirror_names import named_keys
@@ -136,7 +136,16 @@ def train(
                 if corrections is not None:
                     check_same_corrections(Run.open(out), corrections)
             return _resume(out, data, call, complete_is_fine=True)
-        return _begin(Plan(data, recipe, overrides, out, data_dir, corrections, minutes=minutes), call)
+        plan = Plan(
+            data=data,
+            recipe=recipe,
+            overrides=overrides,
+            out=out,
+            data_dir=data_dir,
+            labels=corrections,
+            minutes=minutes,
+        )
+        return _begin(plan, call)
 
 
 def resume(
@@ -198,9 +207,15 @@ def resume(
         planned = continuation(run_path, more_epochs, overrides) if world.is_first else None
         more = world.from_first(planned)
         assert more is not None
-        same_batches = [f"training.batch_size={more.recipe.training.batch_size}"]
-        source = _own_data(more.data, more.record["run"], data)
-        plan = Plan(source, more.recipe, same_batches, out, more.data_dir, more.corrections, more)
+        plan = Plan(
+            data=_own_data(more.data, more.record["run"], data),
+            recipe=more.recipe,
+            overrides=[f"training.batch_size={more.recipe.training.batch_size}"],  # the same batches
+            out=out,
+            data_dir=more.data_dir,
+            labels=more.corrections,
+            continued=more,
+        )
         return _begin(plan, call)
 
 
@@ -217,7 +232,9 @@ def _begin(plan: Plan, call: Call) -> Run:
         asked = asked_recipe(plan.recipe, plan.overrides)
         check_frozen(asked, plan.minutes, world)
         find_initial(asked)
-        with nullcontext() if plan.continued is None else _data_of(plan.continued.record["run"], plan.data):
+        before = plan.continued
+        advice = nullcontext() if before is None else _explaining_moved_data(before.record["run"], plan.data)
+        with advice:
             recipe, loaded = choose_recipe(
                 plan.data,
                 plan.recipe,
@@ -225,7 +242,7 @@ def _begin(plan: Plan, call: Call) -> Run:
                 plan.data_dir,
                 listener,
                 plan.labels,
-                continues=plan.continued is not None,
+                continues=before is not None,
             )
         loaded.check_trainable()
         recipe, named = with_absolute_init(recipe), named_keys(plan.recipe, plan.overrides)
@@ -235,16 +252,16 @@ def _begin(plan: Plan, call: Call) -> Run:
         fingerprint = loaded.fingerprint()  # of all training pictures, including those set aside below
         data = with_calibration_split(loaded, recipe.data)
         listener.on_data(data)
-        if plan.continued is not None:
-            plan.continued.check_same_data(fingerprint, data.source)
+        if before is not None:
+            before.check_same_data(fingerprint, data.source)
         prepared = prepare(data, recipe, device, listener.on_decode, world)
-        found: tuple[dict[str, np.ndarray], list[str]] = ({}, [])
+        found: tuple[dict[str, np.ndarray], tuple[str, ...], list[str]] = ({}, (), [])
         if world.is_first:
             found = known_at_start(recipe, prepared, data, fingerprint, initial)
     call.check_same_data(fingerprint, data.source)
     call.check_same_skipped(prepared.skipped, data.source)
-    known, known_notes = world.from_first(found)
-    prepared = replace(prepared, known=known)
+    known, perhaps, known_notes = world.from_first(found)
+    prepared = replace(prepared, known=known, perhaps_known=perhaps)
     recipe, notes = with_stem(recipe, prepared.preprocessing.size)
     for note in (*notes, *(() if plan.continued is None else plan.continued.notes)):
         listener.on_note(note)
@@ -262,14 +279,23 @@ def _begin(plan: Plan, call: Call) -> Run:
                 listener.on_note(note)
     run = Run.create(plan.out, data.source, recipe.name) if world.is_first else Run(Path())
     run = Run(world.from_first(run.path))
-    session = Session(run, data, prepared, state, listener, call.started, fingerprint, budget)
+    session = Session(
+        run=run,
+        data=data,
+        prepared=prepared,
+        state=state,
+        listener=listener,
+        started=call.started,
+        fingerprint=fingerprint,
+        budget=budget,
+    )
     with call.lock(run):
         if world.is_first:
             run.remove_leftovers()
             run.write_skipped(prepared.skipped)
             if data.corrected is not None:
                 run.write_corrections(data.corrected.content)
-            run.begin(recipe, _settings(plan, data, fingerprint, state, known), device)
+            run.begin(recipe, _settings(plan, data, fingerprint, state, prepared), device)
         return session.train()
 
 
@@ -319,14 +345,22 @@ def _resume(
         loaded, fingerprint = _loaded_again(run, recipe, settings, data, call, corrections)
         with world.one_per_machine_first():
             prepared = prepare(loaded, recipe, device, call.listener.on_decode, world, skipped)
-        prepared = replace(prepared, known=_recorded_known(settings, prepared, run))
+        prepared = _with_recorded_known(settings, prepared, run)
         state = build_state(recipe, prepared, loaded.class_names, device, world, restored=not begins_again)
         if state.start is not None:
             state.start.check_same(settings.get("init"), run.path)
         check_same(state.pretrained, settings.get("pretrained"))
         earlier = 0.0 if checkpoint is None else _restore(state, checkpoint, run)
-        started = call.started - earlier
-        return Session(run, loaded, prepared, state, call.listener, started, fingerprint).train(finish)
+        session = Session(
+            run=run,
+            data=loaded,
+            prepared=prepared,
+            state=state,
+            listener=call.listener,
+            started=call.started - earlier,
+            fingerprint=fingerprint,
+        )
+        return session.train(finish)
 
 
 def _loaded_again(
@@ -345,7 +379,7 @@ def _loaded_again(
     recorded = settings.get("data")
     with call.world.one_per_machine_first():
         source = _own_data(recorded, run.path, given)
-        with _data_of(run.path, source):
+        with _explaining_moved_data(run.path, source):
             data = load_for(source, recipe, settings.get("data_dir"), call.listener, corrections)
     fingerprint = data.fingerprint()
     call.check_same_data(fingerprint, data.source)
@@ -395,23 +429,25 @@ def _restore(state: TrainingState, checkpoint: dict[str, Any], run: Run) -> floa
         raise RunError(f"the checkpoint in {run.path} does not belong to its recipe: {reason}") from None
 
 
-def _recorded_known(settings: dict[str, Any], prepared: Prepared, run: Run) -> dict[str, np.ndarray]:
-    """The pictures that the initial weights of a run knew, see :mod:`thumbnet.training.known`.
+def _with_recorded_known(settings: dict[str, Any], prepared: Prepared, run: Run) -> Prepared:
+    """The pictures, with those that the initial weights of a run knew; see :mod:`thumbnet.training.known`.
 
     Raises:
         RunError: what ``run.json`` says about them is damaged.
     """
     started = settings.get("init")
-    if not isinstance(started, dict) or "known" not in started:
-        return {}
+    if not isinstance(started, dict):
+        return prepared
     try:
-        return known_from_record(started["known"], prepared)
+        known = known_from_record(started.get("known", {}), prepared)
+        perhaps = perhaps_from_record(started.get("perhaps_known", []), prepared)
     except ValueError as error:
         raise RunError(f"cannot read {run.path / 'run.json'}: {error}") from None
+    return replace(prepared, known=known, perhaps_known=perhaps)
 
 
 def _settings(
-    plan: Plan, data: Data, fingerprint: str, state: TrainingState, known: Mapping[str, np.ndarray]
+    plan: Plan, data: Data, fingerprint: str, state: TrainingState, prepared: Prepared
 ) -> dict[str, Any]:
     """The contents of ``run.json``."""
     settings: dict[str, Any] = {
@@ -430,7 +466,11 @@ def _settings(
     if data.multilabel:
         settings["multilabel"] = True
     if state.start is not None:
-        settings["init"] = state.start.record() | ({"known": known_record(known)} if known else {})
+        settings["init"] = state.start.record()
+        if prepared.known:
+            settings["init"]["known"] = known_record(prepared.known)
+        if prepared.perhaps_known:
+            settings["init"]["perhaps_known"] = list(prepared.perhaps_known)
     if plan.minutes is not None:
         settings["minutes"] = plan.minutes
     settings["asked"] = what_was_asked(plan.recipe, plan.overrides)
@@ -452,8 +492,8 @@ def _own_data(source: str | None, run: str | Path, given: Any) -> Any:
 
 
 @contextmanager
-def _data_of(run: str | Path, source: Any) -> Iterator[None]:
-    """Say what to do if the data of a run that goes on have moved."""
+def _explaining_moved_data(run: str | Path, source: Any) -> Iterator[None]:
+    """Within, an error about data that are gone also says what to do if a run that goes on needs them."""
     try:
         yield
     except DataError as error:

@@ -25,7 +25,6 @@ from thumbnet.tuning.study import FEWEST_FOR_IMPORTANCE, Record
 from thumbnet.version import __version__
 
 SHOWN = 30  # trials in the table of the page, the best ones
-SURE = 2  # standard errors; a smaller gain may be chance
 
 
 def check_page() -> None:
@@ -202,19 +201,18 @@ def _facts(
 
 
 def _noise(first: Record, best: Record, measure: str) -> str:
-    """Say how much better the best trial is, and whether that may be chance."""
+    """Say how much better the best trial is, and how uncertain that is."""
     if best.number == first.number:
         return (
             "No trial had a loss that is lower than that of the recipe where the search started by more than "
             "chance would make it, so the search keeps the recipe."
         )
     gain = 100 * (best.value - first.value)
-    text = (
+    return (
         f"The best trial's loss is lower than that of the start by {best.gain:.3f}, with a standard error of "
         f"{best.error:.3f}; its {measure} is {abs(gain):.2f} points {'higher' if gain >= 0 else 'lower'}. It "
         "is the best of many, so its own values are optimistic."
     )
-    return f"{text} A difference this small may be chance." if best.gain < SURE * best.error else text
 
 
 def _rows(varied: Sequence[Knob], records: Sequence[Record], best: Record) -> list[tuple[Any, ...]]:

@@ -142,8 +142,8 @@ def _with_known(prepared: Prepared, recipe: Recipe, data: Data) -> Prepared:
     found = find_known(recipe, prepared, data, data.fingerprint(), [judging], read_initial(init))
     if found.unsure and judging in ("train", *data.set_aside):
         raise RunError(
-            f"the network in {init} was trained on these data as they were divided then, so it may know the "
-            f"pictures that would judge the settings. {_WITHOUT_INIT}"
+            f"the network in {init} may have been trained on the pictures that would judge the settings, "
+            f"because its data were divided in another way. {_WITHOUT_INIT}"
         )
     known = found.pictures
     notes = [

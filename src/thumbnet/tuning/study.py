@@ -4,9 +4,9 @@ The first trials are guesses (:func:`thumbnet.tuning.space.guesses`). Then Optun
 extra) suggests each trial by its tree-structured Parzen estimator. The loss judges all trials, because a few
 hundred pictures tell it more exactly than the accuracy (docs/notebook/tuning.md): trials whose loss is above
 the median of the others at the same point are stopped, and the best trial is the one with the lowest. It has
-to be lower than the start's, on the same pictures, by at least one standard error of the difference: the
-recipe where a search starts was chosen with care, so a gain that chance explains is more likely chance than a
-better recipe.
+to be lower than the start's, on the same pictures, by at least two standard errors of the difference: the
+recipe where a search starts was chosen with care, and the best of seven trials without any effect gains more
+than one standard error in 70 of 100 searches, and more than two in 15.
 
 The journal is Optuna's own: a line of JSON per change, appended and synced. It holds no pickles. A line that
 was cut off by a kill is removed when the search goes on, and so is the trial that was running.
@@ -37,6 +37,7 @@ NAME = "thumbnet"
 UNPRUNED = 4  # trials that run to their end in any case
 JUDGED_FROM = POINTS // 2  # no trial is stopped before this point of its first network
 FEWEST_FOR_IMPORTANCE = 8  # complete trials
+SURE = 2  # standard errors of its gain that a trial needs to win
 BEST_PART = 0.25  # importance is about reaching this part of the complete trials
 
 
@@ -241,12 +242,12 @@ class Suggestion:
 
 
 def best_of(records: Sequence[Record]) -> Record:
-    """The complete trial with the lowest loss among those that gain at least one standard error.
+    """The complete trial with the lowest loss among those that gain at least two standard errors.
 
     Of equal ones it is that with the highest value, then the first. The first trial qualifies in any case.
     """
     complete = [one for one in records if one.state == "complete"]
-    return min(complete, key=lambda one: (one.gain < one.error, one.loss, -one.value, one.number))
+    return min(complete, key=lambda one: (one.gain < SURE * one.error, one.loss, -one.value, one.number))
 
 
 def paired_gain(losses: Sequence[float], reference: Sequence[float]) -> tuple[float, float]:
