@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -209,16 +209,8 @@ def add_reading_of_run(parser: argparse.ArgumentParser, on_bad_image: str = "the
     """
     add_label_options(parser)
     add_on_bad_image(parser, on_bad_image)
-    parser.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        dest="overrides",
-        type=reading_setting,
-        metavar="KEY=VALUE",
-        help="override a setting that says how the data are read, such as data.multilabel=false; can be "
-        "repeated",
-    )
+    what = "a setting that says how the data are read, such as data.multilabel=false"
+    add_overrides(parser, what, reading_setting)
 
 
 def add_groups_of_other_data(parser: argparse.ArgumentParser) -> None:
@@ -231,15 +223,23 @@ def add_groups_of_other_data(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_overrides(parser: argparse.ArgumentParser) -> None:
-    """Add ``--set``, which changes any setting of a recipe."""
+def add_overrides(
+    parser: argparse.ArgumentParser,
+    what: str = "a setting of the recipe, such as optimizer.lr=0.05",
+    parse: Callable[[str], str] = str,
+) -> None:
+    """Add ``--set``, which changes any setting of a recipe, or only those that ``parse`` accepts.
+
+    ``what`` says in the help which settings these are.
+    """
     parser.add_argument(
         "--set",
         action="append",
         default=[],
         dest="overrides",
+        type=parse,
         metavar="KEY=VALUE",
-        help="override a setting of the recipe, such as optimizer.lr=0.05; can be repeated",
+        help=f"override {what}; can be repeated",
     )
 
 

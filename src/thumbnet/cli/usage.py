@@ -187,8 +187,8 @@ def words_of(parser: argparse.ArgumentParser) -> list[str]:
 def _no_option(parser: argparse.ArgumentParser, option: str, value: str) -> str:
     name, asked = " ".join(words_of(parser)), option.lstrip("-").replace("-", "_").lower()
     here = {o for action in parser._actions for o in action.option_strings if o.startswith("--")}
-    # A --set with a type takes only some settings.
-    takes_settings = any("--set" in a.option_strings and a.type is None for a in parser._actions)
+    # A --set with a parser of its own takes only some settings.
+    takes_settings = any("--set" in a.option_strings and a.type is str for a in parser._actions)
     said = f"{name} has no option {printable(option)}"
     meant = _OTHER_OPTIONS.get(asked)
     if meant == "DATA" and meant in {action.metavar for action in parser._actions}:

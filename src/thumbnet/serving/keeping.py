@@ -26,8 +26,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from queue import SimpleQueue
 
-from prometheus_client import Counter
-
 from thumbnet.classifiers.base import Prediction
 from thumbnet.data import corrections
 from thumbnet.data.images import picture_suffix
@@ -37,6 +35,7 @@ from thumbnet.files import reason, user_path, write_private
 from thumbnet.runs.weights_info import WeightsInfo
 from thumbnet.serving.background import described
 from thumbnet.serving.identity import Identity
+from thumbnet.serving.metrics import count_outcomes
 
 try:
     import fcntl
@@ -111,14 +110,8 @@ class Keeper:
         if at_most < 1:
             raise ThumbnetError(f"cannot keep at most {at_most} pictures: expected 1 or more")
         self.folder, self.below, self.at_most, self._warn = user_path(folder), below, at_most, warn
-        self.outcomes = Counter(
-            "thumbnet_kept_pictures",
-            "Pictures that the network was unsure of, and whether they were kept.",
-            ["outcome"],
-            registry=None,
-        )
-        for outcome in OUTCOMES:
-            self.outcomes.labels(outcome)
+        description = "Pictures that the network was unsure of, and whether they were kept."
+        self.outcomes = count_outcomes("thumbnet_kept_pictures", description, OUTCOMES, None)
         self._begin()
         self._known: set[str] = set()  # what this process has kept, also if people have moved it since
         self._told_full = self._failing = False

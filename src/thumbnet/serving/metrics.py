@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Histogram
@@ -11,6 +12,16 @@ from thumbnet.serving.observer import Observer
 
 LATENCIES = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 KNOWN_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+
+
+def count_outcomes(
+    name: str, description: str, outcomes: Iterable[str], registry: CollectorRegistry | None
+) -> Counter:
+    """A counter with the label ``outcome`` that shows every outcome from the start, as 0."""
+    counter = Counter(name, description, ["outcome"], registry=registry)
+    for outcome in outcomes:
+        counter.labels(outcome)
+    return counter
 
 
 class Measured(Observer):

@@ -9,10 +9,11 @@ from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 
-from prometheus_client import CollectorRegistry, Counter
+from prometheus_client import CollectorRegistry
 
 from thumbnet.serving.background import described, in_daemon_thread
 from thumbnet.serving.identity import Identity
+from thumbnet.serving.metrics import count_outcomes
 from thumbnet.serving.network import Network, Source, check_replaces
 
 OUTCOMES = ("replaced", "unchanged", "failed")
@@ -40,14 +41,8 @@ class Reloads:
     ) -> None:
         self._source, self._served, self._put_in_place = source, served, put_in_place
         self._warn, self._tell = warn, tell
-        self._reloads = Counter(
-            "thumbnet_reloads",
-            "Times that the service was asked to load its network again.",
-            ["outcome"],
-            registry=registry,
-        )
-        for outcome in OUTCOMES:
-            self._reloads.labels(outcome)
+        description = "Times that the service was asked to load its network again."
+        self._reloads = count_outcomes("thumbnet_reloads", description, OUTCOMES, registry)
         self._asked = asyncio.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
 
