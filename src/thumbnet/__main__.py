@@ -42,12 +42,15 @@ def _exit_at_once(status: int) -> NoReturn:
 
 
 def _interrupt(signum: int, frame: FrameType | None) -> None:
-    """Raise KeyboardInterrupt, as Python does, but exit at once while torch is being imported.
+    """Raise KeyboardInterrupt, as Python does, but exit at once while a module is being imported.
 
-    An exception within torch's C++ code may abort the process: it did in 1 % of 200 interrupted imports.
+    There, an exception may not come through as what it is. Within torch's C++ code, it may abort the process:
+    it did in 1 % of 200 interrupted imports. Within ``__set_name__``, which Python calls for every member of
+    an enumeration, Python 3.11 makes a RuntimeError of it. An import has nothing to save, and a training,
+    which has, handles the signal itself (see :mod:`thumbnet.training.stopping`).
     """
     while frame is not None:
-        if frame.f_globals.get("__name__") == "torch" and frame.f_code.co_name == "<module>":
+        if frame.f_code.co_filename == "<frozen importlib._bootstrap>":
             _say_stopped()
             os._exit(130)
         frame = frame.f_back

@@ -151,16 +151,27 @@ def test_ctrl_c_before_the_first_step_ends_without_a_traceback(
     time.sleep(seconds)
     process.send_signal(signal.SIGINT)
     _, stderr = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert "thumbnet: " in stderr
+    assert (process.returncode, "thumbnet: " in stderr) == (130, True), stderr
     assert "Traceback" not in stderr
     assert "Error" not in stderr
 
 
-def test_ctrl_c_during_the_import_of_torch_ends_without_an_abort(folder: Path, tmp_path: Path) -> None:
-    (tmp_path / "torch.py").write_text(
-        "import os, signal\ntry:\n    os.kill(os.getpid(), signal.SIGINT)\nexcept BaseException:\n    os.abort()\n"
-    )
+IMPORTED = {
+    "abort": "try:\n    stop()\nexcept BaseException:\n    os.abort()\n",
+    "another error": (
+        "class Member:\n    def __set_name__(self, owner, name): stop()\n\nclass Owner:\n    member = Member()\n"
+    ),
+    "swallowed": "try:\n    stop()\nexcept BaseException:\n    raise ImportError('no such thing')\n",
+}
+
+
+@pytest.mark.parametrize("module", ["torch", "numpy", "PIL"])
+@pytest.mark.parametrize("code", IMPORTED.values(), ids=IMPORTED)
+def test_ctrl_c_during_an_import_says_only_that_it_stopped(
+    folder: Path, tmp_path: Path, module: str, code: str
+) -> None:
+    stop = "import os, signal\ndef stop(): os.kill(os.getpid(), signal.SIGINT)\n"
+    (tmp_path / f"{module}.py").write_text(stop + code)
     done = subprocess.run(
         [sys.executable, "-m", "thumbnet", "train", str(folder), "--out", str(tmp_path / "r")],
         env={**os.environ, "PYTHONPATH": str(tmp_path)},
