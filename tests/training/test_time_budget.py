@@ -34,6 +34,7 @@ from thumbnet.training.time_budget import (
     fit_steps,
     may_choose_width,
     may_watch_less,
+    slowdown,
     suitable_width,
     watch_less,
 )
@@ -335,6 +336,23 @@ def test_only_fastnets_width_is_chosen_and_only_if_the_user_has_not() -> None:
     assert not may_choose_width("fast", ["training.init"], begun)
 
 
+def test_a_recipe_of_ones_own_becomes_wider_only_if_it_may(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Begun(Exception):
+        pass
+
+    def plan(self: TimeBudget, recipe: Recipe, *_: object) -> tuple[Recipe, str]:
+        raise Begun(self.least_width)
+
+    monkeypatch.setattr(TimeBudget, "plan", plan)
+    own = load_recipe("fast", ["model.width=1.25"])
+    for recipe, may_widen, least in [(own, False, None), (own, True, 1.25), ("fast", False, 0.0)]:
+        with pytest.raises(Begun) as begun:
+            train(coloured_data(), recipe, minutes=1, may_widen=may_widen, out=tmp_path / "run", device="cpu")
+        assert begun.value.args == (least,)
+
+
 class Noting(StopAfter):
     """Stops, and keeps the notes."""
 
@@ -411,6 +429,9 @@ def test_a_plan_that_was_changed_is_followed_to_the_bit(tmp_path: Path) -> None:
 def test_the_width_depends_on_the_pictures_shown(steps: int, pictures: int, width: float) -> None:
     recipe = load_recipe("fast", [f"training.steps={steps}", "training.batch_size=1000"])
     assert suitable_width(recipe, pictures) == width
+    wide = replace(recipe, model=replace(recipe.model, width=2.0))  # the same time is enough for fewer steps
+    wide = replace(wide, training=replace(wide.training, steps=round(steps / slowdown(2.0, 1.0))))
+    assert suitable_width(wide, pictures) == width
 
 
 @pytest.mark.parametrize(
@@ -441,7 +462,7 @@ def test_a_plan_has_the_width_that_suits_the_time(
 
     monkeypatch.setattr(time_budget, "measure_speed", measured)
     fast, clock = load_recipe("fast"), Clock()
-    budget = TimeBudget(minutes, clock(), may_choose_width=True, clock=clock)
+    budget = TimeBudget(minutes, clock(), least_width=0.0, clock=clock)
     recipe, note = budget.plan(fast, prepared, 3, CPU)
     assert widths == tried
     assert recipe.model.width == width
@@ -451,6 +472,11 @@ def test_a_plan_has_the_width_that_suits_the_time(
     assert budget._costs == found
     took = found.mean_step() * recipe.training.steps + found.at_the_end
     assert took == pytest.approx(60 * minutes, rel=0.05)
+
+    widths.clear()
+    wider = replace(fast, model=replace(fast.model, width=1.25))
+    kept, _ = TimeBudget(minutes, clock(), least_width=1.25, clock=clock).plan(wider, prepared, 3, CPU)
+    assert kept.model.width == max(width, 1.25)  # never narrower
 
     widths.clear()
     as_asked, note = TimeBudget(minutes, clock(), clock=clock).plan(fast, prepared, 3, CPU)

@@ -4,6 +4,7 @@ import csv
 import io
 import math
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +91,17 @@ def test_the_page_shows_what_was_found_and_what_mattered(page: str, tiny_run: Ru
     assert f"test accuracy of the final network</dt><dd>{accuracy:.2f} %" in page
     assert "A difference this small may be chance" not in page
     assert "the loss is nan at step 3" in page
+
+
+def test_the_page_says_if_the_final_network_is_wider_than_the_trials(tmp_path: Path, tiny_run: Run) -> None:
+    told = "time for a wider network"
+    recipe = tiny_run.recipe
+    assert told not in write(tmp_path, tiny_run, found=recipe)
+    narrower = replace(recipe, model=replace(recipe.model, width=recipe.model.width / 2))
+    assert f"{told} than in the trials, so its width is {recipe.model.width:g}" in write(
+        tmp_path, tiny_run, found=narrower
+    )
+    assert told not in write(tmp_path, None, found=narrower)
 
 
 def test_the_command_that_trains_again_uses_the_same_data_and_labels(page: str, tmp_path: Path) -> None:

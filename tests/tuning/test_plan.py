@@ -8,11 +8,10 @@ import torch
 from helpers import coloured_data
 from thumbnet.errors import ThumbnetError
 from thumbnet.recipes.recipe import Recipe, load_recipe
-from thumbnet.training.speed import Speed
+from thumbnet.training.speed import GROWTH, Speed
 from thumbnet.training.time_budget import VIEWS
 from thumbnet.tuning.parts import Parts, divide
 from thumbnet.tuning.plan import FINAL_SHARE, MANY, MARGIN, TRIALS, WRITING, Cost, Plan, plan
-from thumbnet.tuning.space import GROWTH
 from thumbnet.tuning.study import Record
 
 RECIPE = load_recipe("small", ["training.batch_size=32"])

@@ -185,7 +185,20 @@ def test_all_trials_take_the_same_time_and_the_final_training_has_what_is_left(
     spent, for_trials = sum(pretend.took), 3600 * (1 - FINAL_SHARE) - WRITING
     assert for_trials - 1.2 * pretend.took[0] < spent <= for_trials
     assert 60 * pretend.final["minutes"] == pytest.approx(3600 - spent, abs=2 * WRITING)
+    assert pretend.final["may_widen"]
     assert found.start.training.epochs == load_recipe("small").training.epochs
+
+
+@pytest.mark.parametrize("fixed", ["model.width=0.125", "training.epochs=1"])
+def test_what_the_user_has_set_keeps_the_final_network_from_becoming_wider(
+    pretend: Pretend, tmp_path: Path, fixed: str
+) -> None:
+    settings = [one for one in SHORTEST if not one.startswith(("training.epochs", "model.width"))]
+    found = tune(
+        coloured_data(24), "small", minutes=5, trials=1, overrides=[*settings, fixed], out=tmp_path / "x"
+    )
+    assert not pretend.final["may_widen"]
+    assert found.summary["trials"] == 1
 
 
 def test_a_search_that_finds_nothing_better_leaves_its_time_to_the_final_training(

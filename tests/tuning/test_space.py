@@ -11,7 +11,8 @@ import pytest
 from thumbnet.recipes.networks import is_timm
 from thumbnet.recipes.recipe import Recipe, load_recipe, recipe_from_dict, recipe_names
 from thumbnet.recipes.settings import DataSettings, OptimizerSettings
-from thumbnet.tuning.space import FITS, GROWTH, Knob, guesses, knobs, recipe_at, start_of
+from thumbnet.training.speed import GROWTH
+from thumbnet.tuning.space import FITS, Knob, guesses, knobs, recipe_at, start_of
 
 SEARCHED = [name for name in recipe_names() if not load_recipe(name).training.frozen]
 

@@ -34,6 +34,7 @@ REPLAYS = 10  # of a CUDA graph between two looks at the clock, because one take
 # batches are slow: with 80 pictures of 20x20, a picture takes two cores twice as long as with 1,000, of 32x32
 # only 1.4 times as long.
 LONGEST_BATCH = 0.5
+GROWTH = 1.7  # a training takes as many times as long as this power of the width
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,11 @@ def batch_of(recipe: Recipe, pictures: int) -> int:
 def own_batch(recipe: Recipe, prepared: Prepared) -> int:
     """How many pictures of a batch one process has, at most."""
     return -(-batch_of(recipe, prepared.train.count) // prepared.train.world.size)
+
+
+def slowdown(width: float, before: float) -> float:
+    """How many times as long a training takes with a network of ``width`` instead of ``before``."""
+    return float((width / before) ** GROWTH)
 
 
 def measure_speed(

@@ -27,7 +27,15 @@ from thumbnet.errors import OutOfMemoryError, RecipeError
 from thumbnet.recipes.recipe import Recipe, recipe_names
 from thumbnet.recipes.settings import SMALLEST_BATCH, ScheduleSettings, kept_per_epoch
 from thumbnet.training.schedules import done_at, size_at, sizes_after, trains_head_only
-from thumbnet.training.speed import LONGEST_BATCH, Size, Speed, batch_of, measure_speed, own_batch
+from thumbnet.training.speed import (
+    LONGEST_BATCH,
+    Size,
+    Speed,
+    batch_of,
+    measure_speed,
+    own_batch,
+    slowdown,
+)
 from thumbnet.training.state import TrainingState
 
 LONGEST = 60 * 24 * 30  # minutes: a month
@@ -93,12 +101,14 @@ def may_watch_less(named: Collection[str], recipe: Recipe) -> bool:
 
 
 def suitable_width(recipe: Recipe, pictures: int) -> float:
-    """The width of FastNet that reaches the most in the time that ``recipe`` takes with width 1.
+    """The width of FastNet that reaches the most in the time that ``recipe`` takes.
 
-    Of 50,000 pictures, half the width did for less than 165,000 pictures shown, and one and a half times the
-    width from about 550,000 on; of 2,000, these were 60,000 and 240,000 (docs/notebook/minutes.md).
+    Of 50,000 pictures, half the width did for less than 165,000 pictures shown to a network of width 1, and
+    one and a half times the width from about 550,000 on; of 2,000, these were 60,000 and 240,000
+    (docs/notebook/minutes.md).
     """
-    shown = recipe.training.steps * batch_of(recipe, pictures) / (pictures / 50_000) ** 0.31
+    with_width_1 = recipe.training.steps * slowdown(recipe.model.width, 1.0)
+    shown = with_width_1 * batch_of(recipe, pictures) / (pictures / 50_000) ** 0.31
     return max(width for width, least in WIDTHS.items() if shown >= least)
 
 
@@ -210,14 +220,14 @@ class TimeBudget:
     Attributes:
         minutes: the whole time, from ``started`` to the end of the final evaluation.
         started: when the clock started, in seconds of ``time.perf_counter``.
-        may_choose_width: whether the width of the network may be chosen.
+        least_width: the least width that may be chosen for the network; None to keep the recipe's.
         may_watch_less: whether evaluations on the way may become fewer.
         clock: gives the time in seconds.
     """
 
     minutes: float
     started: float
-    may_choose_width: bool = False
+    least_width: float | None = None
     may_watch_less: bool = False
     clock: Callable[[], float] = time.perf_counter
     _costs: Costs | None = None
@@ -251,7 +261,9 @@ class TimeBudget:
         if self.may_watch_less:
             recipe = watch_less(recipe, prepared, speed)
         chosen, epochs = self._fitted(recipe, prepared, speed)
-        width = suitable_width(chosen, prepared.train.count) if self.may_choose_width else recipe.model.width
+        width = recipe.model.width
+        if self.least_width is not None:
+            width = max(self.least_width, suitable_width(chosen, prepared.train.count))
         if width != recipe.model.width:
             other = replace(recipe, model=replace(recipe.model, width=width))
             # If it does not fit into the memory, the width stays: nobody asked for another.
@@ -260,7 +272,7 @@ class TimeBudget:
                 chosen, epochs = self._fitted(other, prepared, speed)
         found = self._costs = costs(chosen, prepared, speed)
         total = chosen.training.steps
-        of_width = f" of width {chosen.model.width:g}" if self.may_choose_width else ""
+        of_width = "" if self.least_width is None else f" of width {chosen.model.width:g}"
         note = (
             f"{self.minutes:g} minute(s): {before:.0f} s until now, about {found.at_the_end:.0f} s at the "
             f"end; {1 / speed.per_picture[found.size]:,.0f} pictures/s at full size, so {total:,} steps "

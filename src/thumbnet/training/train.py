@@ -60,7 +60,7 @@ class Plan:
     """What a new training should do.
 
     Attributes:
-        data, recipe, overrides, out, data_dir, minutes: see :func:`train`.
+        data, recipe, overrides, out, data_dir, minutes, may_widen: see :func:`train`.
         labels: corrections of the data's labels, if any.
         continued: the finished run that this one continues, if any.
     """
@@ -73,6 +73,7 @@ class Plan:
     labels: Sequence[Correction] | None = None
     continued: Continuation | None = None
     minutes: float | None = None
+    may_widen: bool = False
 
 
 def train(
@@ -86,6 +87,7 @@ def train(
     listener: Listener | None = None,
     auto_resume: bool = False,
     minutes: float | None = None,
+    may_widen: bool = False,
     labels: Labels | None = None,
     started: float | None = None,
 ) -> Run:
@@ -109,6 +111,8 @@ def train(
             is an error, see :mod:`thumbnet.training.asked`.
         minutes: wall time for everything, from ``started`` to the final evaluation. The number of steps, and
             for FastNet the width, are chosen for it; see :mod:`thumbnet.training.time_budget`.
+        may_widen: with ``minutes``, whether the FastNet of a recipe of your own, whose width is kept
+            otherwise, may become wider.
         labels: corrections of the data's labels, such as the ``labels.csv`` that ``thumbnet review`` writes;
             see :func:`thumbnet.data.corrections.corrections_of` and
             :func:`thumbnet.data.correct.apply_corrections`. The run keeps a copy.
@@ -144,6 +148,7 @@ def train(
             data_dir=data_dir,
             labels=corrections,
             minutes=minutes,
+            may_widen=may_widen,
         )
         return _begin(plan, call)
 
@@ -267,8 +272,10 @@ def _begin(plan: Plan, call: Call) -> Run:
         listener.on_note(note)
     budget = None
     if plan.minutes is not None:
-        any_width = may_choose_width(plan.recipe, named, recipe)
-        budget = TimeBudget(plan.minutes, call.started, any_width, may_watch_less(named, recipe))
+        least_width = 0.0 if may_choose_width(plan.recipe, named, recipe) else None
+        if plan.may_widen:
+            least_width = recipe.model.width
+        budget = TimeBudget(plan.minutes, call.started, least_width, may_watch_less(named, recipe))
         recipe, note = world.from_first(budget.plan(recipe, prepared, len(data.class_names), device))
         prepared = prepared.with_recipe(recipe)
         listener.on_note(note)

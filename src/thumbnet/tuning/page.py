@@ -172,8 +172,15 @@ def write_page(
         toml=found.to_toml(whole=False),
         again=again,
         run=None if run is None else run.path.name,
+        wider=_wider(found, run),
     )
     write_file(out, page)
+
+
+def _wider(found: Recipe, run: Run | None) -> str:
+    """The width of the final network if it is not the one that was found, else nothing."""
+    width = found.model.width if run is None else run.recipe.model.width
+    return "" if width == found.model.width else f"{width:g}"
 
 
 def _facts(

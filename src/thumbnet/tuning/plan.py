@@ -25,10 +25,10 @@ from thumbnet.batches.prepare import Prepared
 from thumbnet.errors import ThumbnetError
 from thumbnet.invocation import command
 from thumbnet.recipes.recipe import Recipe
-from thumbnet.training.speed import Speed, measure_speed
+from thumbnet.training.speed import Speed, measure_speed, slowdown
 from thumbnet.training.time_budget import VIEWS, costs
 from thumbnet.tuning.parts import Parts, held_out_of
-from thumbnet.tuning.space import enlargement, slowdown
+from thumbnet.tuning.space import enlargement
 from thumbnet.tuning.study import Record
 from thumbnet.tuning.trial import POINTS
 

@@ -344,6 +344,7 @@ class Tuner:
                 data_dir=search.settings["data_dir"],
                 listener=self.listener,
                 minutes=minutes,
+                may_widen=minutes is not None and bool(search.settings.get("may_widen")),
                 labels=search.corrections,
             )
         except InterruptedRunError:

@@ -27,6 +27,7 @@ from thumbnet.recipes.settings import (
     parse_image_size,
 )
 from thumbnet.runs.fields import items, number, shown, table, text
+from thumbnet.training.speed import slowdown
 
 Point: TypeAlias = dict[str, float | int | str]
 """A value for every knob, by its name. A choice is the option itself."""
@@ -42,7 +43,6 @@ SIDES = (32, 48, 64, 96)  # pixels, of the longest side
 SIZE_KEYS = ("data.image_size", "data.largest_auto_size", "data.largest_mixed_size")
 UNLIKE = 0.05  # relative difference between aspect ratios that are not the same
 FEW = 0.1  # share of pictures with another aspect ratio from which the search varies how they are fitted
-GROWTH = 1.7  # a training takes as many times as long as this power of the width
 STRONGEST_LIGHT = 0.5
 MOST_SHIFT = 8  # pixels
 MOST_SMOOTHING = 0.3
@@ -311,11 +311,6 @@ def enlargement(data: DataSettings, size: Size) -> float:
     """How many times as many pixels the input has as one of ``size``, where the search started."""
     height, width = size if data.image_size == AUTO else parse_image_size(data.image_size)
     return height * width / (size[0] * size[1])
-
-
-def slowdown(width: float, before: float) -> float:
-    """How many times as long a training takes with a network of ``width`` instead of ``before``."""
-    return float((width / before) ** GROWTH)
 
 
 def _augment(

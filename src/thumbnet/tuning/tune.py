@@ -46,7 +46,7 @@ from thumbnet.training.call import memory_of
 from thumbnet.training.choose import asked_recipe, choose_recipe, load_for
 from thumbnet.training.mirror_names import named_keys
 from thumbnet.training.own_loss import find_code
-from thumbnet.training.time_budget import check_minutes
+from thumbnet.training.time_budget import check_minutes, may_choose_width
 from thumbnet.training.transfer import find_initial, with_absolute_init
 from thumbnet.tuning.listener import TuneListener
 from thumbnet.tuning.page import check_page, train_again
@@ -127,6 +127,7 @@ def tune(
             "minutes": minutes,
             "trials": trials,
             "same_time": start.same_time,
+            "may_widen": start.same_time and may_choose_width(recipe, named, base),
             "held_out": parts.held_out,
             "named": sorted(named_keys(recipe, overrides)),
             "recipe": start.recipe.to_toml(),
