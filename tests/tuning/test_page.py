@@ -96,12 +96,12 @@ def test_the_page_shows_what_was_found_and_what_mattered(page: str, tiny_run: Ru
 def test_the_page_says_if_the_final_network_is_wider_than_the_trials(tmp_path: Path, tiny_run: Run) -> None:
     told = "time for a wider network"
     recipe = tiny_run.recipe
-    assert told not in write(tmp_path, tiny_run, found=recipe)
+    assert told not in write(tmp_path, tiny_run, recipe=recipe, found=recipe)
     narrower = replace(recipe, model=replace(recipe.model, width=recipe.model.width / 2))
     assert f"{told} than in the trials, so its width is {recipe.model.width:g}" in write(
-        tmp_path, tiny_run, found=narrower
+        tmp_path, tiny_run, recipe=recipe, found=narrower
     )
-    assert told not in write(tmp_path, None, found=narrower)
+    assert told not in write(tmp_path, None, recipe=recipe, found=narrower)
 
 
 def test_the_command_that_trains_again_uses_the_same_data_and_labels(page: str, tmp_path: Path) -> None:
