@@ -25,7 +25,8 @@ FROM ${BASE} AS serve
 # Nothing installs packages here any more.
 RUN rm -rf /usr/local/bin/pip* /usr/local/lib/python3.*/ensurepip /usr/local/lib/python3.*/site-packages/pip*
 COPY --from=build /opt/thumbnet /opt/thumbnet
-# Nothing is written but large uploads while they arrive, in /tmp: the rest of the file system can be read-only.
+# Requests are never written to the disk. /tmp is for Python and the model's libraries: the rest of the file
+# system can be read-only.
 ENV HOME=/tmp \
     THUMBNET_CACHE=/tmp/thumbnet \
     PYTHONDONTWRITEBYTECODE=1 \
@@ -35,7 +36,8 @@ USER 10001:10001
 EXPOSE 8000
 # Python itself gets SIGTERM, and finishes the requests that it has accepted.
 STOPSIGNAL SIGTERM
+# Not urllib.request, which would ask the proxy that http_proxy names.
 HEALTHCHECK --interval=30s --timeout=5s --start-period=20s --retries=3 \
-    CMD ["/opt/thumbnet/bin/python", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:8000/healthz', timeout=3)"]
+    CMD ["/opt/thumbnet/bin/python", "-c", "import http.client, sys; c = http.client.HTTPConnection('127.0.0.1', 8000, timeout=3); c.request('GET', '/healthz'); sys.exit(c.getresponse().status != 200)"]
 ENTRYPOINT ["/opt/thumbnet/bin/thumbnet", "serve", "--host", "0.0.0.0", "--port", "8000"]
 CMD ["/model.onnx"]

@@ -60,7 +60,7 @@ class TutorialDataset(Dataset[tuple[Tensor, int]]):
         return len(self.split)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        with Image.open(self.split.path(index)) as opened:
+        with Image.open(self.split.file(index)) as opened:
             image = ImageOps.expand(opened.convert("RGB"), 4)
         left, top = random.randint(0, 8), random.randint(0, 8)
         image = image.crop((left, top, left + 32, top + 32))

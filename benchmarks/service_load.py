@@ -29,7 +29,7 @@ import numpy as np
 import psutil
 from measure import parser, report
 from service_clients import GROUPS, work
-from service_pictures import broken_pictures, good_pictures, large_picture
+from service_pictures import broken_pictures, deep_picture, good_pictures, large_picture
 from service_wire import DECLARED, WORDS_OF_NO_ANSWER, Load, Picture, get, several, single
 
 from thumbnet.cli.console import note, say, table
@@ -126,6 +126,7 @@ class Result:
         samples: what the service used during the long run, each second.
         stops: the stops, one for each of ``loads``.
         counted: how many answers of each status the service counted in the long run.
+        deep: megabytes by which a form of large 16-bit pictures raised the memory of the idle service.
         accesses: lines of its access log.
         others: other lines that it printed.
     """
@@ -134,6 +135,7 @@ class Result:
     samples: list[Sample] = field(default_factory=list)
     stops: list[Stop] = field(default_factory=list)
     counted: Counter[str] = field(default_factory=Counter)
+    deep: float = 0.0
     accesses: int = 0
     others: list[str] = field(default_factory=list)
 
@@ -177,6 +179,9 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
         action="store_false",
         help="send no batch of each size before",
     )
+    made.add_argument(
+        "--no-deep", dest="deep", action="store_false", help="send no form of large 16-bit pictures before"
+    )
     made.add_argument("--growth", type=float, default=32.0, help="megabytes that memory may grow by")
     made.add_argument("--peak", type=float, default=1000.0, help="megabytes above the start, at any moment")
     made.add_argument(
@@ -198,6 +203,8 @@ async def _model(model: str, options: argparse.Namespace, template: Load) -> Res
             seconds = 60 * options.minutes
             if number == 0 and options.every_batch_size:
                 await _every_batch_size(load)
+            if number == 0 and options.deep:
+                result.deep = await _deep_form(service, load)
             if number:
                 draw = random.Random(f"{options.seed} {number}")
                 seconds = options.stop_after * (0.5 + draw.random())
@@ -232,6 +239,26 @@ async def _every_batch_size(load: Load) -> None:
             await connection.send(several([(one.name, one.content) for one in pictures]))
             answer = await connection.answer()
         load.check(f"{count} pictures", answer, pictures)
+
+
+async def _deep_form(service: Service, load: Load) -> float:
+    """Megabytes by which memory rises while the idle service answers a form of four 16-bit pictures.
+
+    If it decoded all of them at once, that would take 1.6 GB. Clients under load send none: a busy machine
+    decodes them for longer than a stop may take.
+    """
+    picture, started = deep_picture(), time.monotonic()
+    before = most = service.sample(started).memory
+    async with load.connected() as connection:
+        await connection.send(several([(f"{number}.png", picture) for number in range(4)]))
+        asking = asyncio.create_task(connection.answer())
+        while not asking.done():
+            await asyncio.wait([asking], timeout=0.01)
+            most = max(most, service.sample(started).memory)
+    answer = asking.result()
+    if answer.status != 200 and not answer.word.endswith(DECLARED):
+        load.blame(f"a form of large 16-bit pictures: {answer.word}")
+    return most - before
 
 
 async def _under_load(
@@ -314,6 +341,8 @@ def problems(result: Result, growth: float, peak: float) -> list[str]:
         high = max(one.memory for one in result.samples) - result.samples[0].memory
         if high > peak:
             found.append(f"memory rose by {high:.0f} MB, more than {peak:.0f}")
+    if result.deep > peak:
+        found.append(f"a form of large 16-bit pictures took {result.deep:.0f} MB, more than {peak:.0f}")
     for number, stop in enumerate(result.stops, 1):
         found += [f"stop {number} lost a request: {one}" for one in stop.lost]
         if stop.status != 0:
@@ -378,6 +407,8 @@ def _show(model: str, result: Result, options: argparse.Namespace) -> None:
         for number, one in enumerate(result.stops, 1)
     ]
     say(table(["stop", "accepted", "lost", "answered that came later", "seconds", "status"], rows))
+    if result.deep:
+        say(f"a form of four 16-bit pictures of 25 megapixels took {result.deep:.0f} MB")
     counts = ", ".join(f"{status}: {count:,}" for status, count in sorted(result.counted.items()))
     say(f"the service's own count of answers: {counts}; {result.accesses:,} lines in its access log")
 
@@ -403,6 +434,7 @@ def _as_json(result: Result, found: list[str]) -> dict[str, Any]:
             for part in in_tenths(result.samples)
         ],
         "grown": growth_of(result.samples),
+        "deep": result.deep,
         "stops": [asdict(one) for one in result.stops],
         "counted": dict(result.counted),
         "failures": found,

@@ -13,7 +13,14 @@ from service_wire import Picture
 TESTS = Path(__file__).parents[1] / "tests"
 sys.path[:0] = [str(TESTS), str(TESTS / "faults")]
 # Not `from faults.broken`: next to this file, `faults` is a benchmark.
-from broken import FORMATS, SUFFIX, bombs, damages, odd_ones  # type: ignore[import-not-found]  # noqa: E402
+from broken import (  # type: ignore[import-not-found]  # noqa: E402
+    FORMATS,
+    SUFFIX,
+    bombs,
+    damages,
+    odd_ones,
+    png,
+)
 
 
 def good_pictures(arrays: list[Any]) -> list[Picture]:
@@ -48,3 +55,8 @@ def large_picture() -> bytes:
     stream = io.BytesIO()
     Image.effect_noise((400, 300), 60).convert("RGB").resize((4000, 3000)).save(stream, "jpeg", quality=60)
     return stream.getvalue()
+
+
+def deep_picture(side: int = 5000) -> bytes:
+    """A black PNG with 16 bits per channel: a small file, but decoding 25 megapixels takes 0.4 GB."""
+    return bytes(png(side, side, depth=16, body=bytes((1 + 6 * side) * side)))

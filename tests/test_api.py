@@ -100,6 +100,18 @@ def test_a_stopped_training_is_saved_and_resumes_to_the_same_result(
     assert run.weights_path.read_bytes() == whole.weights_path.read_bytes()
 
 
+def test_a_folder_for_downloads_that_is_not_recorded_has_to_be_given_again(tmp_path: Path) -> None:
+    data, out, new = coloured_data(), tmp_path / "run", str(tmp_path / "new")
+    with pytest.raises(InterruptedRunError) as stopped:
+        thumbnet.train(
+            data, "one-cycle", overrides=ONE, out=out, data_dir="old", listener=StopAfter(1), progress=False
+        )
+    assert f"thumbnet.resume({str(out)!r}, data=DATA)\n" in str(stopped.value)
+    with pytest.raises(InterruptedRunError) as stopped:
+        thumbnet.resume(out, data=data, data_dir=new, listener=StopAfter(2), progress=False)
+    assert f"thumbnet.resume({str(out)!r}, data=DATA, data_dir={new!r})\n" in str(stopped.value)
+
+
 def test_loaded_data_need_not_be_given_again(tmp_path: Path) -> None:
     pictures = write_class_folders(tmp_path / "pictures", [""], per_class=20)
     data, out = thumbnet.load_data(pictures, split_seed=3, classes_from="leaf"), tmp_path / "run"

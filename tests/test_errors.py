@@ -20,6 +20,7 @@ from thumbnet.errors import (
     memory_guard,
     nearest,
     printable,
+    some_of,
 )
 
 
@@ -126,3 +127,11 @@ def test_a_killed_decoding_process_is_explained() -> None:
         errors.memory_guard("cpu", "training", "Rest"),
     ):
         raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. ")
+
+
+def test_of_many_names_the_first_are_listed_and_the_others_counted() -> None:
+    assert some_of([]) == ""
+    assert some_of(["a", "b"]) == "a, b"
+    assert some_of(list("abcde")) == "a, b, c, d, e"
+    assert some_of(list("abcdef")) == "a, b, c, d, e and 1 more"
+    assert some_of(list("abcdef"), 2) == "a, b and 4 more"

@@ -52,6 +52,10 @@ def test_measures_agree_with_scikit_learn(sample: tuple[torch.Tensor, torch.Tens
     assert np.allclose([c.recall for c in result.classes], recall)
     assert np.allclose([c.f1 for c in result.classes], f1)
     assert [c.pictures for c in result.classes] == support.tolist()
+    assert [c.predicted for c in result.classes] == np.bincount(predicted.numpy(), minlength=8).tolist()
+    unknown = [[value is None for value in one.defined] for one in result.classes]
+    assert unknown[:6] == [[False] * 3] * 6
+    assert unknown[6:] == [[True, False, False], [False, True, True]]
     assert result.loss == pytest.approx(
         metrics.log_loss(labels, logits.double().softmax(1), labels=range(8)), rel=1e-6
     )

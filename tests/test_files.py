@@ -4,6 +4,8 @@ import errno
 import json
 import math
 import os
+import stat
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -300,6 +302,85 @@ def test_without_locks_of_the_system_the_error_names_the_file_that_a_killed_proc
         locked(path, "busy"),
     ):
         pass
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are forked only on Unix")
+def test_a_lock_is_free_once_all_processes_of_a_killed_training_have_ended(tmp_path: Path) -> None:
+    """With filelock before version 4, a forked process keeps the lock of its parent."""
+    code = (
+        "import os, sys, time\n"
+        "from pathlib import Path\n"
+        "from thumbnet.files import locked\n"
+        "with locked(Path(sys.argv[1]), 'busy'):\n"
+        "    if not os.fork():\n"
+        "        time.sleep(1)\n"  # outlives its parent
+        "    os._exit(0)\n"  # without releasing the lock
+    )
+    subprocess.run([sys.executable, "-c", code, str(tmp_path / "lock")], check=True)
+    with locked(tmp_path / "lock", "busy", wait=30):
+        pass
+
+
+class FolderTrouble:
+    """Stands for ``os`` where syncing or opening a folder fails."""
+
+    def __init__(self, fsync: int = 0, opened: int = 0, listable: bool = True) -> None:
+        self._fsync, self._opened, self._listable = fsync, opened, listable
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(os, name)
+
+    def access(self, folder: Path, mode: int) -> bool:
+        return self._listable
+
+    def open(self, folder: Path, flags: int) -> int:
+        if self._opened:
+            raise OSError(self._opened, os.strerror(self._opened), str(folder))
+        return os.open(folder, flags)
+
+    def fsync(self, descriptor: int) -> None:
+        if self._fsync and stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(self._fsync, os.strerror(self._fsync))
+
+
+@pytest.mark.parametrize(
+    "trouble",
+    [
+        FolderTrouble(fsync=errno.EINVAL),
+        FolderTrouble(fsync=errno.ENOTSUP),
+        FolderTrouble(opened=errno.EACCES, listable=False),
+    ],
+)
+def test_a_file_system_that_cannot_sync_folders_can_be_written_to(
+    trouble: FolderTrouble, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(files, "os", trouble)
+    files.make_folder(tmp_path / "a" / "b")
+    write_file(tmp_path / "a" / "b" / "x", "text")
+    files.sync_below(tmp_path)
+    assert (tmp_path / "a" / "b" / "x").read_text() == "text"
+
+
+@pytest.mark.parametrize(
+    "trouble",
+    [
+        FolderTrouble(fsync=errno.EIO),
+        FolderTrouble(fsync=errno.ENOSPC),
+        FolderTrouble(opened=errno.EACCES),
+        FolderTrouble(opened=errno.EIO),
+    ],
+)
+def test_an_error_after_the_rename_does_not_say_that_the_former_file_is_kept(
+    trouble: FolderTrouble, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "x"
+    write_file(path, "former")
+    monkeypatch.setattr(files, "os", trouble)
+    with pytest.raises(RunError, match="cannot write .*x: .* The new file is in its place") as caught:
+        write_file(path, "new")
+    assert "former" not in str(caught.value)
+    assert path.read_text() == "new"
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_a_new_file_replaces_nothing_not_even_a_broken_link(tmp_path: Path) -> None:

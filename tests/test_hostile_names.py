@@ -32,6 +32,7 @@ NAMES = [
     "a\nb.png",
     '=HYPERLINK("http:evil").png',
     "<script>alert(1)<b>.png",
+    "a\rb.png",
 ]
 CLASSES = ["=1+1", "<b>blue", "@SUM(A1)"]
 # What a terminal obeys, apart from ends of lines and tabs.

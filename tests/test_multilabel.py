@@ -83,6 +83,7 @@ def test_every_measure_is_that_of_its_definition() -> None:
     assert found.map == pytest.approx(np.mean([one.average_precision for one in found.labels]))
     assert [one.pictures for one in found.labels] == targets.sum(axis=0).tolist()
     assert [one.threshold for one in found.labels] == list(thresholds)
+    assert [one.predicted for one in found.labels] == decisions["own"].sum(axis=0).tolist()
     both = int((targets[:, 0] & targets[:, 1]).sum())
     assert found.together[0][1] == found.together[1][0] == both
     assert found.together[2][2] == targets[:, 2].sum()
@@ -98,6 +99,10 @@ def test_labels_that_no_picture_has_do_not_count_towards_the_means() -> None:
     found = evaluate_labels(logits, targets, NAMES)
     known = [found.labels[0], found.labels[2]]
     assert found.labels[1].average_precision is None
+    assert found.labels[1].defined[1:] == (None, None, None)
+    assert None not in (*found.labels[0].defined, found.labels[1].defined[0])
+    never = evaluate_labels(logits, targets, NAMES, (1.0, 0.5, 0.5)).labels[0]
+    assert (never.precision, never.defined[:2]) == (0.0, (None, 0.0))
     assert found.map == pytest.approx(np.mean([one.average_precision for one in known]))
     assert found.at_half.macro_f1 == pytest.approx(np.mean([one.f1_at_half for one in known]))
     nothing = evaluate_labels(logits, np.zeros_like(targets), NAMES)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 import shutil
 from pathlib import Path
@@ -14,8 +15,10 @@ import thumbnet
 from helpers import coloured, coloured_data, write_class_folders, write_picture
 from own_networks import OwnPackage
 from thumbnet.cli import main
-from thumbnet.errors import InterruptedRunError, ModelCodeError, OwnCodeError
+from thumbnet.errors import InterruptedRunError, ModelCodeError, OwnCodeError, RunError
+from thumbnet.reports.comparison import group_runs
 from thumbnet.runs.folder import Run
+from thumbnet.training.listener import Listener
 from thumbnet.training.train import resume, train
 from training_helpers import StopAfter
 
@@ -128,6 +131,67 @@ def test_a_resumed_run_gives_the_same_weights_as_an_uninterrupted_run(
     own.forget()
     assert main(["train", "--resume", "stopped", "--model-code", LOSS, "--quiet"]) == 0
     assert Run(Path("stopped")).weights_path.read_bytes() == whole.weights_path.read_bytes()
+
+
+def edit(own: OwnPackage) -> None:
+    """Change the file with both functions, and forget what it was."""
+    own.write("mypackage/own.py", OWN.format(trace=str(own.trace)).replace("** 2", "** 3"))
+    own.forget()
+    own.import_own()
+
+
+def test_a_training_that_is_resumed_with_other_code_says_so_and_is_no_repetition(
+    own: OwnPackage, data: Path
+) -> None:
+    class Noting(StopAfter):
+        def __init__(self, steps: int) -> None:
+            super().__init__(steps)
+            self.notes: list[str] = []
+
+        def on_note(self, text: str) -> None:
+            self.notes.append(text)
+
+    def start(out: str, listener: Listener) -> Run:
+        return train(
+            data, "one-cycle", overrides=SETTINGS, out=out, device="cpu", listener=listener, auto_resume=True
+        )
+
+    calm = start("calm", Listener())
+    digest = hashlib.sha256((own.folder / "mypackage" / "own.py").read_bytes()).hexdigest()
+    assert calm.settings["code"] == {"training.loss": digest, "augment.custom": digest}
+    with pytest.raises(InterruptedRunError):
+        start("run", StopAfter(1))
+    with pytest.raises(InterruptedRunError):
+        resume("run", device="cpu", listener=(unchanged := Noting(2)))
+    edit(own)
+    for out in ("calm", "run"):
+        with pytest.raises(RunError, match=f"training.loss: the file with {LOSS} has changed"):
+            start(out, Listener())
+    run = resume("run", device="cpu", listener=(told := Noting(1000)))
+    assert not any("has changed" in note for note in unchanged.notes)
+    assert sum("has changed since run began" in note for note in told.notes) == 2
+    changed = run.settings
+    assert changed["code_before"] == {"training.loss": [digest], "augment.custom": [digest]}
+    assert changed["code"] != calm.settings["code"]
+    assert start("run", Listener()).path == run.path  # the code is now the recorded one
+    assert len(group_runs([calm, run])) == 2
+
+
+def test_a_training_that_begins_again_has_only_the_code_that_it_begins_with(
+    own: OwnPackage, data: Path
+) -> None:
+    class Stop(Listener):
+        def on_start(self, *_: object) -> None:
+            raise KeyboardInterrupt  # before the first checkpoint
+
+    with pytest.raises(KeyboardInterrupt):
+        train(data, "one-cycle", overrides=SETTINGS, out="run", device="cpu", listener=Stop())
+    before = Run(Path("run")).settings["code"]
+    edit(own)
+    run = resume("run", device="cpu")
+    assert run.settings["code"].keys() == before.keys()
+    assert run.settings["code"] != before
+    assert "code_before" not in run.settings
 
 
 def test_both_functions_change_the_weights(data: Path) -> None:

@@ -29,6 +29,7 @@ from thumbnet.training.tracking import tracked
 if TYPE_CHECKING:
     from thumbnet.data.splits import Progress
     from thumbnet.publish.checked import Exported
+    from thumbnet.runs.weights_info import WeightsInfo
     from thumbnet.tuning.listener import TuneListener
     from thumbnet.tuning.search import Tuned
 
@@ -56,9 +57,9 @@ def train(
     >>> run.summary["split"], run.summary["epochs"]
     ('test', 1)
 
-    Ctrl-C, SIGTERM and a notebook's stop button end the training after its step. The run is saved, and
-    :func:`resume` continues it. A second Ctrl-C ends it at once. In a thread other than the main one, signals
-    do not arrive; there a ``listener`` can ask to stop.
+    Ctrl-C, SIGTERM, SIGHUP (the terminal was closed) and a notebook's stop button end the training after its
+    step. The run is saved, and :func:`resume` continues it. A second Ctrl-C ends it at once. In a thread
+    other than the main one, signals do not arrive; there a ``listener`` can ask to stop.
 
     Args:
         data: anything that :func:`thumbnet.load_data` accepts or returned.
@@ -91,7 +92,8 @@ def train(
         KeyboardInterrupt: it was stopped before its first step, or a second time.
     """
     settings = _with_model(overrides, model)
-    with _followed(progress, listener, track) as told, _continued_by("resume", data, model):
+    elsewhere = data_dir if auto_resume else None  # the run may record another folder
+    with _followed(progress, listener, track) as told, _continued_by("resume", data, model, elsewhere):
         return training.train(
             data,
             recipe,
@@ -114,6 +116,7 @@ def resume(
     overrides: Sequence[str] | Mapping[str, Any] = (),
     data: Any = None,
     device: str = "auto",
+    data_dir: str | Path | None = None,
     progress: bool = True,
     listener: Listener | None = None,
     track: Sequence[str] = (),
@@ -134,6 +137,7 @@ def resume(
         out, overrides: with ``more_epochs``, the new run's folder and settings to change.
         data: the run's data, if they were in memory, such as ``(images, labels)``.
         device: ``auto``, ``cpu``, ``gpu``, ``cuda``, ``cuda:1``, ``mps``.
+        data_dir: folder for downloads and unpacked archives, if it is no longer the one that the run records.
         progress, listener, track: as for :func:`train`.
         model: the class or function that builds the run's network, if it is one of your own. It is not
             needed if the code that registers the network has been imported.
@@ -149,7 +153,7 @@ def resume(
         DataError: its data cannot be loaded, or have changed.
         InterruptedRunError, KeyboardInterrupt: as for :func:`train`.
     """
-    with _followed(progress, listener, track) as told, _continued_by("resume", data, model):
+    with _followed(progress, listener, track) as told, _continued_by("resume", data, model, data_dir):
         return training.resume(
             os.fspath(run_path),
             device=device,
@@ -158,6 +162,7 @@ def resume(
             out=out,
             overrides=assignments_of(overrides),
             data=data,
+            data_dir=data_dir,
             model=model,
             finish=finish,
         )
@@ -182,7 +187,7 @@ def tune(
 
     The test split chooses nothing. The first trial is the recipe as it is, so the result is never worse than
     it by the search's own measure. The same seed and number of ``trials`` give the same result. Ctrl-C,
-    SIGTERM and a notebook's stop button end the search; :func:`resume_tuning` goes on with it.
+    SIGTERM, SIGHUP and a notebook's stop button end the search; :func:`resume_tuning` goes on with it.
 
     Args:
         data: anything that :func:`thumbnet.load_data` accepts or returned.
@@ -225,6 +230,7 @@ def resume_tuning(
     *,
     data: Any = None,
     device: str = "auto",
+    data_dir: str | Path | None = None,
     progress: bool = True,
     listener: TuneListener | None = None,
     model: Callable[..., nn.Module] | None = None,
@@ -236,6 +242,8 @@ def resume_tuning(
     Args:
         path: the folder of the search.
         data: the data of the search, if they were in memory.
+        data_dir: folder for downloads and unpacked archives, if it is no longer the one that the search
+            records.
         device, progress, listener: as for :func:`tune`.
         model: the class or function that builds the search's network, if it is one of your own. It is not
             needed if the code that registers the network has been imported.
@@ -248,8 +256,10 @@ def resume_tuning(
     """
     from thumbnet.tuning import tune as tuning
 
-    with _searched(progress, listener) as told, _continued_by("resume_tuning", data, model):
-        return tuning.resume_tuning(os.fspath(path), device=device, listener=told, data=data, model=model)
+    with _searched(progress, listener) as told, _continued_by("resume_tuning", data, model, data_dir):
+        return tuning.resume_tuning(
+            os.fspath(path), device=device, listener=told, data=data, data_dir=data_dir, model=model
+        )
 
 
 def export(
@@ -271,8 +281,8 @@ def export(
         run: the run, its folder, a ``model.safetensors``, or ``hf:OWNER/NAME[@REVISION]``.
         format: ``onnx``, ``onnx-any-size``, ``onnx-int8``, ``torch-export``, ``safetensors`` or ``web``; see
             :func:`thumbnet.publish.export.export`.
-        out: the file to write; needed for ``safetensors``. By default ``model.onnx``, ``model.int8.onnx``,
-            ... in the run's folder.
+        out: the file to write; needed for ``safetensors`` and for a network on the Hub. By default
+            ``model.onnx``, ``model.int8.onnx``, ... in the run's folder.
         data: the data for the comparison and for the calibration of ``onnx-int8``: anything that
             :func:`thumbnet.load_data` accepts or returned; by default the run's data.
         data_dir: folder for downloads.
@@ -293,7 +303,7 @@ def export(
     wanted = target(place, format, out)
     if model is not None:
         provide(wanted.info.model.name, model)
-    found = _data_for(place, wanted.info.fingerprint, data, data_dir)
+    found = _data_for(place, wanted.info, data, data_dir)
     counting = _counting if progress else _uncounted
     if format == "web":
         from thumbnet.cli.export import fetch_web_runtime
@@ -319,17 +329,16 @@ def _with_model(
     return [*settings, f"model.name={name_of(model)}"]
 
 
-def _data_for(run: str, fingerprint: str, data: Any, data_dir: str | Path | None) -> Data | None:
+def _data_for(run: str, info: WeightsInfo, data: Any, data_dir: str | Path | None) -> Data | None:
     """The data on which an export is compared with its run, as the command finds them."""
     from thumbnet.cli.console import note
-    from thumbnet.runs.data import Wanted, load_wanted, open_run
+    from thumbnet.runs.data import Wanted, load_wanted, open_run, settings_for
     from thumbnet.runs.finding import are_gone
-    from thumbnet.runs.provenance import recipe_of
 
     if isinstance(data, Data):
         return data  # read and split already, as for a training
     if data is not None and not isinstance(data, str | Path):
-        return load_data(data, data_dir=data_dir, settings=recipe_of(run).data, one_class=True)
+        return load_data(data, data_dir=data_dir, settings=settings_for(run, info), one_class=True)
     trained = open_run(run)
     own = None if trained is None else trained.settings.get("data")
     source = own if data is None else str(data)
@@ -339,9 +348,9 @@ def _data_for(run: str, fingerprint: str, data: Any, data_dir: str | Path | None
         return load_wanted(
             Wanted(
                 source,
-                recipe_of(run).data,
+                settings_for(run, info),
                 trained,
-                fingerprint,
+                info.fingerprint,
                 data_dir=None if data_dir is None else str(data_dir),
                 tell=lambda text: note(f"thumbnet: {text}"),
             )
@@ -395,18 +404,25 @@ def _searched(progress: bool, listener: TuneListener | None) -> Iterator[TuneLis
 
 
 @contextmanager
-def _continued_by(function: str, data: Any, model: Callable[..., nn.Module] | None) -> Iterator[None]:
+def _continued_by(
+    function: str,
+    data: Any,
+    model: Callable[..., nn.Module] | None,
+    data_dir: str | Path | None = None,
+) -> Iterator[None]:
     """If the work is stopped, let the error name the call that continues it.
 
     Args:
         function: the function of this package.
         data: what the call was given; data in memory have to be given again.
         model: the same.
+        data_dir: the folder that was given instead of the recorded one, if any.
     """
     try:
         yield
     except InterruptedRunError as error:
         more = ", data=DATA" * _is_in_memory(data) + ", model=MODEL" * (model is not None)
+        more += "" if data_dir is None else f", data_dir={str(data_dir)!r}"
         call = f"thumbnet.{function}({str(error.path)!r}{more}"
         error.continue_by(f"{call})", f"{call}, finish=True)")
         raise

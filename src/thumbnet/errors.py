@@ -378,3 +378,9 @@ def nearest(name: str, known: Iterable[str]) -> str:
     close = close or difflib.get_close_matches(name.lower(), choices, n=1, cutoff=0.5)
     hint = f"Did you mean {close[0]!r}? " if close else ""
     return f"{hint}Known: {', '.join(choices)}."
+
+
+def some_of(names: Sequence[str], shown: int = 5) -> str:
+    """The first of many ``names``, and how many more there are: ``a, b, c, d, e and 3 more``."""
+    more = len(names) - shown
+    return ", ".join(names[:shown]) + (f" and {more} more" if more > 0 else "")

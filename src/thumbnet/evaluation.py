@@ -25,13 +25,33 @@ _SERIES = 100  # degrees of freedom from which on a series gives Student's quant
 
 @dataclass(frozen=True)
 class ClassScore:
-    """The number of pictures of a class, and its precision, recall and F1, 0 to 1; 0 if undefined."""
+    """How well a class is recognised.
+
+    Attributes:
+        name: the class.
+        pictures: how many pictures belong to it.
+        precision, recall, f1: 0 to 1; 0 if undefined.
+        predicted: how many pictures the network puts into it.
+    """
 
     name: str
     pictures: int
     precision: float
     recall: float
     f1: float
+    predicted: int
+
+    @property
+    def defined(self) -> tuple[float | None, float | None, float | None]:
+        """Precision, recall and F1.
+
+        Precision is None if the class is never predicted, the others if it has no pictures.
+        """
+        return (
+            self.precision if self.predicted else None,
+            self.recall if self.pictures else None,
+            self.f1 if self.pictures else None,
+        )
 
 
 @dataclass(frozen=True)
@@ -337,7 +357,7 @@ def _class_score(name: str, confusion: np.ndarray, label: int) -> ClassScore:
     precision = hits / predicted if predicted else 0.0
     recall = hits / pictures if pictures else 0.0
     f1 = 2 * hits / (pictures + predicted) if pictures + predicted else 0.0
-    return ClassScore(name, pictures, precision, recall, f1)
+    return ClassScore(name, pictures, precision, recall, f1, predicted)
 
 
 @dataclass(frozen=True, eq=False)

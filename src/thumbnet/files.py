@@ -24,6 +24,7 @@ import platformdirs
 from thumbnet.errors import RunError
 
 DAY = 24 * 3600  # seconds
+_CANNOT_SYNC = (errno.EINVAL, errno.ENOTSUP)  # how a file system says that it cannot sync a folder
 
 
 def cache_folder() -> Path:
@@ -250,14 +251,15 @@ def _to_replace(path: Path) -> Path:
 def write_with(path: Path, write: Callable[[IO[bytes]], object], *, private: bool = False) -> None:
     """Let ``write`` fill a temporary file in the same folder, sync it to disk, and rename it to ``path``.
 
-    If anything fails, ``path`` keeps its former content. A symbolic link stays one: its file is replaced.
-    Only this user can read a ``private`` file.
+    If anything fails before the rename, ``path`` keeps its former content. A symbolic link stays one: its
+    file is replaced. Only this user can read a ``private`` file.
 
     Raises:
         RunError: the file cannot be written: no space, no permission, no such folder, or ``path`` is no file.
     """
     real = _to_replace(path)
-    temporary = None
+    temporary: Path | None = None
+    renamed = False
     try:
         with tempfile.NamedTemporaryFile(
             dir=real.parent, prefix=f".{real.name}.", suffix=".tmp", delete=False
@@ -269,10 +271,14 @@ def write_with(path: Path, write: Callable[[IO[bytes]], object], *, private: boo
         if not private:  # the temporary file is
             temporary.chmod(0o666 & ~_umask())
         temporary.replace(real)
-        temporary = None
+        temporary, renamed = None, True
         _sync_folder(real.parent)
     except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
-        kept = ". The former file is kept." if os.path.exists(real) else ""
+        kept = ""
+        if renamed:
+            kept = ". The new file is in its place, but a power cut may undo that."
+        elif os.path.exists(real):
+            kept = ". The former file is kept."
         raise RunError(f"cannot write {path}: {reason(error)}{kept}") from None
     finally:
         if temporary is not None:
@@ -383,11 +389,26 @@ def _umask() -> int:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Sync a folder, where the system can do that, so that a rename in it survives a power cut."""
+    """Sync a folder so that a rename in it survives a power cut, where the system can do that.
+
+    Some file systems (network drives, FUSE) cannot sync a folder, and in a folder that a user may not list,
+    new files can be written all the same. There, a file is written, but nothing promises that its name lasts.
+
+    Raises:
+        OSError: opening or syncing the folder fails for another reason, such as an I/O error.
+    """
     if not hasattr(os, "O_DIRECTORY"):
         return
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    except PermissionError:
+        if os.access(folder, os.R_OK):
+            raise
+        return
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in _CANNOT_SYNC:
+            raise
     finally:
         os.close(descriptor)

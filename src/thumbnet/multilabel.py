@@ -43,6 +43,7 @@ class LabelScore:
         threshold: the probability from which on the network gives the label.
         precision, recall, f1: at this threshold, 0 to 1; 0 if undefined.
         f1_at_half: F1 at a threshold of 0.5.
+        predicted: to how many pictures the network gives the label at its threshold.
     """
 
     name: str
@@ -53,6 +54,20 @@ class LabelScore:
     recall: float
     f1: float
     f1_at_half: float
+    predicted: int
+
+    @property
+    def defined(self) -> tuple[float | None, float | None, float | None, float | None]:
+        """Precision, recall, F1, and F1 at 0.5.
+
+        Precision is None if the label is never given, the others if no picture has it.
+        """
+        return (
+            self.precision if self.predicted else None,
+            self.recall if self.pictures else None,
+            self.f1 if self.pictures else None,
+            self.f1_at_half if self.pictures else None,
+        )
 
 
 @dataclass(frozen=True)
@@ -163,6 +178,7 @@ def evaluate_labels(
             float(cuts[i]),
             *_rates(given[:, i], truth[:, i]),
             _rates(half[:, i], truth[:, i])[2],
+            int(given[:, i].sum()),
         )
         for i, name in enumerate(class_names)
     ]

@@ -236,3 +236,12 @@ def test_very_many_pictures_are_sampled_and_decoded_during_the_training(
     assert torch.equal(positions, engines.sample_positions(1000))
     assert 8 <= len(positions) <= 12
     assert bool((positions.diff() > 0).all())
+
+
+def test_a_sample_is_of_the_pictures_that_are_asked_for() -> None:
+    whole = prepare(coloured_data(), recipe(), CPU).evaluation["test"]
+    odd = torch.arange(1, 60, 2)
+    assert whole.sample(4).positions.tolist() == [0, 20, 39, 59]
+    assert whole.sample(4, odd).positions.tolist() == [1, 21, 39, 59]
+    assert torch.equal(whole.sample(100, odd).positions, odd)
+    assert torch.equal(whole.positions, torch.arange(60))

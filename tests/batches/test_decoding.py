@@ -300,17 +300,17 @@ class TestForked:
         assert isinstance(split, FileSplit)
         damaged = [1, 5, 6, len(split) - 1]
         for index in damaged:
-            split.path(index).write_bytes(split.path(index).read_bytes()[:50])
+            split.file(index).write_bytes(split.file(index).read_bytes()[:50])
         with pytest.raises(UnreadableImagesError) as caught:
             decode_split(train_split(pictures), (16, 16), "pad")
-        assert [error.name for error in caught.value.errors] == [str(split.path(index)) for index in damaged]
+        assert [error.name for error in caught.value.errors] == [str(split.file(index)) for index in damaged]
         assert list(decoding.find_unreadable(train_split(pictures))) == damaged
         assert len(forks) == 4
 
     def test_a_picture_of_another_size_is_found(self, pictures: Path, forks: list[int]) -> None:
         split = train_split(pictures)
         assert isinstance(split, FileSplit)
-        write_picture(split.path(len(split) - 1), noise(0, 20, 40))
+        write_picture(split.file(len(split) - 1), noise(0, 20, 40))
         assert shared_size(train_split(pictures), "crop") is None
         assert forks
 

@@ -155,8 +155,8 @@ def started_by(fetched: Iterator[torch.Tensor]) -> list[BaseProcess]:
 def test_workers_ignore_signals_that_a_scheduler_sends_to_all_processes(split: Split) -> None:
     fetched = WorkerEngine(split, (16, 16), "pad", 1).fetch(torch.arange(len(split)).split(1))
     (worker,) = started_by(fetched)
-    for _ in range(2):
-        subprocess.run(["kill", "-TERM", str(worker.pid)], check=True)
+    for name in ("-TERM", "-HUP", "-TERM"):
+        subprocess.run(["kill", name, str(worker.pid)], check=True)
     assert len(list(fetched)) == len(split) - 1 > 10
 
 

@@ -124,6 +124,18 @@ def test_a_helper_starts_no_helpers_of_its_own(monkeypatch: pytest.MonkeyPatch) 
     assert not by_helper[0]
 
 
+def hang_up() -> bool:
+    for one in (signal.SIGHUP, signal.SIGINT):
+        os.kill(os.getpid(), one)
+    return True
+
+
+def test_helpers_ignore_what_a_terminal_sends_to_all_processes() -> None:
+    work = Work(20, hang_up)
+    assert sorted(do_parts(work, 20, 2)) == list(range(20))
+    assert HELPER in work.who
+
+
 def test_helpers_end_with_the_iteration() -> None:
     assert next(do_parts(Work(100, hang), 100, 2)) in range(100)  # and the iteration is given up
 

@@ -17,6 +17,7 @@ from thumbnet.batches.leaks import (
     RepeatSearch,
     are_among,
     belonging,
+    belonging_to_training,
     engine_digests,
     lines_about,
     snapshot,
@@ -156,3 +157,17 @@ def test_copies_and_pictures_of_a_group_belong_together() -> None:
     assert belonging(engine_of(split), groups).tolist() == [0, 1, 0, 1, 0]
     workers = WorkerEngine(split, (16, 16), "crop", 0)
     assert belonging(workers, groups).tolist() == [0, 1, 2, 1, 2]
+
+
+def test_held_out_pictures_belong_to_training_as_copies_or_by_their_group() -> None:
+    train, val = split_of([1, 2, 3], [0, 1, 0], "train"), split_of([9, 2, 8, 7], [0, 1, 0, 1], "val")
+    here, there = engine_of(val), engine_of(train)
+    assert belonging_to_training(here, None, there, None).tolist() == [False, True, False, False]
+    own, their = (
+        np.array(["ann", "bob", "eve", "ann"], dtype=object),
+        np.array(["eve", "dan", "dan"], dtype=object),
+    )
+    assert belonging_to_training(here, own, there, their).tolist() == [False, True, True, False]
+    assert belonging_to_training(here, own, there, None).tolist() == [False, True, False, False]
+    unread = WorkerEngine(train, (16, 16), "crop", 0)
+    assert not belonging_to_training(here, None, unread, None).any()

@@ -6,11 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from helpers import coloured_data, coloured_labels
+from helpers import coloured_data, coloured_labels, write_label_table
 from thumbnet.classifiers.labels import check_fits, labels_above, log_probabilities, targets_for
 from thumbnet.classifiers.load import load_classifier
 from thumbnet.classifiers.temperature import fit_sigmoid_temperature, fit_temperature
-from thumbnet.errors import DataError
+from thumbnet.errors import DataError, UnreadableImagesError
 from thumbnet.runs.folder import Run
 from thumbnet.runs.weights import read_weights
 
@@ -70,6 +70,21 @@ def test_data_in_memory_are_measured(label_run: Run) -> None:
     images = np.stack([np.asarray(TEST.load(i)) for i in range(len(TEST))])
     given = classifier.evaluate_labels((images, TEST.targets))
     assert given.map == pytest.approx(label_run.summary["map"])
+
+
+def test_pictures_that_cannot_be_read_can_be_left_out_of_the_measurement(
+    label_run: Run, tmp_path: Path
+) -> None:
+    table = write_label_table(tmp_path, coloured_labels(30))
+    (tmp_path / "test-0.png").write_bytes(b"no picture")
+    classifier, seen = load_classifier(label_run.path, "cpu"), list[tuple[int, int]]()
+    with pytest.raises(UnreadableImagesError, match=r"test-0\.png"):
+        classifier.evaluate_labels(table)
+    found = classifier.evaluate_labels(
+        table, on_bad_image="skip", progress=lambda done, total: seen.append((done, total))
+    )
+    assert found.pictures == 29
+    assert seen
 
 
 def test_probabilities_are_sigmoids_or_a_softmax(label_run: Run, tiny_run: Run) -> None:

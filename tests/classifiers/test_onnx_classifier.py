@@ -15,7 +15,7 @@ import pytest
 from helpers import coloured, of_many_sizes
 from thumbnet.classifiers.base import Classifier
 from thumbnet.classifiers.load import load_classifier, load_run
-from thumbnet.classifiers.onnx_classifier import OnnxClassifier
+from thumbnet.classifiers.onnx_classifier import EXACT_PRODUCTS, OnnxClassifier
 from thumbnet.errors import DataError, MissingExtraError, RunError, UnreadableImagesError
 from thumbnet.runs.folder import Run
 
@@ -192,3 +192,45 @@ def test_no_more_threads_are_started_than_this_process_may_use_cores(
     monkeypatch.setattr("thumbnet.classifiers.onnx_classifier.library_threads", lambda: 2)
     assert OnnxClassifier(onnx_file).threads == 2
     assert OnnxClassifier(onnx_file, threads=5).threads == 5
+
+
+@pytest.mark.parametrize(
+    ("flags", "asked"),
+    [("", True), ("avx2 fma", True), ("avx2 avx512_vnni", False), ("avx2 avx_vnni", False)],
+)
+def test_exact_sums_are_asked_for_unless_the_processor_has_vnni(
+    flags: str, asked: bool, onnx_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("thumbnet.classifiers.onnx_classifier.instructions", lambda: set(flags.split()))
+    options = OnnxClassifier(onnx_file)._session.get_session_options()
+    key, value = EXACT_PRODUCTS
+    if asked:
+        assert options.get_session_config_entry(key) == value
+    else:
+        with pytest.raises(RuntimeError, match=key):
+            options.get_session_config_entry(key)
+
+
+def test_the_option_makes_sums_of_8_bit_products_exact() -> None:
+    """A processor with VNNI passes without it, too; any other x86 processor clips these sums."""
+    pytest.importorskip("onnx", reason="the extra 'export' is not installed")
+    import onnxruntime
+    from onnx import TensorProto, helper, numpy_helper
+
+    constants = [
+        numpy_helper.from_array(np.full((64, 16), 127, dtype=np.int8), "weights"),
+        numpy_helper.from_array(np.array(0, dtype=np.uint8), "zero of given"),
+        numpy_helper.from_array(np.array(0, dtype=np.int8), "zero of weights"),
+    ]
+    given = helper.make_tensor_value_info("given", TensorProto.UINT8, [1, 64])
+    sums = helper.make_tensor_value_info("sums", TensorProto.INT32, [1, 16])
+    node = helper.make_node("MatMulInteger", ["given", *(one.name for one in constants)], ["sums"])
+    graph = helper.make_graph([node], "sums", [given], [sums], constants)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    options = onnxruntime.SessionOptions()
+    options.add_session_config_entry(*EXACT_PRODUCTS)
+    session = onnxruntime.InferenceSession(
+        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
+    (found,) = session.run(None, {"given": np.full((1, 64), 255, dtype=np.uint8)})
+    assert found.tolist() == [[64 * 255 * 127] * 16]

@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import errno
+import io
 import json
+import os
 import sys
 
 import pytest
@@ -14,6 +17,27 @@ def test_results_go_to_stdout_and_notes_to_stderr(capsys: pytest.CaptureFixture[
     say("result")
     note("by the way")
     assert capsys.readouterr() == ("result\n", "by the way\n")
+
+
+class Dead(io.StringIO):
+    """A terminal that was closed, or a pipe whose reader has ended."""
+
+    def __init__(self, error: int) -> None:
+        super().__init__()
+        self._error = error
+
+    def write(self, text: str) -> int:
+        raise OSError(self._error, os.strerror(self._error))
+
+
+def test_a_note_to_a_closed_terminal_is_lost_but_the_end_of_a_pipe_is_an_error(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(sys, "stderr", Dead(errno.EIO))
+    note("nobody reads this")
+    monkeypatch.setattr(sys, "stderr", Dead(errno.EPIPE))
+    with pytest.raises(BrokenPipeError):
+        note("nobody reads this")
 
 
 def test_a_sentence_is_broken_between_words_only_on_a_terminal(

@@ -4,12 +4,16 @@ import errno
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from helpers import coloured, write_class_folders, write_picture
-from thumbnet.cli import main
+from thumbnet.cli import data as command
+from thumbnet.cli import main, views
 from thumbnet.invocation import command as typed
+from thumbnet.reports import augmented, figures
+from thumbnet.training import choose
 
 
 def test_data_prints_layout_sizes_and_counts_and_draws_pictures(
@@ -51,6 +55,30 @@ def test_data_names_pictures_that_appear_twice_in_a_split(
     assert values["repeats"][11] == [["train", "train/red/0.png"], ["train", "train/red/copy-11.png"]]
 
 
+def test_data_names_a_picture_of_each_class_that_shares_it_and_says_where_a_list_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_class_folders(tmp_path, ["train", "test"])
+    for number in range(5):
+        shutil.copy(tmp_path / "train/blue/0.png", tmp_path / f"train/blue/copy-{number}.png")
+    for name in ("0", "1", "2"):
+        shutil.copy(tmp_path / f"train/blue/{name}.png", tmp_path / f"train/red/blue-{name}.png")
+        (tmp_path / f"test/green/broken-{name}.png").write_bytes(b"no picture")
+    monkeypatch.setattr(views, "PAIRS_SHOWN", 2)
+    monkeypatch.setattr(views, "UNREADABLE_SHOWN", 1)
+    assert main(["data", str(tmp_path)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    at = lines.index("conflicts  3 picture(s) are in two classes")
+    conflict = lines[at + 1].strip()
+    assert conflict.startswith("train: train/blue/0.png (blue) = train: train/red/blue-0.png (red) = ")
+    assert conflict.endswith(", and 3 more")
+    assert lines[at + 2].strip() == "train: train/blue/1.png (blue) = train: train/red/blue-1.png (red)"
+    assert lines[at + 3].strip() == "and 1 more: --json lists all of them"
+    assert lines[at + 4] == "unreadable 3 file(s)"
+    assert "broken-0.png: " in lines[at + 5]
+    assert lines[at + 6].strip() == "and 2 more: --json lists all of them"
+
+
 def test_data_shows_what_corrections_change(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -71,6 +99,47 @@ def test_data_previews_the_augmentation_of_a_recipe(
     assert f"written: {out}" in capsys.readouterr().out
     assert out.read_bytes().startswith(b"\x89PNG")
     assert [path.name for path in tmp_path.iterdir()] == ["preview.png"]
+
+
+def test_figures_of_many_classes_say_how_many_they_show(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for number in range(12):
+        write_picture(tmp_path / "pictures" / f"class {number:02}" / "1.png", coloured(number % 3, number))
+        write_picture(
+            tmp_path / "pictures" / f"class {number:02}" / "2.png", coloured(number % 3, 50 + number)
+        )
+    titles: list[str] = []
+
+    def draw(rows: object, title: str) -> Any:
+        titles.append(title)
+        return figures.new_figure(1, 1)
+
+    for name in ("grid_figure", "augmented_figure"):
+        monkeypatch.setattr(figures, name, draw)
+    words = ["data", str(tmp_path / "pictures"), "--test-fraction", "0", "--plot", str(tmp_path / "a.png")]
+    assert main([*words, "--preview-augment", str(tmp_path / "b.png")]) == 0
+    assert titles[0].endswith("as the network sees it (16x16)")
+    assert titles[1].endswith("; 10 of 12 classes")
+    monkeypatch.setattr(command, "PLOTTED_CLASSES", 5)
+    assert main(words) == 0
+    assert titles[2].endswith("(16x16); the first 5 of 12 classes")
+    with pytest.raises(SystemExit):
+        main(["data", "--help"])
+    assert f"up to {augmented.PICTURES} classes" in " ".join(capsys.readouterr().out.split())
+
+
+def test_a_preview_has_the_size_that_the_chosen_recipe_gives_the_pictures(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = write_class_folders(tmp_path / "pictures", ["train"], side=112)
+    monkeypatch.setattr(choose, "find_code", lambda recipe: None)
+    monkeypatch.setattr(choose, "with_pretrained_settings", lambda recipe: (recipe, []))
+    words = ["data", str(root), "--json", "--preview-augment", str(tmp_path / "a.png")]
+    assert main(words) == 0
+    assert json.loads(capsys.readouterr().out)["image_size"] == [96, 96]
+    assert main([*words, "--set", "model.name=timm:resnet18"]) == 0  # the recipe finetune, up to 128x128
+    assert json.loads(capsys.readouterr().out)["image_size"] == [112, 112]
 
 
 @pytest.mark.parametrize(

@@ -13,13 +13,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import thumbnet
 from cli_helpers import SETTINGS, epochs
 from helpers import coloured_labels, write_label_table, write_picture
 from thumbnet.classifiers.base import Prediction
-from thumbnet.cli import main
+from thumbnet.cli import build_parser, main
 from thumbnet.cli.multilabel import label_printer
+from thumbnet.cli.serve import _data_to_try
 from thumbnet.cli.views import show_summary
 from thumbnet.runs.folder import Run
+from thumbnet.runs.weights import read_weights
 from thumbnet.sources.load import load_data
 
 FOUND = Prediction(("cat", "dog", "hat"), (0.9, 0.6, 0.1), found=("cat", "dog"))
@@ -107,9 +110,9 @@ def test_evaluate_prints_text_and_json_and_draws(
     assert sum(exact) / len(rows) == pytest.approx(found["at_thresholds"]["exact_match"])
 
 
-def test_evaluate_reads_a_table_with_one_label_in_each_row(
-    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+@pytest.fixture
+def one_each(tmp_path: Path) -> Path:
+    """A table of six pictures with one label in each row."""
     rows = []
     for number in range(6):
         image = np.full((16, 16, 3), 40, dtype=np.uint8)
@@ -117,10 +120,33 @@ def test_evaluate_reads_a_table_with_one_label_in_each_row(
         write_picture(tmp_path / f"{number}.png", image)
         rows.append(f"{number}.png,{('red', 'green')[number % 2]}")
     (tmp_path / "l.csv").write_text("path,label\n" + "\n".join(rows) + "\n")
-    assert main(["evaluate", str(trained), str(tmp_path / "l.csv"), "--json"]) == 0
+    return tmp_path / "l.csv"
+
+
+def test_evaluate_reads_a_table_with_one_label_in_each_row(
+    trained: Path, one_each: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["evaluate", str(trained), str(one_each), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert [one["pictures"] for one in found["labels"]] == [0, 3, 3]
     assert found["labels"][0]["average_precision"] is None
+
+
+def test_export_and_serve_read_it_too_for_a_network_without_its_run(
+    trained: Path, one_each: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = Path(shutil.copy(Run(trained).weights_path, tmp_path / "alone.safetensors"))
+    out = tmp_path / "out.safetensors"
+    words = ["export", str(file), "--format", "safetensors", "--out", str(out), "--data", str(one_each)]
+    assert main([*words, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["measure"], found["pictures"]) == ("mAP", 6)
+    check = thumbnet.export(file, "safetensors", out, data=one_each, progress=False).check
+    assert (check.measure, check.pictures) == ("mAP", 6)
+    options = build_parser().parse_args(["serve", "--data", str(one_each), str(file)])
+    data = _data_to_try(options, read_weights(file)[1])
+    assert data is not None
+    assert data.multilabel
 
 
 def test_predict_prints_all_labels_above_their_thresholds(

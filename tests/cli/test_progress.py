@@ -79,7 +79,7 @@ def test_the_display_says_why_kernels_are_off(
             monkeypatch.setattr("shutil.which", lambda name, **_: None)
             assert "there is no gcc" in shown("gcc")
             monkeypatch.undo()
-        monkeypatch.setattr(library, "_instructions", set)
+        monkeypatch.setattr(library, "instructions", set)
         assert "neither AVX-512 BF16 nor AMX" in shown("old")
         monkeypatch.setenv("THUMBNET_KERNELS", "0")
         assert "THUMBNET_KERNELS=0" in shown("off")

@@ -16,7 +16,7 @@ import pytest
 
 from cli_helpers import forget_modules
 from helpers import coloured, write_picture
-from thumbnet.cli import build_parser, main
+from thumbnet.cli import build_parser, main, parse
 from thumbnet.cli import review as command
 from thumbnet.cli.options import data_settings
 from thumbnet.data.corrections import Correction, read_corrections, write_corrections
@@ -178,6 +178,68 @@ def test_labels_for_new_pictures_include_the_corrections_of_the_run(
     assert (corrected.relabelled, corrected.added) == (1, 2)
 
 
+def test_pictures_beyond_the_first_are_counted_and_the_named_command_shows_them(
+    run: Path, tmp_path: Path, visiting: Callable[[Visit], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    for number in range(5):
+        write_picture(tmp_path / "new" / f"{number}.png", coloured(number % 3, 500 + number))
+    learned = tmp_path.resolve() / "new" / "0.png"
+    write_corrections(run / "corrections.csv", [Correction(str(learned), "train", "", "red", "relabel")])
+    seen: list[tuple[list[str], int, int]] = []
+
+    def visit(client: Any, decide: Any) -> None:
+        state = client.get("/state").json()
+        seen.append(([one["name"] for one in state["pictures"]], state["done"], state["remaining"]))
+        decide(0, "relabel", 0)
+        decide(1, "drop")
+
+    visiting(visit)
+    words = ["review", str(tmp_path / "new"), "--first", "2", "--run", str(run), "--port", "0"]
+    assert main([*words, "--no-browser"]) == 0
+    said = capsys.readouterr().out
+    more = re.findall("not shown: 2 more without a label. To review them too: (.*)\n", said)
+    assert len(more) == 2  # in the greeting and at the end
+    assert len(set(more)) == 1
+    again = shlex.split(more[0])
+    again = again[again.index("review") :]
+    assert (again[1:3], again.count("--first")) == (["--first", "4"], 1)
+    assert main([*words, "--no-browser"]) == 0  # the same pictures, and what was decided about them
+    assert main(again) == 0
+    first, second, third = seen
+    assert "new/0.png" not in first[0]
+    assert first[1:] == (0, 2)
+    assert second == (first[0], 2, 2)
+    assert (third[0][:2], len(third[0]), third[1], third[2]) == (first[0], 4, 2, 0)
+    assert "new/0.png" not in third[0]
+
+
+def test_suspects_beyond_the_first_are_counted(
+    run: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    visiting: Callable[[Visit], None],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    from thumbnet.reviewing import suspects
+
+    monkeypatch.setattr(suspects.Suspect, "is_doubtful", property(lambda one: one.name.endswith("/3.png")))
+    visiting(lambda client, decide: None)
+    assert main(["review", str(run), "--first=1", *QUICK]) == 0
+    said = capsys.readouterr().out
+    found = re.findall("not shown: [56] more whose label may be wrong. To review them too: (.*)\n", said)
+    words = shlex.split(found[0])
+    assert "--first=1" not in words
+    assert main(words[words.index("review") :]) == 0
+    assert "not shown" not in capsys.readouterr().out
+
+
+def test_the_command_that_shows_more_keeps_all_other_words(run: Path) -> None:
+    task = command._Suspects(parse(["review", "--first", "3", str(run), "--first=4", "--no-browser"]))
+    task.reach = 9
+    words = shlex.split(task.show_more())
+    again = parse(words[words.index("review") :])
+    assert (again.first, again.place, again.no_browser) == (9, str(run), True)
+
+
 def test_what_cannot_be_reviewed_is_explained_before_anything_is_scored(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -250,7 +312,7 @@ def test_a_browser_is_opened_only_where_it_can_open_a_window(
     monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
     for display, no_browser in (("", False), (":0", True), (":0", False)):
         monkeypatch.setenv("DISPLAY", display)
-        command._greet("http://127.0.0.1:1", made_review(tmp_path), no_browser)
+        command._greet("http://127.0.0.1:1", made_review(tmp_path), [], no_browser)
     assert opened == ["http://127.0.0.1:1"]
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from helpers import TINY, coloured, noise, write_picture
+from thumbnet.classifiers.load import load_classifier
 from thumbnet.cli import build_parser, main
 from thumbnet.cli.run_data import data_of_run, split_of
 from thumbnet.cli.serve import _data_to_try
@@ -230,6 +231,9 @@ def test_the_export_in_a_runs_folder_is_measured_on_the_pictures_that_the_run_se
     found, said = evaluate(capsys, run / "model.onnx", own)
     assert (found["split"], found["pictures"]) == ("test", implied["pictures"])
     assert "warning" not in said
+    measured = load_classifier(run / "model.onnx").evaluate(str(own))  # from Python
+    assert (measured.pictures, measured.groups) == (found["pictures"], found["groups"])
+    assert measured.accuracy == pytest.approx(found["accuracy"])
     alone = shutil.copy(run / "model.onnx", tmp_path)
     found, said = evaluate(capsys, alone, own)
     assert (found["split"], found["pictures"]) == ("all", 60)
@@ -292,7 +296,7 @@ def test_export_and_serve_split_the_training_data_of_a_file_as_in_the_training(
     file = as_file(run, tmp_path / "x.safetensors", own)
     _, info = read_weights(file)
     options = build_parser().parse_args(["serve", "--data", str(own), str(file)])
-    data = _data_to_try(options, info.fingerprint)
+    data = _data_to_try(options, info)
     assert data is not None
     assert len(data.splits["test"]) == 12
     capsys.readouterr()

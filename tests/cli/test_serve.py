@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -150,6 +151,55 @@ def test_the_options_reach_the_service_and_open_services_are_warned_about(
     assert "every page that is opened on this machine can use the service" in capsys.readouterr().err
     assert main(words) == 0
     assert [one.origins for one in seen] == [("https://shop.example",), ("*",), ()]
+
+
+def test_a_runs_own_pictures_are_offered_only_where_others_cannot_see_them(
+    trained: tuple[Path, str, str],
+    folder: Path,
+    tiny_run: Run,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    service, server = (
+        pytest.importorskip(f"thumbnet.serving.{name}", reason="the extra 'serve' is not installed")
+        for name in ("service", "server")
+    )
+    offered: list[bool] = []
+    original = service.build_service
+
+    def recorded(
+        classifier: Any, settings: Any, load_data: Any, *more: Any, source: Any, **named: Any
+    ) -> Any:
+        after_reload = source.load().load_data()
+        offered.append(load_data() is not None)
+        assert (after_reload is not None) == offered[-1]
+        return original(classifier, settings, load_data, *more, source=source, **named)
+
+    def said(run: Path, *options: str) -> bool:
+        assert main(["serve", str(run), "--port", "0", "--access-log", "off", *options]) == 0
+        return "offers none of the run's test pictures" in capsys.readouterr().err
+
+    monkeypatch.setattr(service, "build_service", recorded)
+    monkeypatch.setattr(server, "serve", lambda *_: None)
+    monkeypatch.delenv("THUMBNET_API_KEY", raising=False)
+    run, open_to_others = trained[0], ["--accept-host", "cats.example.org"]
+    assert not said(run)
+    assert not said(run, "--allow-origin", "https://shop.example")
+    assert offered == [True, True]
+    assert said(run, *open_to_others)
+    assert said(run, "--allow-origin", "*")
+    assert not said(run, *open_to_others, "--data", "none")
+    assert not said(tiny_run.path, *open_to_others)  # it was trained on data in memory
+    alone = tmp_path / "weights"
+    alone.mkdir()
+    shutil.copy(run / "model.safetensors", alone)
+    assert not said(alone, *open_to_others)  # no run
+    assert offered == [True, True, *[False] * 5]
+    assert not said(run, *open_to_others, "--data", str(folder))
+    monkeypatch.setenv("THUMBNET_API_KEY", "secret")
+    assert not said(run, *open_to_others)
+    assert offered[-2:] == [True, True]
 
 
 def test_the_address_for_other_devices_is_printed_if_there_is_one(capsys: pytest.CaptureFixture[str]) -> None:

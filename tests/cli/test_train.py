@@ -262,20 +262,28 @@ def test_a_resumed_run_keeps_its_own_labels(capsys: pytest.CaptureFixture[str]) 
         assert "train DATA --labels labels.csv --init runs/x" in shown
 
 
-@pytest.mark.parametrize("more", [[], ["--more-epochs", "2"]])
-def test_a_resumed_run_takes_its_data_from_where_it_had_them(
-    more: list[str], capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("more", [[], ["--finish"], ["--more-epochs", "2"]])
+def test_the_downloads_of_a_resumed_run_may_be_in_another_folder(
+    more: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["train", "--resume", "runs/x", "--data-dir", "elsewhere", *more]) == 2
-    assert "data: leave out --data-dir" in capsys.readouterr().err
+    given: list[object] = []
+
+    def stopped(*_: object, data_dir: object, **__: object) -> None:
+        given.append(data_dir)
+        raise InterruptedRunError(Path("run"), 1, 2)
+
+    monkeypatch.setattr("thumbnet.training.train.resume", stopped)
+    assert main(["train", "--resume", "runs/x", "--data-dir", "elsewhere", "--quiet", *more]) == 130
+    assert given == ["elsewhere"]
+    assert "train --resume run --data-dir elsewhere\n" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
     ("words", "flags"),
     [
         (["--val-fraction", "0.1"], "--val-fraction"),
-        (["--group-by", "x", "--depth", "2"], "--group-by, --classes-from"),
-        (["--images", "x", "--data-dir", "y", "--on-bad-image", "skip"], "--data-dir, --images"),
+        (["--group-by", "x", "--depth", "2"], "--classes-from, --group-by"),
+        (["--images", "x", "--data-dir", "y", "--on-bad-image", "skip"], "--images"),
     ],
 )
 def test_a_run_that_is_trained_for_longer_reads_its_data_as_before(

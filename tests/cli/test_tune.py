@@ -39,6 +39,16 @@ def test_a_stopped_search_says_how_to_go_on_with_the_same_device(monkeypatch: py
     status, _, stderr = run_cli("tune", "digits", "--trials", "5", "--device", "cpu", "--quiet")
     assert status == 130
     assert stderr.endswith("tune --resume search --device cpu\n")
+    given: list[object] = []
+
+    def resumed(*_: object, data_dir: object, **__: object) -> None:
+        given.append(data_dir)
+        raise InterruptedTuneError(Path("search"), 3)
+
+    monkeypatch.setattr("thumbnet.tuning.tune.resume_tuning", resumed)
+    status, _, stderr = run_cli("tune", "--resume", "search", "--data-dir", "elsewhere", "--quiet")
+    assert (status, given) == (130, ["elsewhere"])
+    assert stderr.endswith("tune --resume search --data-dir elsewhere\n")
 
 
 @pytest.mark.parametrize(

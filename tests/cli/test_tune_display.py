@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -59,6 +60,19 @@ def test_progress_tells_the_rate_and_the_time_left(
     now[0] += 11
     display.on_progress(progress)
     assert lines == ["trial 3  50 %  1,234 pictures/s  best 50.00 %  1:30 left"]
+
+
+def test_the_bars_of_what_is_done_disappear(display: TuneDisplay) -> None:
+    display.live = True
+    starts: list[Callable[[], None]] = [
+        lambda: display.on_search(Path("runs/search"), []),
+        lambda: display.on_final(record(1, 0.5), None),
+    ]
+    for then in starts:
+        display.on_decode(1, 2)
+        assert len(display.progress.tasks) == 1
+        then()
+        assert (display.tasks, display.progress.tasks) == ({}, [])
 
 
 def test_the_data_are_shown_once(display: TuneDisplay, lines: list[str]) -> None:

@@ -214,7 +214,7 @@ def test_the_error_of_a_failing_gcc_is_quoted(tmp_path: Path, monkeypatch: pytes
     fake.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setenv("THUMBNET_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(library, "_instructions", lambda: {"avx512_bf16"})
+    monkeypatch.setattr(library, "instructions", lambda: {"avx512_bf16"})
     library.forget()
     try:
         reason = library.why_off()

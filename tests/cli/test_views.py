@@ -91,6 +91,18 @@ def test_an_evaluation_shows_the_accuracy_without_tta_only_if_tta_was_used(
     assert "without tta" not in shown
 
 
+def test_what_cannot_be_measured_of_a_class_is_a_dash(capsys: pytest.CaptureFixture[str]) -> None:
+    logits = np.eye(3, dtype=np.float32)[[0, 0, 0]] * 5  # b is never predicted, c has no pictures either
+    result = evaluate_logits(logits, np.array([0, 0, 1]), ("a", "b", "c"))
+    show_evaluation(result, "x, test", "none")
+    rows = {
+        line.split()[0]: line.split()[1:] for line in capsys.readouterr().out.splitlines() if line.strip()
+    }
+    assert rows["b"] == ["1", "-", "0.00", "%", "0.00", "%"]
+    assert rows["c"] == ["0", "-", "-", "-"]
+    assert [(one.precision, one.recall, one.f1) for one in result.classes[1:]] == [(0.0, 0.0, 0.0)] * 2
+
+
 def test_an_evaluation_names_the_groups_that_its_interval_allows_for(
     capsys: pytest.CaptureFixture[str],
 ) -> None:

@@ -3,7 +3,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from correction_helpers import HEADER, drop, relabel, unsure
@@ -35,6 +35,8 @@ def test_what_is_written_is_read_back(tmp_path: Path) -> None:
     assert read_corrections(path) == []
 
 
+@example("a\rb.png", False)
+@example("\rb.png", True)
 @given(
     st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1, max_size=12),
     st.booleans(),

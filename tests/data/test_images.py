@@ -2,19 +2,25 @@ from __future__ import annotations
 
 import io
 import struct
+import subprocess
+import sys
 import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from faults.broken import png
 from helpers import noise, write_picture
 from thumbnet.data import images
 from thumbnet.data.images import (
     PICTURE_SUFFIXES,
     load_picture,
+    memory_to_decode,
     open_image,
+    peek_image,
     picture_suffix,
     read_plain_jpeg,
     to_rgb,
@@ -173,6 +179,29 @@ def test_a_missing_file_is_an_unreadable_picture() -> None:
         open_image("/nowhere/at-all.png", "/nowhere/at-all.png")
 
 
+def test_a_peek_tells_the_upright_size_and_the_mode_without_decoding() -> None:
+    buffer, exif = io.BytesIO(), Image.Exif()
+    exif[0x0112] = 6
+    Image.new("L", (8, 4)).save(buffer, "JPEG", exif=exif)
+    assert peek_image(io.BytesIO(buffer.getvalue()), "x.jpg") == ((8, 4), "L")
+    with pytest.raises(UnreadableImageError, match=r"x\.jpg"):
+        peek_image(io.BytesIO(b"no picture"), "x.jpg")
+
+
+def test_a_lack_of_memory_is_not_taken_for_damage(monkeypatch: pytest.MonkeyPatch) -> None:
+    buffer = io.BytesIO()
+    Image.new("RGB", (4, 4)).save(buffer, "PNG")
+    split = BytesSplit([buffer.getvalue()], np.array([0]), ["x.png"])
+
+    def refuse(*_: object, **__: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(Image, "open", refuse)
+    for read in (split.load, split.peek):
+        with pytest.raises(MemoryError):
+            read(0)
+
+
 def test_padding_loses_nothing_and_centres_on_black() -> None:
     image = Image.new("RGB", (40, 20), "white")
     out = np.asarray(fit_image(image, (32, 32), "pad"))
@@ -221,3 +250,202 @@ def test_a_picture_loaded_as_pixels_is_the_picture(
     path = str(write_picture(tmp_path / f"a.{suffix}", noise(8, 20, 30)))
     expected = np.asarray(fit_image(open_image(path, path), size, fit))
     assert np.array_equal(fit_pixels(load_picture(path, path), size, fit), expected)
+
+
+def test_a_high_narrow_picture_is_squashed_in_two_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    narrow = Image.fromarray(noise(0, 3000, 3))
+    directly = np.asarray(fit_image(narrow, (16, 24), "squash")).astype(int)
+    sizes, original = list[Any](), Image.Image.resize
+
+    def watched(self: Image.Image, size: tuple[int, int], *more: Any, **named: Any) -> Image.Image:
+        sizes.append(size)
+        return original(self, size, *more, **named)
+
+    monkeypatch.setattr(Image.Image, "resize", watched)
+    monkeypatch.setattr("thumbnet.data.rendering.BAND_PIXELS", 10_000)
+    found = np.asarray(fit_image(narrow, (16, 24), "squash")).astype(int)
+    assert sizes == [(3, 16), (24, 16)]  # never 24 x 3000
+    assert np.abs(found - directly).max() <= 1
+    fit_image(Image.fromarray(noise(0, 30, 3)), (16, 24), "squash")
+    assert sizes[2:] == [(24, 16)]
+
+
+# --- the memory that decoding takes
+
+
+def file_of(kind: str, image: Image.Image, **options: Any) -> bytes:
+    buffer = io.BytesIO()
+    try:
+        image.save(buffer, kind, **options)
+    except (KeyError, OSError):
+        pytest.skip(f"this Pillow cannot write {kind}")
+    return buffer.getvalue()
+
+
+def turned() -> Image.Exif:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    return exif
+
+
+def icon(content: bytes) -> bytes:
+    """An icon that says 16x16, with a PNG in it."""
+    entry = struct.pack("<BBBBHHII", 16, 16, 0, 0, 1, 32, len(content), 22)
+    return struct.pack("<HHH", 0, 1, 1) + entry + content
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "plain"),
+    [
+        ("PNG", {}, True),
+        ("PNG", {"exif": turned()}, True),
+        ("JPEG", {}, True),
+        ("JPEG", {"progressive": True, "exif": turned()}, True),
+        ("GIF", {}, True),
+        ("BMP", {}, True),
+        ("WEBP", {}, False),
+        ("TIFF", {}, False),
+        ("TGA", {}, False),
+        ("ICO", {}, False),
+        ("ICO", {"bitmap_format": "bmp"}, False),
+    ],
+)
+def test_memory_is_claimed_before_a_picture_is_decoded(
+    kind: str, options: dict[str, Any], plain: bool
+) -> None:
+    content, claims = file_of(kind, Image.fromarray(noise(0, 24, 24)), **options), list[int]()
+    load_picture(content, "x", claim=claims.append)
+    assert set(claims) == {memory_to_decode((24, 24), plain=plain)}
+
+    def refuse(memory: int) -> None:
+        raise MemoryError
+
+    with pytest.raises(MemoryError):
+        load_picture(content, "x", claim=refuse)
+
+
+def test_16_bit_colour_takes_more_memory_than_8_bits() -> None:
+    claims = list[int]()
+    for depth in (8, 16):
+        row = bytes(1 + 3 * 50 * depth // 8)
+        load_picture(png(50, 40, depth=depth, body=row * 40), "x.png", claim=claims.append)
+    assert claims == [memory_to_decode((50, 40), plain=True), memory_to_decode((50, 40))]
+    assert claims[1] > claims[0]
+
+
+def test_a_picture_that_one_decoder_gives_up_claims_memory_for_the_next() -> None:
+    content, claims = file_of("JPEG", Image.fromarray(noise(0, 64, 64))), list[int]()
+    with pytest.raises(UnreadableImageError):
+        load_picture(content[: len(content) // 2], "cut.jpg", claim=claims.append)
+    assert set(claims) == {memory_to_decode((64, 64), plain=True)}
+
+
+def test_a_picture_that_is_too_large_claims_nothing() -> None:
+    claims = list[int]()
+    for kind in ("PNG", "JPEG", "TIFF"):
+        with pytest.raises(TooManyPixelsError):
+            load_picture(file_of(kind, Image.new("RGB", (40, 40))), "x", 1000, claims.append)
+    assert claims == []
+
+
+def test_an_icon_with_a_larger_picture_than_it_says_is_refused_undecoded(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    small, large = (file_of("PNG", Image.new("RGB", (side, side))) for side in (16, 300))
+    assert np.asarray(load_picture(icon(small), "small.ico", 10_000)).shape[:2] == (16, 16)
+    assert peek_image(io.BytesIO(icon(small)), "small.ico")[0] == (16, 16)
+    decoded = list[Any]()
+    monkeypatch.setattr("PIL.PngImagePlugin.PngImageFile.load", lambda self: decoded.append(self.size))
+    with pytest.raises(TooManyPixelsError, match="300x300 pixels are more than the limit of 10,000"):
+        load_picture(icon(large), "large.ico", 10_000)
+    assert picture_suffix(icon(large), "large.ico") == ".ico"
+    monkeypatch.setattr(images, "MAX_PIXELS", 10_000)
+    with pytest.raises(TooManyPixelsError, match="300x300 pixels are more than the limit of 10,000"):
+        peek_image(io.BytesIO(icon(large)), "large.ico")
+    assert decoded == []
+
+
+def tiled(side: int, tile: int) -> bytes:
+    """A grey TIFF that consists of one tile, compressed by zlib."""
+    data = zlib.compress(bytes(tile * tile))
+    entries = [
+        (256, side), (257, side), (258, 8), (259, 8), (262, 1), (277, 1), (322, tile), (323, tile), (324, 0),
+        (325, len(data)),
+    ]  # fmt: skip
+    start = 8 + 2 + 12 * len(entries) + 4
+    rows = [struct.pack("<HHII", tag, 4, 1, start if tag == 324 else value) for tag, value in entries]
+    return b"II*\0" + struct.pack("<IH", 8, len(entries)) + b"".join(rows) + bytes(4) + data
+
+
+def test_a_tiff_whose_tiles_are_too_large_is_refused_undecoded() -> None:
+    claims = list[int]()
+    found = load_picture(tiled(16, 32), "x.tif", 10_000, claims.append)
+    assert np.asarray(found).shape == (16, 16)
+    assert claims == [memory_to_decode((32, 32))]
+    with pytest.raises(TooManyPixelsError, match="304x304 pixels are more than the limit of 10,000"):
+        load_picture(tiled(16, 304), "x.tif", 10_000, claims.append)
+    assert len(claims) == 1
+
+
+def tells_peak() -> bool:
+    status = Path("/proc/self/status")
+    return status.is_file() and "VmHWM" in status.read_text()
+
+
+# Measured in a process of its own, so what else runs here does not matter.
+MEASURE = r"""
+import re, sys
+from thumbnet.data.images import load_picture
+from thumbnet.data.rendering import Preprocessing
+
+def kilobytes(name):
+    with open("/proc/self/status") as status:
+        return int(re.search(name + r":\s+(\d+) kB", status.read())[1])
+
+half = (0.5,) * 3
+preprocessing = Preprocessing((32, 32), "squash", half, half)
+small, large = (open(path, "rb").read() for path in sys.argv[1:])
+preprocessing.pixels(load_picture(small, "small"))  # imports the decoder
+claims = []
+before = kilobytes("VmRSS")
+preprocessing.pixels(load_picture(large, "large", claim=claims.append))
+print(1024 * (kilobytes("VmHWM") - before), claims[-1])
+"""
+
+
+@pytest.mark.skipif(not tells_peak(), reason="this system does not tell how much memory a process has used")
+@pytest.mark.parametrize(
+    ("kind", "mode", "options"),
+    [
+        ("png16", "RGB", {}),
+        ("png16", "RGBA", {}),
+        ("PNG", "RGBA", {"exif": turned()}),
+        ("PNG", "narrow", {}),
+        ("JPEG", "RGB", {"progressive": True}),
+        ("JPEG", "CMYK", {"progressive": True, "exif": turned()}),
+        ("WEBP", "RGBA", {"lossless": True}),
+        ("TIFF", "RGBA", {"exif": turned()}),
+        ("JPEG2000", "RGBA", {}),
+        ("AVIF", "RGBA", {}),
+    ],
+)
+def test_decoding_takes_no_more_memory_than_was_claimed(
+    kind: str, mode: str, options: dict[str, Any], tmp_path: Path
+) -> None:
+    paths = [tmp_path / "small", tmp_path / "large"]
+    for path, side in zip(paths, (64, 2000), strict=True):  # the larger one is rendered in several parts
+        if kind == "png16":
+            channels = len(mode)
+            body = bytes(1 + 2 * channels * side) * side
+            path.write_bytes(png(side, side, depth=16, colour={3: 2, 4: 6}[channels], body=body))
+        elif mode == "narrow":
+            path.write_bytes(file_of(kind, Image.new("L", (1, side * side // 2)), **options))
+        else:
+            path.write_bytes(file_of(kind, Image.new(mode, (side, side)), **options))
+    done = subprocess.run(
+        [sys.executable, "-c", MEASURE, *paths], capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    took, claimed = map(int, done.stdout.split())
+    assert took <= claimed
+    assert took > claimed / 8  # or this would measure nothing

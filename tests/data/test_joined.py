@@ -49,7 +49,7 @@ def test_files_are_added_to_files_without_another_kind_of_split(tmp_path: Path) 
     split = with_files(FileSplit(tmp_path / "a", ["own.png"], np.array([0])), *files(tmp_path / "b", 2))
     assert isinstance(split, FileSplit)
     assert [split.name(i) for i in range(2)] == ["own.png", str(tmp_path / "b" / "0.png")]
-    assert split.path(1) == tmp_path / "b" / "0.png"
+    assert split.file(1) == tmp_path / "b" / "0.png"
     assert np.array_equal(np.asarray(split.read(2)), coloured(2, 91))
 
 

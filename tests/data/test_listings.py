@@ -5,13 +5,16 @@ from __future__ import annotations
 import csv
 import io
 import os
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import thumbnet
 from thumbnet.data.listings import (
     as_csv,
+    csv_text,
     guarded_name,
     guarded_text,
     safe_name,
@@ -86,3 +89,18 @@ def test_cells_with_commas_quotes_and_line_breaks_are_read_back() -> None:
     ]
     assert ';"' not in text  # a spreadsheet that divides cells at semicolons finds none outside quotes
     assert text.startswith('"picture","label","doubt"\n')
+
+
+def test_a_row_with_a_carriage_return_is_quoted_and_others_keep_their_bytes() -> None:
+    rows: list[list[object]] = [["a,b", "c", 0.5, None], ["d\re", "f", 0.5, None], ["g\nh", 'i"']]
+    text = csv_text(rows)
+    assert text == '"a,b",c,0.5,\n"d\re","f","0.5",""\n"g\nh","i"""\n'
+    read = list(csv.reader(io.StringIO(text, newline="")))
+    assert read == [["a,b", "c", "0.5", ""], ["d\re", "f", "0.5", ""], ["g\nh", 'i"']]
+
+
+def test_every_csv_file_is_formatted_by_this_module() -> None:
+    root = Path(thumbnet.__file__).parent
+    writes = {path.name for path in root.rglob("*.py") if "csv.writer(" in path.read_text("utf-8")}
+    assert writes == {"listings.py"}
+    assert not [path for path in root.rglob("*.py") if "DictWriter(" in path.read_text("utf-8")]

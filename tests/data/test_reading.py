@@ -20,9 +20,15 @@ from helpers import coloured, write_picture
 from thumbnet import files
 from thumbnet.data import images, reading
 from thumbnet.data.images import load_picture
-from thumbnet.data.reading import read_error, reads
+from thumbnet.data.reading import damage_as_data_error, read_error, reads
 from thumbnet.data.splits import FileSplit
-from thumbnet.errors import DataError, FailedReadError, UnreadableFilesError, UnreadableImageError
+from thumbnet.errors import (
+    DataError,
+    FailedReadError,
+    MissingExtraError,
+    UnreadableFilesError,
+    UnreadableImageError,
+)
 from thumbnet.files import WholeFile, open_whole, open_zip, read_whole
 
 FAILURES = (errno.EIO, errno.EACCES, errno.ENOMEM, errno.EMFILE, errno.ESTALE)
@@ -77,6 +83,24 @@ def test_an_error_of_the_system_becomes_one_that_names_the_file() -> None:
         raise OSError(errno.EIO, "why", "y.png")
     again = copy.copy(caught.value)  # as a process that decodes passes it on
     assert (str(again), again.name, again.reason) == (str(caught.value), "y.png", "why")
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "words"),
+    [
+        (ValueError("an odd\x1b header\nand more"), DataError, r"x\.npz is damaged: an odd\\x1b header"),
+        (KeyError(), DataError, r"x\.npz is damaged: KeyError"),
+        (OSError("a library's own"), DataError, r"x\.npz is damaged: a library's own"),
+        (OSError(errno.EIO, "why"), FailedReadError, r"cannot read x\.npz: why"),
+        (OSError(errno.ENOENT, "why"), DataError, r"cannot read x\.npz: why"),
+        (MissingExtraError("it", "formats"), MissingExtraError, "it needs the extra"),
+        (MemoryError(), MemoryError, ""),
+    ],
+)
+def test_only_damage_is_called_damage(error: Exception, kind: type[Exception], words: str) -> None:
+    with pytest.raises(kind, match=f"^{words}") as caught, damage_as_data_error("x.npz", "x.npz is damaged"):
+        raise error
+    assert "and more" not in str(caught.value)
 
 
 def test_an_error_about_very_many_files_lists_some() -> None:

@@ -105,6 +105,24 @@ def test_a_transparent_colour_of_a_16_bit_png_is_compared_in_all_its_bits() -> N
     assert rgb(found, Rendering((0, 65535), BLUE))[0].tolist() == [list(BLUE), [4, 4, 4]]
 
 
+@pytest.mark.parametrize(
+    ("channels", "extra", "becomes"),
+    [(2, [], 4), (3, [], 3), (3, [(b"tRNS", struct.pack(">3H", 1000, 1000, 1000))], 4), (4, [], 4)],
+)
+def test_16_bit_colour_is_decoded_in_parts_to_the_same(
+    channels: int, extra: list[tuple[bytes, bytes]], becomes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values = np.random.default_rng(0).integers(0, 65536, (21, 9, channels), dtype=np.uint16)
+    values[5:15] = 1000
+    whole = load_picture(png16(values, *extra), "x.png")
+    monkeypatch.setattr("thumbnet.data.rendering.BAND_PIXELS", 30)
+    parts = load_picture(png16(values, *extra), "x.png")
+    assert np.asarray(parts).shape == (21, 9, becomes)
+    assert np.array_equal(np.asarray(parts), np.asarray(whole))
+    if becomes > channels == 3:
+        assert np.array_equal(np.asarray(parts)[..., 3] == 0, (values == 1000).all(axis=2))
+
+
 def test_a_transparent_grey_of_a_16_bit_png_is_laid_on_the_background() -> None:
     values = np.array([[[1000], [40000]]], dtype=np.uint16)
     found = load_picture(png16(values, (b"tRNS", struct.pack(">H", 1000))), "x.png")
@@ -240,6 +258,21 @@ def test_a_large_deep_picture_is_rendered_in_parts_to_the_same(monkeypatch: pyte
     whole = rgb(image, Rendering((100, 50_000)))
     monkeypatch.setattr("thumbnet.data.rendering.BAND_PIXELS", 400)
     assert np.array_equal(rgb(image, Rendering((100, 50_000))), whole)
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_a_large_deep_array_is_rendered_in_parts_to_the_same(
+    channels: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    array = np.random.default_rng(0).integers(0, 65536, (51, 40, channels), dtype=np.uint16)
+    pictures: list[np.ndarray] = [array, array.astype(np.float32) / 65535, array[..., 0]]
+    renderings = [Rendering(), Rendering((100, 50_000)), Rendering((0.1, 0.9), BLUE)]
+    whole = [rgb(picture, rendering) for picture in pictures for rendering in renderings]
+    monkeypatch.setattr("thumbnet.data.rendering.BAND_PIXELS", 400)
+    parts = [rgb(picture, rendering) for picture in pictures for rendering in renderings]
+    for found, expected in zip(parts, whole, strict=True):
+        assert found.dtype == np.uint8
+        assert np.array_equal(found, expected)
 
 
 # --- the background

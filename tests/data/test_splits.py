@@ -10,6 +10,7 @@ from PIL import Image
 from helpers import coloured, coloured_data, write_picture
 from thumbnet.data.splits import ArraySplit, BytesSplit, Data, FileSplit, group_name
 from thumbnet.errors import DataError, UnreadableImageError
+from thumbnet.sources.python import DatasetSplit, PicturesSplit
 
 
 def as_files(root: Path) -> FileSplit:
@@ -120,6 +121,22 @@ def test_the_fingerprint_of_some_splits_ignores_the_others() -> None:
     assert changed.fingerprint("test") == data.fingerprint("test")
     assert changed.fingerprint("train") != data.fingerprint("train")
     assert changed.fingerprint() == changed.fingerprint("train", "test") != data.fingerprint()
+
+
+def test_pictures_in_memory_count_in_the_fingerprint_with_their_labels_and_all_their_bytes(
+    tmp_path: Path,
+) -> None:
+    split = as_bytes(tmp_path)
+    assert b"".join(split.stamp()) == split.labels.tobytes() + b"".join(split.files)
+    array = as_array(tmp_path)
+    assert b"".join(array.stamp()) == array.labels.tobytes() + array.images.tobytes()  # no shape: as ever
+    pictures = [Image.fromarray(coloured(label, label)) for label in range(2)]
+    listed = PicturesSplit(pictures, np.array([1, 0]), "x")
+    contents = b"".join(listed.content(index) for index in range(2))
+    assert b"".join(listed.stamp()) == np.array([1, 0]).tobytes() + contents
+    dataset = DatasetSplit(None, np.array([3, 5]), np.array([1, 0]), "x", "digest")  # reads no picture
+    positions = np.array([3, 5]).tobytes()
+    assert b"".join(dataset.stamp()) == np.array([1, 0]).tobytes() + b"digest\0" + positions
 
 
 def test_groups_follow_their_pictures_into_a_part_of_a_split() -> None:

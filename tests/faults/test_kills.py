@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import select
 import signal
 import subprocess
 import sys
@@ -24,6 +25,15 @@ ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 SMALL = ["checkpoint.steps=1", "data.subset_size=400", "model.width=0.25"]
 SMALL_NETWORK = ["model.name=fastnet", "model.width=0.1", "data.skip_easy=0"]
 SETTINGS = ["--epochs", "2", *(f"--set={setting}" for setting in SMALL)]
+
+# Runs a command whose standard input is its controlling terminal, also if these tests run under nohup.
+ON_A_TERMINAL = """
+import fcntl, os, signal, sys, termios
+
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
+fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+os.execv(sys.argv[1], sys.argv[1:])
+"""
 
 
 def command(*arguments: str | Path) -> list[str]:
@@ -130,6 +140,32 @@ def test_a_signal_saves_a_checkpoint_within_the_step(
     assert (out / "model.safetensors").read_bytes() == reference.weights
 
 
+def test_closing_the_terminal_saves_a_checkpoint(tmp_path: Path, reference: Reference) -> None:
+    import pty
+
+    out = tmp_path / "run"
+    terminal, inside = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-c", ON_A_TERMINAL, *begin(out)],
+        env={**ENVIRONMENT, "TERM": "xterm-256color"},  # with a live bar
+        stdin=inside,
+        stdout=inside,
+        stderr=inside,
+        start_new_session=True,
+    )
+    os.close(inside)
+    while checkpoint_state(out) < 3:
+        assert process.poll() is None
+        if select.select([terminal], [], [], 0.01)[0]:
+            os.read(terminal, 65536)
+    os.close(terminal)  # the system sends SIGHUP, and each write to the terminal fails
+    assert process.wait(60) == 129
+    assert checkpoint_state(out) >= 3
+    assert not Run(out).is_complete
+    assert run(command("train", "--resume", out)).returncode == 0
+    assert (out / "model.safetensors").read_bytes() == reference.weights
+
+
 def test_a_signal_before_the_first_step_ends_the_training_cleanly(tmp_path: Path) -> None:
     out = tmp_path / "run"
     process = subprocess.Popen(begin(out), env=ENVIRONMENT, stderr=subprocess.PIPE, text=True)
@@ -142,7 +178,7 @@ def test_a_signal_before_the_first_step_ends_the_training_cleanly(tmp_path: Path
 
 def test_only_one_process_at_a_time_can_train_a_run(tmp_path: Path) -> None:
     out = tmp_path / "run"
-    first = subprocess.Popen(begin(out, "--epochs", "200"), env=ENVIRONMENT, stderr=subprocess.DEVNULL)
+    first = subprocess.Popen(begin(out, "--epochs", "1000"), env=ENVIRONMENT, stderr=subprocess.DEVNULL)
     try:
         while checkpoint_state(out) < 1:
             assert first.poll() is None

@@ -375,7 +375,7 @@ def test_if_one_file_cannot_be_compiled_the_other_compilers_are_ended(
 
 @needs_kernels
 def test_the_instructions_that_linux_names_are_those_that_pytorch_finds() -> None:
-    found = library._instructions()
+    found = library.instructions()
     assert ("amx_tile" in found) == torch.cpu._is_amx_tile_supported()
     assert ("avx512_bf16" in found) == torch.cpu._is_avx512_bf16_supported()
 
@@ -415,7 +415,7 @@ def test_without_the_systems_leave_a_processor_with_tiles_computes_by_winograd(
         asked.extend(path.name for path in units)
         shutil.copy(test_kernels._name, made)
 
-    monkeypatch.setattr(library, "_instructions", lambda: {"amx_tile", "avx512_bf16"})
+    monkeypatch.setattr(library, "instructions", lambda: {"amx_tile", "avx512_bf16"})
     monkeypatch.setattr(library, "_ask_for_tiles", lambda: granted)
     monkeypatch.setattr(library, "compile_library", compile_library)
     assert library.has_tiles() is granted
@@ -434,14 +434,14 @@ def test_a_processor_that_linux_does_not_describe_has_no_instructions(
 ) -> None:
     monkeypatch.setattr(library, "Path", lambda _: Path("/nowhere/cpuinfo"))
     assert library._processor() == []
-    assert library._instructions() == set()
+    assert library.instructions() == set()
 
 
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({"_instructions": set}, "this processor has neither AVX-512 BF16 nor AMX"),
-        ({"_instructions": lambda: {"avx512_bf16"}, "shutil.which": lambda _: None}, "there is no gcc"),
+        ({"instructions": set}, "this processor has neither AVX-512 BF16 nor AMX"),
+        ({"instructions": lambda: {"avx512_bf16"}, "shutil.which": lambda _: None}, "there is no gcc"),
         ({"sys.platform": "plan9"}, "they need Linux, and this is plan9"),
     ],
     ids=["old processor", "no compiler", "other system"],

@@ -66,6 +66,23 @@ def test_an_unknown_format_is_named_with_the_nearest_one(tiny_run: Run) -> None:
         target(str(tiny_run.path), "onxn", None)
 
 
+def test_a_network_on_the_hub_needs_the_name_of_a_file_before_it_is_downloaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(checked, "find_weights", None)
+    with pytest.raises(
+        ThumbnetError, match=r"on the Hub: name the file to write, such as --out cats\.int8\.onnx$"
+    ):
+        target("hf:me/cats@v1", "onnx-int8", None)
+    assert main(["export", "hf:me/cats"]) == 2
+    assert (
+        "hf:me/cats is on the Hub: name the file to write, such as --out cats.onnx\n"
+        in capsys.readouterr().err
+    )
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_run_that_does_not_exist_is_an_error_before_its_data_are_loaded(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="there is no run"):
         target(str(tmp_path / "run"), "onnx", None)

@@ -204,6 +204,23 @@ def test_the_card_of_a_run_that_continues_another_counts_the_epochs_of_both(
     assert "/home" not in card
 
 
+def test_the_card_says_where_the_training_was_resumed(tiny_run: Run, tmp_path: Path) -> None:
+    run = Run(Path(shutil.copytree(tiny_run.path, tmp_path / "run")))
+    first = run.environment
+    first["hardware"]["device"], first["packages"]["torch"] = "cpu", "2.11"
+    moved = {**first, "hardware": {"device": "cuda:0", "gpu": "H200"}}
+    newer = {**moved, "packages": {"torch": "2.13"}}
+    (run.path / "environment.json").write_text(json.dumps({**first, "resumed": [moved, newer]}))
+    card = model_card(run, NAME)
+    assert "of training on cpu, then H200.\n" in card
+    assert (
+        "The training was resumed with device H200 instead of cpu; then with PyTorch 2.13 instead of 2.11,\n"
+        "so the same recipe, data and seed give the same weights only to within rounding." in card
+    )
+    run.write_settings({**run.settings, "code_before": {"training.loss": ["x"]}})
+    assert "The author's own code changed during the training,\nso this recipe alone" in model_card(run, NAME)
+
+
 def test_the_card_says_that_the_user_ended_the_training(tiny_run: Run, tmp_path: Path) -> None:
     shutil.copytree(tiny_run.path, tmp_path / "run")
     stop = {

@@ -14,9 +14,8 @@ from thumbnet.publish.onnx_resize import with_any_size
 pytest.importorskip("onnx", reason="the extra 'export' is not installed")
 
 
-def fitting_graph(preprocessing: Preprocessing) -> Any:
-    """Build an onnxruntime session that only resizes: its logits are the pixels."""
-    import onnxruntime
+def fitting_model(preprocessing: Preprocessing) -> Any:
+    """Build a graph that only resizes: its logits are the pixels."""
     from onnx import TensorProto, checker, helper
 
     shape: list[str | int | None] = ["batch", *preprocessing.size, 3]
@@ -26,10 +25,17 @@ def fitting_graph(preprocessing: Preprocessing) -> Any:
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
     model = with_any_size(model, preprocessing, "pixels")
     checker.check_model(model)
+    return model
+
+
+def fitting_graph(preprocessing: Preprocessing) -> Any:
+    """Open :func:`fitting_model` with onnxruntime."""
+    import onnxruntime
+
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
     return onnxruntime.InferenceSession(
-        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+        fitting_model(preprocessing).SerializeToString(), options, providers=["CPUExecutionProvider"]
     )
 
 
@@ -56,6 +62,15 @@ def test_the_graph_resizes_as_preprocessing_does(fit: Fit, size: tuple[int, int]
         assert difference.max() <= 1, shape
         exact += int(difference.max() == 0)
     assert exact > len(shapes) / 2  # for the others, Pillow resizes vertically first
+
+
+@pytest.mark.parametrize("limits", [None, (515.0, 765.5)])
+def test_only_one_copy_of_the_whole_picture_is_in_float64(limits: tuple[float, float] | None) -> None:
+    model = fitting_model(Preprocessing((8, 8), "crop", (0.5,) * 3, (0.5,) * 3, limits))
+    readers = {node.op_type: node for node in model.graph.node if "picture" in node.input}
+    assert set(readers) == {"Shape", "Transpose"}, "transposed as it is given, in 1 or 4 bytes per value"
+    planes = readers["Transpose"].output[0]
+    assert [node.op_type for node in model.graph.node if planes in node.input] == ["Cast"]
 
 
 def test_a_picture_of_the_right_size_is_not_changed() -> None:

@@ -243,8 +243,11 @@ def test_an_epoch_keeps_all_but_the_skipped_share() -> None:
 
 
 def test_a_choice_of_the_epoch_is_asked_for_by_each_setting_about_it() -> None:
-    assert not TrainingSettings().must_choose
-    assert not TrainingSettings(keep="last").must_choose
-    assert TrainingSettings(keep="best").must_choose
-    assert TrainingSettings(choose_by="loss").must_choose
-    assert TrainingSettings(choose_by="loss", keep="last", patience=2).must_choose
+    for without in (TrainingSettings(), TrainingSettings(keep="last")):
+        assert (without.choice, without.must_choose) == ("", False)
+    for training, choice in (
+        (TrainingSettings(keep="best"), "training.keep = 'best'"),
+        (TrainingSettings(choose_by="loss"), "training.choose_by = 'loss'"),
+        (TrainingSettings(choose_by="loss", keep="last", patience=2), "training.patience = 2"),
+    ):
+        assert (training.choice, training.must_choose) == (choice, True)

@@ -57,6 +57,13 @@ def test_the_markdown_table_has_percentages_and_says_what_they_are(groups: list[
     assert "standard deviation" in lines[-1]
 
 
+def test_a_markdown_table_of_single_runs_explains_no_intervals(groups: list[Group]) -> None:
+    text = as_markdown(groups[1:], MEASURES[1:])
+    assert "95.00 |" in text
+    assert "interval" not in text
+    assert text.endswith("|\n")
+
+
 def test_the_note_below_the_markdown_table_says_whether_the_results_are_optimistic(
     groups: list[Group], tmp_path: Path
 ) -> None:

@@ -230,6 +230,7 @@ def test_labels_are_given_at_the_thresholds_of_each_folds_network(label_run: Run
         hits = (given & truth)[:, label].sum()
         assert score.recall == pytest.approx(hits / truth[:, label].sum())
         assert score.precision == pytest.approx(hits / given[:, label].sum())
+        assert score.predicted == given[:, label].sum()
     assert [score.threshold for score in found.labels] == pytest.approx([0.35, 0.5, 0.7])
     groups = np.array([f"p{number // 5}" for number in range(100)], dtype=object)
     grouped = _together(parts, infos, groups)

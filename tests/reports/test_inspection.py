@@ -47,3 +47,4 @@ def test_a_sample_grid_has_pictures_of_every_class(tmp_path: Path) -> None:
     grid = sample_grid(data, "train", 4, (20, 20), "pad")
     assert {name: len(cells) for name, cells in grid.items()} == {"blue": 4, "green": 4, "red": 4}
     assert grid["red"][0].shape == (20, 20, 3)
+    assert list(sample_grid(data, "train", 4, (20, 20), "pad", classes=2)) == ["blue", "green"]

@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 
 from helpers import coloured_labels
-from thumbnet.data.splits import Data
+from thumbnet.data.multilabel import MultiLabelSplit
+from thumbnet.data.splits import Data, Split
+from thumbnet.reports import label_page, pictures
 from thumbnet.reports.label_page import write_label_report
 from thumbnet.runs.folder import Run
 from thumbnet.runs.weights import read_weights, write_weights
@@ -56,6 +58,50 @@ def test_the_page_names_the_groups_that_the_interval_allows_for(
     assert "The interval allows for 120 pictures in 30 groups" in text
     assert "<dd>120</dd>" in page
     assert "The interval allows" not in page
+
+
+def with_wrong_labels(count: int = 24) -> Data:
+    """Pictures whose labels are the opposite of what they show; the last label is on none of them."""
+    made = coloured_labels(count)
+    splits: dict[str, Split] = {}
+    for name, split in made.splits.items():
+        assert isinstance(split, MultiLabelSplit)
+        targets = ~split.targets
+        targets[:, 2] = False
+        splits[name] = MultiLabelSplit(split.pictures, targets)
+    return replace(made, splits=splits)
+
+
+def test_mistakes_whose_pictures_have_no_room_are_counted_and_so_are_labels_left_out(
+    label_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "report.html"
+    write_label_report(label_run, with_wrong_labels(), "test", out)
+    text = out.read_text("utf-8")
+    counts = re.findall(r"(?:not in the data|but not given): (\d+)\. The (?:most|least) probable ones:", text)
+    assert counts
+    assert "left out to keep" not in text
+    assert "Only the mistakes" not in text
+    monkeypatch.setattr(pictures, "PICTURE_BYTES", -1)
+    write_label_report(label_run, with_wrong_labels(), "test", out)
+    text = out.read_text("utf-8")
+    left = "These pictures were left out to keep the page small."
+    assert re.findall(rf"(?:not in the data|but not given): (\d+)\. {left}", text) == counts
+    assert "probable ones:" not in text
+    monkeypatch.setattr(label_page, "SHOWN_LABELS", 2)
+    write_label_report(label_run, with_wrong_labels(), "test", out)
+    text = out.read_text("utf-8")
+    assert "Only the mistakes of the first 2 of 3 labels are shown." in text
+    assert text.count("<h3>blue</h3>") == 0
+
+
+def test_what_cannot_be_measured_of_a_label_is_a_dash(label_run: Run, tmp_path: Path) -> None:
+    write_label_report(label_run, with_wrong_labels(), "test", tmp_path / "report.html")
+    text = (tmp_path / "report.html").read_text("utf-8")
+    table = text[text.index('aria-label="Labels, a table"') :].partition("</table>")[0]
+    (row,) = re.findall(r'<th scope="row">blue</th>(.*)', table)
+    count, ap, _, _, *rest = re.findall("<td>(.*?)</td>", row)
+    assert (count, ap, rest) == ("0", "–", ["–"] * 3)
 
 
 def test_the_page_loads_nothing_from_elsewhere(page: str) -> None:

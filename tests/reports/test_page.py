@@ -19,7 +19,8 @@ from helpers import TINY, coloured, coloured_data, write_class_folders, write_pi
 from thumbnet.classifiers.load import load_run
 from thumbnet.classifiers.torch_classifier import Predictor
 from thumbnet.cli import main
-from thumbnet.data.splits import Corrected, Data, FileSplit
+from thumbnet.data.corrections import Corrected
+from thumbnet.data.splits import Data, FileSplit
 from thumbnet.errors import RunError
 from thumbnet.evaluation import best_f1, log_softmax, one_against_rest
 from thumbnet.reports import page, pictures
@@ -112,6 +113,8 @@ def odd(tiny_run: Run, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, 
     shutil.copytree(tiny_run.path, run.path)
     summary = {**run.summary, "labels": Corrected(relabelled=1200).record()}
     (run.path / "summary.json").write_text(json.dumps(summary))
+    settings = {**run.settings, "measured_fingerprint": data.fingerprint("test")}
+    (run.path / "run.json").write_text(json.dumps(settings))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pictures, "HEAT_MAPS", 4)
         written = write_report(run, data, "test", run.path / "report.html")
@@ -195,6 +198,51 @@ def test_the_page_tells_the_corrections_and_how_to_make_more(odd: tuple[Path, Da
     shown = Page((odd[0] / "report.html").read_text("utf-8")).text
     assert "Corrected labels: 1,200 relabelled. The run keeps these corrections in corrections.csv." in shown
     assert re.search(r"correct them in the browser: \S.*thumbnet review ", shown)
+
+
+def test_a_report_on_other_data_says_nothing_about_the_runs_own_labels(
+    odd: tuple[Path, Data], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pictures, "HEAT_MAPS", 2)
+    write_report(Run(odd[0]), coloured_data(30), "test", tmp_path / "x.html")
+    shown = Page((tmp_path / "x.html").read_text("utf-8")).text
+    assert "Confident learning" in shown
+    assert "Corrected labels" not in shown
+    assert "thumbnet review" not in shown
+
+
+def test_every_class_has_a_row_in_the_table_of_the_data_and_the_first_ones_have_pictures(
+    tiny_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pictures, "HEAT_MAPS", 2)
+    for module in (page, pictures):
+        monkeypatch.setattr(module, "SHOWN_CLASSES", 2)
+    write_report(tiny_run, coloured_data(30), "test", tmp_path / "x.html")
+    text = (tmp_path / "x.html").read_text("utf-8")
+    assert "The table has pictures of the first 2 of 3 classes." in text
+    table = text[text.index('aria-label="Data, a table"') :].partition("</table>")[0]
+    rows = re.findall(r'<th scope="row">(\w+)</th><td>(\d+)</td>.*?<td>(<img|</td>)', table)
+    assert rows == [("red", "10", "<img"), ("green", "10", "<img"), ("blue", "10", "</td>")]
+
+
+def test_what_cannot_be_measured_of_a_class_is_a_dash(
+    tiny_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pictures, "HEAT_MAPS", 2)
+    test = coloured_data(30).splits["test"]
+    data = replace(
+        coloured_data(30), splits={"train": test, "test": test.subset(np.flatnonzero(test.labels < 2))}
+    )
+    write_report(tiny_run, data, "test", tmp_path / "x.html")
+    text = (tmp_path / "x.html").read_text("utf-8")
+    table = text[text.index('aria-label="Classes, a table"') :].partition("</table>")[0]
+    cells = {
+        name: re.findall("<td>(.*?)</td>", row)
+        for name, row in re.findall(r'<th scope="row">(\w+)</th>(.*)', table)
+    }
+    assert cells["blue"][0] == "0"
+    assert cells["blue"][2:] == ["–", "–"]
+    assert "–" not in cells["red"]
 
 
 def test_the_page_shows_areas_and_thresholds_of_each_class(odd: tuple[Path, Data]) -> None:

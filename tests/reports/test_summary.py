@@ -21,8 +21,6 @@ from thumbnet.reports.summary import (
     describe_stop,
     ended_early,
     epochs_before,
-    headline_key,
-    headline_name,
     interval_of,
     of_split,
     optimism,
@@ -105,15 +103,11 @@ def test_a_runs_own_data_are_known_by_their_place_or_by_the_measured_pictures(
     assert not are_own_data(run, replace(other, source=str(tmp_path)))
 
 
-def test_the_main_measure_is_map_for_several_labels_and_otherwise_accuracy() -> None:
+def test_the_interval_is_that_of_the_main_measure() -> None:
     one = {"accuracy": 0.9, "accuracy_interval": [0.8, 0.95]}
     several = {**one, "multilabel": True, "map": 0.7, "map_interval": [0.6, 0.75]}
-    assert (headline_key(one), headline_name(one), interval_of(one)) == ("accuracy", "accuracy", (0.8, 0.95))
-    assert (headline_key(several), headline_name(several), interval_of(several)) == (
-        "map",
-        "mAP",
-        (0.6, 0.75),
-    )
+    assert interval_of(one) == (0.8, 0.95)
+    assert interval_of(several) == (0.6, 0.75)
     assert interval_of({"accuracy_interval": None}) is None
 
 

@@ -22,13 +22,16 @@ uvicorn = pytest.importorskip("uvicorn", reason="the extra 'serve' is not instal
 __all__ = ["browser"]  # the fixture
 
 COMMAND = "thumbnet train a-folder-with-a-long-name --labels runs/2026-11-27-pictures-small-1/labels.csv"
+SHOW_MORE = "thumbnet review a-folder-with-a-long-name --run runs/2026-11-27-pictures-small-1 --first 1576"
 LEFT, RIGHT, ENTER, ESCAPE = "\ue012", "\ue014", "\ue007", "\ue00c"
 
 
 @contextmanager
 def served(review: Review) -> Iterator[str]:
     """Serve a review from a thread of this process."""
-    app = build_review(review, Heading("Review of 2026-11-27-pictures-small-1", COMMAND), load, Rendering())
+    title = "Review of 2026-11-27-pictures-small-1"
+    heading = Heading(title, COMMAND, beyond="without a label", show_more=SHOW_MORE)
+    app = build_review(review, heading, load, Rendering())
     with listen("127.0.0.1", 0) as listener:
         server = uvicorn.Server(uvicorn.Config(app, log_level="error"))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
@@ -149,9 +152,66 @@ def test_a_key_that_is_held_down_decides_about_one_picture_but_moves_on_and_on(
         assert errors(browser) == []
 
 
+def click(browser: Any, place: str, number: int) -> None:
+    """The ``number``th of several quick clicks at one place, as the browser tells the page of it."""
+    browser.execute_script(
+        "document.querySelector(arguments[0]).dispatchEvent("
+        "new MouseEvent('click', { bubbles: true, detail: arguments[1] }))",
+        place,
+        number,
+    )
+
+
+def test_a_double_click_decides_about_no_picture_that_nobody_has_seen(browser: Any, tmp_path: Path) -> None:
+    from selenium.webdriver.common.action_chains import ActionChains
+
+    review = made_review(tmp_path)
+    with served(review) as address:
+        visit(browser, address)
+        shown(browser, "0.png")
+        ActionChains(browser).double_click(find(browser, "#drop")).perform()
+        shown(browser, "1.png")
+        for place in ("#confirm", "#suggest", "#drop", "#unsure", "#choices button"):
+            click(browser, place, 2)
+            click(browser, place, 3)
+        click(browser, "#next", 2)  # moving decides nothing
+        shown(browser, "2.png")
+        click(browser, "#choices button:nth-child(3)", 1)
+        done(browser, 2, 6)
+        assert rows(review) == [("0.png", "", "drop"), ("2.png", "blue", "relabel")]
+        assert find(browser, "#more").is_displayed() is False
+        assert errors(browser) == []
+
+
+def test_a_digit_typed_ahead_is_dropped_if_it_means_a_class_of_a_list_not_seen(
+    browser: Any, tmp_path: Path
+) -> None:
+    names = [f"class {number}" for number in range(11)]
+    review = Review([item(number) for number in range(3)], names, tmp_path / "labels.csv")
+    type_at_once = (
+        "for (const key of arguments[0]) document.getElementById('main').dispatchEvent("
+        "new KeyboardEvent('keydown', { key, bubbles: true }))"
+    )
+    with served(review) as address:
+        visit(browser, address)
+        shown(browser, "0.png")
+        browser.execute_script(type_at_once, "u2")
+        shown(browser, "1.png")
+        press(browser, "d")
+        done(browser, 2, 3)
+        assert rows(review) == [("0.png", "", "unsure"), ("1.png", "", "drop")]
+        press(browser, "2")
+        done(browser, 3, 3)
+        assert rows(review)[2] == ("2.png", "class 0", "confirm")
+        assert errors(browser) == []
+
+
 def test_filters_the_grid_and_copies(browser: Any, tmp_path: Path) -> None:
     review = made_review(
-        tmp_path, [item(0), item(1, 2, 0), item(2, 2, 0), item(3, copies=(4,)), item(4)], shown=4
+        tmp_path,
+        [item(0), item(1, 2, 0), item(2, 2, 0), item(3, copies=(4,)), item(4)],
+        shown=4,
+        beyond=[("train", "4.png"), ("train", "9.png")],
     )
     with served(review) as address:
         visit(browser, address)
@@ -181,9 +241,11 @@ def test_filters_the_grid_and_copies(browser: Any, tmp_path: Path) -> None:
         find(browser, "#copy-tiles button").click()
         shown(browser, "4.png")
         assert find(browser, "#place").text == "train, not in this list"
+        assert find(browser, "#remaining").text == "2 more without a label"
         press(browser, "d")  # the copy does not count, but it is decided
         wait_for(browser, "document.getElementById('message').textContent.startsWith('4.png: dropped')")
         done(browser, 1, 4)
+        assert find(browser, "#remaining").text == "1 more without a label"
         assert rows(review)[-1] == ("4.png", "", "drop")
         assert errors(browser) == []
 
@@ -231,12 +293,16 @@ def test_it_fits_narrow_and_wide_windows_is_readable_and_asks_no_other_server(
     long = "a-folder/" + "a-name-without-any-space-in-it" * 3 + ".png"
     items = [item(0, copies=(1,)), item(1, copies=(0,)), *(item(number) for number in range(2, 70))]
     items[0] = type(items[0])(**{**vars(items[0]), "name": long})
-    review = made_review(tmp_path, items)
+    beyond = [("train", f"{number}.png") for number in range(70, 1576)]
+    review = made_review(tmp_path, items, beyond=beyond)
     review.decide(5, "drop")
     browser.get_log("performance")
     size = browser.get_window_size()
     with served(review) as address:
         visit(browser, address)
+        assert find(browser, "#more").text == (
+            f"Not shown: 1,506 more without a label. To review them too: {SHOW_MORE}"
+        )
         try:
             for width in (320, 1280):
                 browser.execute_cdp_cmd(

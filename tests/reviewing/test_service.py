@@ -22,7 +22,13 @@ from thumbnet.reviewing.session import Item, Review
 
 testclient = pytest.importorskip("starlette.testclient")
 
-HEADING = Heading("Review of run", "thumbnet train data --labels run/labels.csv", ("localhost",))
+HEADING = Heading(
+    "Review of run",
+    "thumbnet train data --labels run/labels.csv",
+    ("localhost",),
+    "whose label may be wrong",
+    "thumbnet review run --first 8",
+)
 
 
 @contextmanager
@@ -36,9 +42,11 @@ def opened(review: Review, load_picture: Any = load) -> Iterator[tuple[Any, dict
 
 
 def test_the_page_shows_the_pictures_and_their_decisions_and_decides(tmp_path: Path) -> None:
-    review = made_review(tmp_path, shown=5)
+    review = made_review(tmp_path, shown=5, beyond=[("train", "8.png"), ("test", "5.png")])
     with opened(review) as (client, headers):
         state = client.get("/state").json()
+        more = (state["remaining"], state["beyond"], state["show_more"])
+        assert more == (2, HEADING.beyond, HEADING.show_more)
         assert (state["title"], state["command"], state["shown"]) == (HEADING.title, HEADING.continue_with, 5)
         assert state["classes"] == ["red", "green", "blue"]
         assert state["file"] == str(review.path)
@@ -53,6 +61,7 @@ def test_the_page_shows_the_pictures_and_their_decisions_and_decides(tmp_path: P
             "picture": 0,
             "decided": {"decision": "relabel", "label": "blue"},
             "done": 1,
+            "remaining": 2,
             "undo": True,
             "revision": 1,
         }
@@ -62,6 +71,10 @@ def test_the_page_shows_the_pictures_and_their_decisions_and_decides(tmp_path: P
         undone = client.post("/undo", json={}, headers=headers).json()
         assert (undone["picture"], undone["decided"], undone["undo"]) == (0, None, False)
         assert client.post("/undo", json={}, headers=headers).json()["picture"] is None
+
+        copy = {"picture": 5, "decision": "drop"}  # one of the two that remain
+        answer = client.post("/decide", json=copy, headers=headers).json()
+        assert (answer["done"], answer["remaining"]) == (0, 1)
 
 
 @pytest.mark.parametrize("path", ["/decide", "/undo"])

@@ -20,7 +20,7 @@ from thumbnet.data.corrections import read_corrections
 from thumbnet.data.splits import FileSplit
 from thumbnet.errors import DataError, FailedReadError, RunError
 from thumbnet.reviewing import session
-from thumbnet.reviewing.session import lock_labels, suspicious_items, unlabelled_items
+from thumbnet.reviewing.session import lock_labels, settled_pictures, suspicious_items, unlabelled_items
 
 
 def rows(path: Path) -> list[tuple[str, ...]]:
@@ -268,6 +268,10 @@ class Suspect:
     reasons: tuple[str, ...] = ("label",)
     copies: tuple[tuple[str, int], ...] = ()
 
+    @property
+    def is_doubtful(self) -> bool:
+        return "label" in self.reasons or "conflict" in self.reasons
+
 
 @dataclass(frozen=True)
 class Scores:
@@ -283,7 +287,9 @@ def test_the_first_suspects_come_in_order_followed_by_their_copies() -> None:
     ]
     values = np.linspace(0, 1, 8 * 12, dtype=np.float32).reshape(8, 12)
     scores: Any = Scores({"train": values, "test": values})
-    items = suspicious_items(suspects, scores, 2)
+    selected = suspicious_items(suspects, scores, 2)
+    items = selected.items
+    assert (selected.shown, selected.beyond) == (2, (("train", "x.png"), ("test", "x.png")))
     assert [(one.split, one.index) for one in items] == [
         ("train", 5),
         ("train", 6),
@@ -305,11 +311,65 @@ class Unlabelled:
 def test_new_pictures_are_named_relative_to_the_file_of_labels_if_they_are_below_it(tmp_path: Path) -> None:
     split = FileSplit(tmp_path / "new", ["a.png", "b/c.png"], np.array([-1, -1]))
     found: Any = Unlabelled(split, np.array([[0.1, 0.9], [0.6, 0.4]], dtype=np.float32))
-    items = unlabelled_items(found, np.array([1, 0]), 5, tmp_path.resolve())
+    items = unlabelled_items(found, np.array([1, 0]), 5, tmp_path.resolve()).items
     assert [one.name for one in items] == ["new/b/c.png", "new/a.png"]
     assert [(one.given, one.suggested, one.split) for one in items] == [
         (None, 0, "train"),
         (None, 1, "train"),
     ]
     elsewhere = unlabelled_items(found, np.array([1, 0]), 1, tmp_path.resolve() / "other")
-    assert [one.name for one in elsewhere] == [str(tmp_path.resolve() / "new" / "b" / "c.png")]
+    assert [one.name for one in elsewhere.items] == [str(tmp_path.resolve() / "new" / "b" / "c.png")]
+    assert (elsewhere.shown, elsewhere.reach) == (1, 2)
+    assert elsewhere.beyond == (("train", str(tmp_path.resolve() / "new" / "a.png")),)
+
+
+def test_suspects_whose_decision_the_data_contain_come_last_and_doubtful_ones_remain() -> None:
+    reasons = [("label",), ("label",), ("label",), ("copy",), ("copy", "conflict"), ()]
+    suspects: Any = [
+        Suspect("train", number, f"{number}.png", reasons=one) for number, one in enumerate(reasons)
+    ]
+    scores: Any = Scores({"train": np.full((6, 3), 0.3, dtype=np.float32)})
+    settled = {("train", "0.png"), ("test", "2.png")}
+    selected = suspicious_items(suspects, scores, 1, settled)
+    assert [one.name for one in selected.items] == ["1.png"]
+    assert [name for _, name in selected.beyond] == ["2.png", "4.png"]
+    assert selected.reach == 4  # as many as there are before 5.png, the next one that is not doubtful
+    reached = suspicious_items(suspects, scores, selected.reach, settled)
+    assert [one.name for one in reached.items] == ["1.png", "2.png", "3.png", "4.png"]
+    assert (reached.beyond, reached.reach) == ((), 4)
+    everything = suspicious_items(suspects, scores, 500, settled)
+    assert (everything.items[-1].name, everything.shown, everything.reach) == ("0.png", 6, 6)
+
+
+def test_new_pictures_whose_label_the_run_has_learned_take_up_no_places(tmp_path: Path) -> None:
+    names = [f"{number}.png" for number in range(5)]
+    split = FileSplit(tmp_path.resolve(), names, np.full(5, -1))
+    found: Any = Unlabelled(split, np.full((5, 2), 0.5, dtype=np.float32))
+    settled = {("train", "0.png"), ("train", "3.png")}
+    selected = unlabelled_items(found, np.arange(5), 2, tmp_path.resolve(), settled)
+    assert [one.name for one in selected.items] == ["1.png", "2.png"]
+    assert (selected.shown, selected.beyond, selected.reach) == (2, (("train", "4.png"),), 3)
+    everything = unlabelled_items(found, np.arange(5), 5, tmp_path.resolve(), settled)
+    assert [one.name for one in everything.items] == ["1.png", "2.png", "4.png", "0.png", "3.png"]
+    assert (everything.beyond, everything.reach) == ((), 5)
+
+
+def test_a_decision_is_settled_as_long_as_the_file_says_nothing_else(tmp_path: Path) -> None:
+    inherited = [correction("0.png", "blue"), correction("1.png", "", decision="unsure")]
+    both = {("train", "0.png"), ("train", "1.png")}
+    review = made_review(tmp_path, [item(0, given=2), item(2)], inherited=inherited)
+    assert settled_pictures(review.path, inherited) == both
+    review.decide(1, "drop")
+    assert settled_pictures(review.path, inherited) == both
+    review.decide(0, "relabel", 1)
+    assert settled_pictures(review.path, inherited) == {("train", "1.png")}
+
+
+def test_pictures_that_are_not_shown_remain_until_they_are_decided(tmp_path: Path) -> None:
+    beyond = [("test", "3.png"), ("train", "4.png"), ("train", "77.png")]
+    review = made_review(tmp_path, shown=3, beyond=beyond, inherited=[correction("77.png", "blue")])
+    assert review.remaining == 2
+    review.decide(3, "drop")  # a copy of the first picture
+    assert (review.remaining, review.decided) == (1, 0)
+    again = made_review(tmp_path, shown=3, beyond=beyond)
+    assert again.remaining == 1

@@ -63,6 +63,7 @@ def test_copies_name_each_other_across_splits() -> None:
     assert found["train[0]"].copies == (("train", 2), ("test", 1))
     assert found["test[1]"].copies == (("train", 0), ("train", 2))
     assert found["train[0]"].reasons == ("copy",)
+    assert not found["train[0]"].is_doubtful
     assert found["train[1]"].copies == ()
     assert found["train[1]"].reasons == ()
 
@@ -75,6 +76,8 @@ def test_a_picture_in_two_classes_is_suspicious_wherever_it_is_and_most_where_th
     assert [one.name for one in found] == ["train[2]", "train[0]", "train[1]", "train[3]"]
     assert found[0].reasons == ("label", "copy", "conflict")
     assert found[1].reasons == ("copy", "conflict")
+    assert found[0].is_doubtful
+    assert found[1].is_doubtful
     assert found[1].doubt >= 0.5
     assert found[2].doubt < 0.5
 

@@ -47,7 +47,7 @@ def test_readable_pictures_are_classified_and_the_others_are_named(folder: Path,
     found = score_unlabelled(network, read_unlabelled(folder))
     assert len(found.split) == 12
     assert [Path(name).as_posix() for name, _ in found.skipped] == ["a/broken.png"]
-    paths = [found.split.path(index) for index in range(12)]
+    paths = [found.split.file(index) for index in range(12)]
     expected = [one.probability for one in network.predict(paths)]
     assert found.probabilities.max(axis=1) == pytest.approx(expected, abs=1e-5)
     assert found.probabilities.dtype == np.float32

@@ -14,6 +14,7 @@ from helpers import TINY, coloured_data, write_class_folders
 from thumbnet.classifiers.load import load_classifier
 from thumbnet.data.splits import Data
 from thumbnet.errors import DataError, DataWarning, UnreadableImagesError
+from thumbnet.publish.export import export
 from thumbnet.recipes.settings import DataSettings
 from thumbnet.runs.data import (
     Wanted,
@@ -21,6 +22,7 @@ from thumbnet.runs.data import (
     load_named,
     load_wanted,
     open_run,
+    settings_for,
     source_name,
     split_otherwise,
 )
@@ -81,8 +83,12 @@ def test_evaluate_warns_if_the_data_have_changed(run: Run, own: Path, tmp_path: 
     (copy.path / "run.json").write_text(json.dumps({**run.settings, "data": str(changed)}))
     (changed / load_data(own, settings=run.recipe.data).splits["test"].name(0)).unlink()
     classifier = load_classifier(copy.path, "cpu")
-    with pytest.warns(DataWarning, match=r"^the data in .* have changed since .* set aside as test"):
+    with pytest.warns(
+        DataWarning, match=r"^the data in .* have changed since .* set aside as test"
+    ) as caught:
         classifier.evaluate(changed)
+    told = [Path(one.filename).name for one in caught if one.category is DataWarning]
+    assert told == [Path(__file__).name], "a warning names the line that called evaluate"
 
 
 def test_evaluate_warns_of_data_that_were_loaded_in_another_way(run: Run, own: Path) -> None:
@@ -112,6 +118,25 @@ def test_the_weights_in_a_runs_folder_split_the_data_as_the_run(run: Run, own: P
     alone = Path(shutil.copy(run.weights_path, tmp_path / "model.safetensors"))
     with pytest.warns(DataWarning, match=f"trained on data of the same name, {own.name}"):
         assert load_classifier(alone, "cpu").evaluate(own).pictures == 60  # nothing says how they were split
+
+
+def test_an_export_in_a_runs_folder_splits_the_data_as_the_run(run: Run, own: Path, tmp_path: Path) -> None:
+    pytest.importorskip("onnxscript", reason="the extra 'export' is not installed")
+    copy = Path(shutil.copytree(run.path, tmp_path / "run"))
+    export(copy, "onnx", copy / "model.onnx")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", DataWarning)
+        assert load_classifier(copy / "model.onnx").evaluate(own).pictures == 18
+    alone = Path(shutil.copy(copy / "model.onnx", tmp_path))
+    with pytest.warns(DataWarning, match=f"trained on data of the same name, {own.name}"):
+        assert load_classifier(alone).evaluate(own).pictures == 60
+
+
+def test_a_network_of_several_labels_reads_a_table_as_one_of_several_labels(run: Run, label_run: Run) -> None:
+    one, several = (read_weights(trained.weights_path)[1] for trained in (run, label_run))
+    for network, asked in (("", DataSettings()), ("hf:me/cats", DataSettings()), (run.path, run.recipe.data)):
+        assert settings_for(str(network), one) == asked
+        assert settings_for(str(network), several) == replace(asked, multilabel=True)
 
 
 def test_a_network_that_was_trained_on_all_of_the_data_warns(run: Run, own: Path) -> None:

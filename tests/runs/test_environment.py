@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from thumbnet import __version__
-from thumbnet.runs.environment import environment
+from thumbnet.runs.environment import device_name, differences, environment, resumed
 
 
 def git(*arguments: str) -> str:
@@ -52,6 +52,44 @@ def test_outside_git_or_without_git_there_is_no_commit(
     assert environment(torch.device("cpu"))["git_commit"] is None
     monkeypatch.setenv("PATH", str(tmp_path))
     assert environment(torch.device("cpu"))["git_commit"] is None
+
+
+def computer(
+    device: str = "cpu", torch: str = "2.11", processes: int = 1, gpu: str | None = None, **hardware: object
+) -> dict[str, object]:
+    described = {"device": device, "processor": "x", "threads": 2, **hardware}
+    described |= {} if gpu is None else {"gpu": gpu}
+    return {"packages": {"torch": torch}, "hardware": described, "processes": processes}
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "found"),
+    [
+        (computer(), computer(memory_bytes=3), []),
+        (computer(), computer(torch="2.13"), ["PyTorch 2.13 instead of 2.11"]),
+        (
+            computer(),
+            computer(threads=4, processor="y"),
+            ["processor y instead of x", "threads 4 instead of 2"],
+        ),
+        (computer(), computer("cuda:0", gpu="H200", threads=4), ["device H200 instead of cpu"]),
+        (computer("cuda:0", gpu="H200"), computer("cuda:1", gpu="H200", processor="y"), []),
+        (computer(processes=2), computer(), ["processes 1 instead of 2"]),
+        ({"hardware": {"device": "cpu"}}, computer(), []),
+        ({}, computer(), []),
+        ({"hardware": 3, "packages": None}, computer(), []),
+    ],
+)
+def test_what_changes_how_numbers_are_rounded_is_found(
+    before: dict[str, object], now: dict[str, object], found: list[str]
+) -> None:
+    assert differences(before, now) == found
+
+
+def test_a_damaged_environment_says_nothing() -> None:
+    assert resumed({"resumed": [{"step": 1}, 3]}) == [{"step": 1}]
+    assert resumed({"resumed": "x"}) == resumed({}) == []
+    assert device_name({"hardware": []}) is device_name({}) is None
 
 
 def test_a_hanging_or_failing_git_does_not_stop_a_training(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,12 +8,13 @@ from typing import Any
 
 import pytest
 
-from thumbnet.runs.fields import items, number, numbers, shown, table, text, whole
+from thumbnet.runs.fields import flag, items, number, numbers, shown, table, text, whole
 
 
 def test_values_of_the_right_kind_are_returned() -> None:
     assert table({"a": 1, "c": 2}, "x", ("a",), ("b", "c")) == {"a": 1, "c": 2}
     assert (text("", "x"), number(1, "x", 1, 1), whole(3, "x", 3, 3)) == ("", 1.0, 3)
+    assert (flag(True, "x"), flag(False, "x")) == (True, False)
     assert (items((1, "a"), "x"), numbers([0, 0.5], "x", 2, 0, 1)) == ([1, "a"], (0.0, 0.5))
 
 
@@ -30,6 +31,7 @@ def test_values_of_the_right_kind_are_returned() -> None:
         (lambda: number(2, "x", 0, 1), "x is 2: expected a finite number from 0 to 1"),
         (lambda: whole(1.0, "x", 0, 3), "x is 1.0: expected a whole number from 0 to 3"),
         (lambda: whole(4, "x", 0, 3), "x is 4"),
+        (lambda: flag(1, "x"), "x is 1: expected true or false"),
         (lambda: items("ab", "x"), "x is 'ab': expected a list"),
         (lambda: numbers([1], "x", 2), r"x is \[1\]: expected a list of 2"),
     ],

@@ -290,6 +290,8 @@ def test_one_changed_byte_in_a_checkpoint_is_found(tmp_path: Path) -> None:
 def test_a_checkpoint_from_before_the_plan_changed_belongs_to_the_run(tmp_path: Path) -> None:
     """A training with a time budget writes the changed plan first, and its checkpoint later."""
     run = begun(tmp_path / "run")
+    settings = run.settings
+    run.write_settings({**settings, "minutes": 2.0})
     run.write_recipe(load_recipe("tutorial", ["training.steps=40", "training.epochs=2"]))
     run.save_checkpoint({"recipe": run.recipe.to_toml(), "step": 3})
     plan = ["training.steps=30", "schedule.planned_at=[0,10]", "schedule.planned_steps=[40,30]"]
@@ -298,6 +300,37 @@ def test_a_checkpoint_from_before_the_plan_changed_belongs_to_the_run(tmp_path: 
     run.write_recipe(load_recipe("tutorial", [*plan, "optimizer.lr=0.5"]))
     with pytest.raises(RunError, match="has changed"):
         run.load_checkpoint()
+    run.write_recipe(load_recipe("tutorial", plan))
+    run.write_settings(settings)  # no clock changes the length of this one
+    with pytest.raises(RunError, match="has changed"):
+        run.load_checkpoint()
+
+
+def test_another_environment_is_added_when_a_training_is_resumed_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, cpu = begun(tmp_path / "run"), torch.device("cpu")
+    first = run.environment
+    assert run.add_environment(cpu, 3) == []
+    assert run.environment == first
+    other = {**first, "packages": {**first["packages"], "torch": "9.0"}}
+    monkeypatch.setattr("thumbnet.runs.folder.environment", lambda device: other)
+    here = first["packages"]["torch"]
+    assert run.add_environment(cpu, 5) == [f"PyTorch 9.0 instead of {here}"]
+    assert run.add_environment(cpu, 6) == []  # compared with the newest
+    assert run.environment == {**first, "resumed": [{**other, "step": 5}]}
+    monkeypatch.setattr("thumbnet.runs.folder.environment", lambda device: first)
+    assert run.add_environment(cpu, 7) == [f"PyTorch {here} instead of 9.0"]
+    (run.path / "environment.json").write_text("{")  # no training needs it
+    assert run.add_environment(cpu, 8) == []
+
+
+@pytest.mark.parametrize("wrong", [{"code": 3}, {"code": {"a": 1}}, {"code_before": {"a": "b"}}])
+def test_a_damaged_record_of_the_users_code_is_an_error(wrong: dict[str, Any], tmp_path: Path) -> None:
+    run = begun(tmp_path / "run")
+    run.write_settings(wrong)
+    with pytest.raises(RunError, match=r"run\.json: code"):
+        _ = run.settings
 
 
 def test_a_checkpoint_whose_recipe_lacks_newer_keys_can_be_loaded(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from thumbnet.errors import RunError
 from thumbnet.runs.folder import Run
-from thumbnet.runs.summaries import check_summary
+from thumbnet.runs.summaries import check_summary, headline_key, headline_name
 
 MISSING = object()
 
@@ -19,6 +19,14 @@ MISSING = object()
 def test_the_summaries_of_trainings_are_accepted(tiny_run: Run, label_run: Run) -> None:
     check_summary(tiny_run.summary)
     check_summary(label_run.summary)
+
+
+def test_the_main_measure_is_map_for_several_labels_and_otherwise_accuracy(
+    tiny_run: Run, label_run: Run
+) -> None:
+    for run, key, name in ((tiny_run, "accuracy", "accuracy"), (label_run, "map", "mAP")):
+        assert (headline_key(run.summary), headline_name(run.summary)) == (key, name)
+        assert f" {name} {100 * run.summary[key]:.2f} %" in repr(run)
 
 
 ODD: tuple[Any, ...] = ([[]], "x", True)

@@ -32,8 +32,8 @@ INFO = WeightsInfo(
 def test_a_source_loads_the_network_with_its_identity_and_its_data(tiny_run: Run) -> None:
     asked: list[str] = []
 
-    def data_of(fingerprint: str) -> Any:
-        asked.append(fingerprint)
+    def data_of(info: WeightsInfo) -> Any:
+        asked.append(info.fingerprint)
         return data
 
     data = coloured_data()

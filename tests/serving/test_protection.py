@@ -11,7 +11,7 @@ from importlib import resources
 from typing import Any
 
 import pytest
-from fastapi import FastAPI, Request
+from fastapi import FastAPI, HTTPException, Request
 
 from thumbnet.serving.protection import accepted_hosts, page_policy, protect, read_body
 
@@ -20,9 +20,11 @@ testclient = pytest.importorskip("starlette.testclient")
 PAGES = [("serving", "page.html"), ("reviewing", "page.html")]
 
 
-def client_of(hosts: tuple[str, ...] | None, option: str = "", origins: Sequence[str] = ()) -> Any:
+def client_of(
+    hosts: tuple[str, ...] | None, option: str = "", origins: Sequence[str] = (), origin_option: str = ""
+) -> Any:
     app = FastAPI()
-    protect(app, hosts, option, origins)
+    protect(app, hosts, option, origins, origin_option)
 
     @app.post("/")
     async def size(request: Request) -> int:
@@ -82,6 +84,24 @@ def test_a_socket_on_loopback_accepts_only_this_machines_own_names() -> None:
         assert more == (*hosts, "cats.example.org")
     with socket.create_server(("0.0.0.0", 0)) as listener:
         assert accepted_hosts(listener, "0.0.0.0") is None
+
+
+def test_each_part_of_a_body_is_held_before_it_is_kept() -> None:
+    app, held = FastAPI(), list[int]()
+
+    def hold(size: int) -> None:
+        if sum(held) + size > 80:
+            raise HTTPException(429, "full")
+        held.append(size)
+
+    @app.post("/")
+    async def size(request: Request) -> int:
+        return len(await read_body(request, 100, 5.0, "send less", hold))
+
+    client = testclient.TestClient(app)
+    assert client.post("/", content=b"x" * 70).json() == sum(held) == 70
+    assert client.post("/", content=b"x" * 11).status_code == 429
+    assert sum(held) == 70
 
 
 @pytest.mark.parametrize("content", [b"x" * 101, iter([b"x" * 60] * 2)])
@@ -158,6 +178,40 @@ def test_preflights_of_accepted_origins_are_answered() -> None:
     ]
     assert [one.status_code for one in refused] == [400] * 3
     assert ALLOWED not in refused[0].headers
+
+
+@pytest.mark.parametrize("site", ["cross-site", "same-site", "unknown"])
+def test_a_page_of_another_site_may_not_post_unless_its_origin_is_accepted(site: str) -> None:
+    client = client_of(("localhost",), origins=[SHOP], origin_option="--allow-origin")
+    page = {"Sec-Fetch-Site": site}
+    for headers in ({**page, "Origin": OTHER}, {**page, "Origin": "null"}, page):
+        refused = client.post("/", headers=headers)
+        assert refused.status_code == 403
+        assert "comes from a page of another site" in refused.json()["detail"]
+        assert "start the service with --allow-origin" in refused.json()["detail"]
+        assert ALLOWED not in refused.headers
+        assert refused.headers["X-Content-Type-Options"] == "nosniff"
+    accepted = client.post("/", headers={**page, "Origin": SHOP})
+    assert (accepted.status_code, accepted.headers[ALLOWED]) == (200, SHOP)
+    assert client_of(None, origins=["*"]).post("/", headers={**page, "Origin": OTHER}).status_code == 200
+    assert client_of(None).post("/", headers={**page, "Origin": SHOP}).status_code == 403
+
+
+def test_the_services_own_page_and_programs_may_post() -> None:
+    client = client_of(("localhost",))
+    for headers in ({"Sec-Fetch-Site": "same-origin"}, {"Sec-Fetch-Site": "none"}, {}):
+        assert client.post("/", headers=headers).status_code == 200
+
+
+def test_a_link_on_a_page_of_another_site_leads_to_the_page() -> None:
+    client = client_of(("localhost",))
+
+    async def page() -> str:
+        return "page"
+
+    client.app.get("/page")(page)
+
+    assert client.get("/page", headers={"Sec-Fetch-Site": "cross-site"}).json() == "page"
 
 
 def test_all_origins_can_be_accepted_and_host_names_are_checked_all_the_same() -> None:

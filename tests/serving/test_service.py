@@ -85,7 +85,7 @@ def test_requests_for_other_host_names_are_refused(tiny_run: Run) -> None:
 
 def test_pages_of_accepted_origins_may_use_the_service_with_their_key(tiny_run: Run) -> None:
     settings = replace(LIMITS, api_key="secret", origins=("https://shop.example",))
-    page = {"Origin": "https://shop.example"}
+    page = {"Origin": "https://shop.example", "Sec-Fetch-Site": "cross-site"}
     asks = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "x-api-key"}
     with client_of(build_service(load_run(tiny_run.path), settings)) as client:
         assert client.options("/predict", headers={**page, **asks}).status_code == 200  # without the key
@@ -94,6 +94,16 @@ def test_pages_of_accepted_origins_may_use_the_service_with_their_key(tiny_run: 
         assert (refused.status_code, answer.status_code) == (401, 200)
         for one in (refused, answer):  # a page can read why it was refused
             assert one.headers["Access-Control-Allow-Origin"] == "https://shop.example"
+
+
+def test_a_form_of_a_page_of_another_site_is_refused_before_it_is_read(client: Any) -> None:
+    page = {"Origin": "https://shop.example", "Sec-Fetch-Site": "cross-site"}
+    for path in ("/predict", "/explain"):
+        refused = client.post(path, files={"file": b"not even a picture"}, headers=page)
+        assert refused.status_code == 403
+        assert "--allow-origin" in refused.json()["detail"]
+    own = {"Origin": "http://localhost", "Sec-Fetch-Site": "same-origin"}
+    assert client.post("/predict", files={"file": grey(0)}, headers=own).status_code == 200
 
 
 def test_the_model_is_described_without_a_run_too(client: Any, tiny_run: Run) -> None:

@@ -2,17 +2,32 @@
 
 from __future__ import annotations
 
+import asyncio
+import errno
+import gc
+import re
+import tempfile
+import threading
+import time
+import traceback
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
+from prometheus_client import CollectorRegistry
 
-from helpers import coloured
-from serving_helpers import LIMITS, client_of, encoded, grey
+from faults.broken import png
+from helpers import coloured, noise
+from serving_helpers import LIMITS, Slow, client_of, encoded, grey, wait_until
 from thumbnet.classifiers.load import load_run
 from thumbnet.data import plugins
+from thumbnet.data.images import load_picture
+from thumbnet.errors import UnreadableImageError
 from thumbnet.runs.folder import Run
+from thumbnet.serving import uploads
 from thumbnet.serving.service import build_service
 
 
@@ -30,6 +45,8 @@ def test_a_body_may_be_a_single_picture(client: Any, kind: str) -> None:
 
 
 BOMB = encoded(np.zeros((200, 200, 3), np.uint8))
+NARROW = encoded(np.zeros((10_000, 1, 3), np.uint8))  # within the limit, but each row costs memory, too
+DEEP = png(100, 100, depth=16, body=bytes(1 + 6 * 100) * 100)
 # A picture that Pillow itself refuses to open.
 PILLOWS_BOMB = b"P6 60000 60000 255\n" + bytes(100)
 FORM = {"Content-Type": "multipart/form-data; boundary=x"}
@@ -45,6 +62,7 @@ FORM = {"Content-Type": "multipart/form-data; boundary=x"}
             "100,000 bytes",
         ),
         (413, {"files": {"file": BOMB}}, "200x200 pixels are more than the limit of 10,000"),
+        (413, {"files": {"file": NARROW}}, "not enough memory to decode it"),
         (413, {"files": {"file": PILLOWS_BOMB}}, "its pixels are more than the limit of 10,000"),
         (415, {"content": b"x", "headers": {"Content-Type": "text/plain"}}, "text/plain"),
         (415, {"content": b"x"}, "no Content-Type"),
@@ -89,3 +107,154 @@ def test_a_client_is_not_told_to_install_a_plugin_and_the_operator_is_once(
     told = [line for line in warned if "pip install pillow-heif" in line]
     assert len(told) == (0 if installed else 1)
     assert ("this service does not read" in detail) is not installed
+
+
+@pytest.mark.parametrize(("picture", "together"), [(DEEP, 1), (grey(9), uploads.DECODERS)])
+def test_pictures_are_decoded_together_only_if_the_memory_suffices(
+    picture: bytes, together: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    meeting, lock, running, most = threading.Barrier(together), threading.Lock(), 0, 0
+
+    def change(by: int) -> None:
+        nonlocal running, most
+        with lock:
+            running += by
+            most = max(most, running)
+
+    def watched(*arguments: Any) -> Any:
+        found = load_picture(*arguments)  # the memory is claimed from here until this picture is resized
+        change(1)
+        meeting.wait(30)
+        time.sleep(0.02)
+        change(-1)
+        return found
+
+    monkeypatch.setattr(uploads, "load_picture", watched)
+    with client_of(build_service(Slow(), LIMITS)) as client:
+        answer = client.post("/predict", files=[("file", picture)] * 4)
+    assert answer.status_code == 200, answer.text
+    assert most == together
+
+
+def reader() -> uploads.Uploads:
+    """What reads and decodes pictures, without a service around it."""
+    return uploads.Uploads(
+        max_bytes=100_000,
+        max_pixels=10_000,
+        max_pictures=8,
+        timeout=1.0,
+        warn=lambda text: None,
+        registry=CollectorRegistry(),
+    )
+
+
+def test_pictures_of_a_client_that_left_do_not_wait_for_a_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    reading, may_go_on, started = reader(), threading.Event(), threading.Semaphore(0)
+
+    def slow(*arguments: Any) -> Any:
+        started.release()
+        assert may_go_on.wait(30)
+        return load_picture(*arguments)
+
+    async def leave_and_come_again() -> np.ndarray:
+        pictures = [uploads.Upload(str(n), grey(n)) for n in range(10)]
+        asking = asyncio.create_task(reading.decode(Slow(), pictures))
+        for _ in range(uploads.DECODERS):
+            await asyncio.to_thread(started.acquire, timeout=30)
+        asking.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await asking
+        assert reading._decoders._work_queue.qsize() == 0
+        asking = asyncio.create_task(reading.decode(Slow(), pictures))
+        await asyncio.sleep(0.05)
+        assert reading._decoders._work_queue.qsize() == 0  # all threads are busy still
+        may_go_on.set()
+        return await asking
+
+    monkeypatch.setattr(uploads, "load_picture", slow)
+    assert len(asyncio.run(leave_and_come_again())) == 10
+    reading.close()
+
+
+def test_the_error_of_a_picture_whose_client_has_left_is_not_printed(monkeypatch: pytest.MonkeyPatch) -> None:
+    reading, started, may_go_on = reader(), threading.Event(), threading.Event()
+    told: list[Any] = []
+
+    def fail(*_: object) -> None:
+        started.set()
+        assert may_go_on.wait(30)
+        raise UnreadableImageError("a.png", "damaged")
+
+    async def leave() -> None:
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: told.append(context))
+        asking = asyncio.create_task(reading.decode(Slow(), [uploads.Upload("a.png", b"")]))
+        assert await asyncio.to_thread(started.wait, 30)
+        asking.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await asking
+        may_go_on.set()
+        await asyncio.to_thread(reading.close)  # waits for the thread
+        gc.collect()  # asyncio tells of an error once nobody can ask for it any more
+
+    monkeypatch.setattr(uploads, "load_picture", fail)
+    asyncio.run(leave())
+    assert told == []
+
+
+@pytest.mark.parametrize("content", [encoded(noise(0, 90, 90))[:-5000], NARROW])
+def test_the_error_of_a_picture_keeps_none_of_its_memory(content: bytes) -> None:
+    reading = reader()
+    with pytest.raises(UnreadableImageError) as caught:
+        reading._decode(Slow(), uploads.Upload("a.png", content))
+    # A traceback leads to the variables of the functions in it.
+    assert traceback.extract_tb(caught.value.__traceback__)[-1].name == "_decode"
+    assert caught.value.__context__ is None
+    assert caught.value.__cause__ is None
+    reading.close()
+
+
+def test_a_form_is_never_written_to_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(tempfile.SpooledTemporaryFile, "rollover", full)
+    picture = encoded(noise(0, 700, 700))
+    assert len(picture) > 1 << 20  # from which size on Starlette's own way of reading a form would write it
+    settings = replace(LIMITS, max_bytes=4_000_000, max_pixels=1_000_000)
+    with client_of(build_service(Slow(), settings)) as client:
+        answer = client.post("/predict", files=[("file", picture)] * 2)
+    assert answer.status_code == 200, answer.text
+
+
+def bytes_in_flight(client: Any) -> float:
+    """What the service says that all requests hold."""
+    found = re.search(r"(?m)^thumbnet_request_bytes_in_flight (\S+)$", client.get("/metrics").text)
+    assert found
+    return float(found[1])
+
+
+@pytest.mark.parametrize("form", [True, False])
+def test_requests_that_would_hold_too_many_bytes_get_429(form: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(uploads, "LARGEST_REQUESTS", 2)
+    classifier, picture = Slow(), grey(0) + bytes(99_000)  # what follows the end of a PNG is ignored
+    sent: dict[str, Any] = {"files": {"file": picture}}
+    if not form:
+        sent = {"content": picture, "headers": {"Content-Type": "image/png"}}
+    with client_of(build_service(classifier, LIMITS)) as client, ThreadPoolExecutor(2) as pool:
+        classifier.may_go_on.clear()
+        waiting = [pool.submit(client.post, "/predict", **sent) for _ in range(2)]
+        wait_until(lambda: bytes_in_flight(client) > 2 * len(picture))
+        refused = client.post("/predict", **sent)
+        assert (refused.status_code, refused.headers["Retry-After"]) == (429, "1")
+        assert "try again" in refused.json()["detail"]
+        classifier.may_go_on.set()
+        assert [one.result().status_code for one in waiting] == [200, 200]
+        assert bytes_in_flight(client) == 0
+        assert client.post("/predict", **sent).status_code == 200
+
+
+def test_a_request_that_is_alone_may_hold_as_much_as_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(uploads, "LARGEST_REQUESTS", 0)
+    with client_of(build_service(Slow(), LIMITS)) as client:
+        assert client.post("/predict", files=[("file", grey(0))] * 8).status_code == 200
+        assert bytes_in_flight(client) == 0

@@ -15,6 +15,7 @@ from PIL import Image
 from helpers import coloured
 from sources.hub_standin import HubStandIn
 from thumbnet.errors import DataError, UnreadableImageError
+from thumbnet.sources import hub as hub_source
 from thumbnet.sources.load import load_data
 
 datasets: Any = pytest.importorskip("datasets", reason="the extra 'hub' is not installed")
@@ -224,3 +225,14 @@ def test_a_damaged_folder_saved_by_the_library_is_refused(tmp_path: Path) -> Non
         path.write_bytes(b"ARROW1" + bytes(40))
     with pytest.raises(DataError, match="cannot load"):
         load_data(folder)
+
+
+def test_a_lack_of_memory_is_not_taken_for_a_data_set_that_cannot_be_loaded(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(datasets, "load_dataset", refuse)
+    with pytest.raises(MemoryError):
+        hub_source.load_hub("someone/pictures", "hf:someone/pictures", None)

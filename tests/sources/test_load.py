@@ -13,7 +13,7 @@ from helpers import write_class_folders
 from thumbnet.data.splits import ArraySplit
 from thumbnet.errors import DataError
 from thumbnet.sources.archives import _unpack_tar, unpack
-from thumbnet.sources.load import load_data, unpacking_ahead
+from thumbnet.sources.load import data_dir_again, load_data, unpacking_ahead
 from thumbnet.sources.packed import Pack
 
 
@@ -146,3 +146,24 @@ def test_a_tilde_that_is_no_user_is_a_part_of_a_name(tmp_path: Path, monkeypatch
         load_data("~nobody-else/x")
     with pytest.raises(DataError, match="there is no folder '~nobody-else'"):
         load_data("~nobody-is-called-this", images="~nobody-else")
+
+
+def test_a_folder_for_downloads_may_begin_with_the_home_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    assert data_dir_again("~/data") == str(tmp_path.resolve() / "data")
+    assert data_dir_again("data") == str(tmp_path.resolve() / "data")
+    assert data_dir_again(None) is None
+    given: list[object] = []
+
+    def load_hub(name: str, source: str, cache: Path | None, settings: object) -> None:
+        given.append(cache)
+        raise DataError("not loaded")
+
+    monkeypatch.setattr("thumbnet.sources.hub.load_hub", load_hub)
+    for folder in ("~/data", None):
+        with pytest.raises(DataError, match="not loaded"):
+            load_data("hf:someone/pictures", data_dir=folder)
+    assert given == [tmp_path / "data", None]

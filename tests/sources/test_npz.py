@@ -157,6 +157,22 @@ def test_headers_that_declare_too_much_are_refused_before_memory_is_allocated(tm
         load_data(tmp_path / "bomb.npz")
 
 
+def test_a_lack_of_memory_is_no_damage_but_pythons_parser_reports_a_hostile_header_as_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise MemoryError
+
+    np.savez(tmp_path / "a.npz", images=X, labels=Y)
+    with monkeypatch.context() as patch:
+        patch.setattr(npz, "_content", refuse)
+        with pytest.raises(MemoryError):
+            load_data(tmp_path / "a.npz")
+    monkeypatch.setattr(np.lib.format, "read_array_header_1_0", refuse)
+    with pytest.raises(DataError, match=r"a\.npz is not a NumPy file, or is damaged: .* nested too deeply"):
+        load_data(tmp_path / "a.npz")
+
+
 @given(st.binary(max_size=300))
 def test_a_file_of_random_bytes_raises_only_a_data_error(content: bytes) -> None:
     import tempfile

@@ -145,6 +145,15 @@ def test_a_data_set_whose_pictures_change_causes_a_warning() -> None:
     assert any(note.startswith("warning: ") for note in load_data(Changing("")).notes)
 
 
+def test_a_lack_of_memory_is_not_taken_for_a_data_set_that_fails() -> None:
+    class Large(Pictures):
+        def __getitem__(self, index: int) -> tuple[Any, int]:
+            raise MemoryError
+
+    with pytest.raises(MemoryError):
+        load_data(Large(""))
+
+
 @pytest.mark.parametrize(
     ("given", "words"),
     [

@@ -5,7 +5,7 @@ import pytest
 from sources.trees import meaning, some, tree_of
 from thumbnet.errors import DataError
 from thumbnet.recipes.settings import DataSettings
-from thumbnet.sources.split_folders import SplitFinder, picture_count
+from thumbnet.sources.split_folders import SplitFinder, picture_count, sole
 
 
 def classes(split: str) -> list[str]:
@@ -47,3 +47,16 @@ def test_a_new_finder_starts_at_the_tree_without_notes() -> None:
 def test_picture_counts_are_formatted() -> None:
     assert picture_count(1).startswith("1 ")
     assert "1,000" in picture_count(1000)
+
+
+def test_the_sole_folder_of_pictures_is_found_below_those_that_wrap_it() -> None:
+    assert sole(tree_of(some("a/b/{}.png", 3))).path == "a/b"
+    assert sole(tree_of(classes("train"))).path == "train"  # with its two classes
+
+
+def test_folders_with_the_same_classes_are_versions_or_classes_that_share_subfolders() -> None:
+    with pytest.raises(DataError, match=r"color/, gray/ contain the same 2 folders.*data/color"):
+        meaning(classes("color") + classes("gray"))
+    found = meaning(classes("indoors") + classes("outdoors"))
+    assert found.layout.class_names == ("indoors", "outdoors")
+    assert "which were merged" in found.notes

@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import fnmatch
+import os
 import re
+import subprocess
+import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -26,6 +31,30 @@ def test_the_service_and_its_health_check_start_without_a_shell() -> None:
     assert serve.last("STOPSIGNAL") == "SIGTERM"
     with pytest.raises(ValueError):
         Stage("shell", [("CMD", "thumbnet serve")]).words("CMD")
+
+
+@pytest.mark.parametrize(("status", "healthy"), [(200, True), (503, False)])
+def test_the_health_check_asks_the_service_and_no_proxy(status: int, healthy: bool) -> None:
+    asked: list[str] = []
+
+    class Service(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked.append(self.path)
+            self.send_response(status)
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Service) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        _, *words = STAGES["serve"].words("HEALTHCHECK")
+        command = [sys.executable, *(word.replace("8000", str(server.server_port)) for word in words)]
+        proxies = {"http_proxy": "http://127.0.0.1:9", "HTTP_PROXY": "http://127.0.0.1:9"}
+        done = subprocess.run(command, env={**os.environ, **proxies, "no_proxy": ""}, timeout=30)
+        server.shutdown()
+    assert (done.returncode == 0) == healthy
+    assert asked == ["/healthz"]
 
 
 def test_every_installed_file_has_a_hash_or_was_built_in_the_image() -> None:

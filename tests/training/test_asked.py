@@ -87,6 +87,39 @@ def test_a_call_that_asks_for_something_else_is_an_error_that_names_it(
     assert "--resume" not in str(caught.value)
 
 
+LOSS = "mine.own:focal"
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "same"),
+    [
+        ({"training.loss": "a"}, {"training.loss": "a"}, True),
+        ({"training.loss": "a"}, {"training.loss": "b"}, False),
+        ({"training.loss": "a"}, {}, True),  # its file cannot be read now
+        (None, {"training.loss": "b"}, True),  # an earlier version kept no record
+    ],
+)
+def test_other_code_of_the_users_own_is_another_call(
+    before: dict[str, str] | None,
+    now: dict[str, str],
+    same: bool,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("thumbnet.training.asked.code_digests", lambda recipe: now)
+    overrides = [f"training.loss={LOSS}", "training.label_smoothing=0"]
+    run = begun(tmp_path, "fast", overrides, **({} if before is None else {"code": before}))
+    run.write_recipe(load_recipe("fast", overrides))
+    asked = what_was_asked("fast", overrides)
+    if same:
+        check_same_asked(run, asked, None)
+        return
+    with pytest.raises(RunError, match="was begun with other code") as caught:
+        check_same_asked(run, asked, None)
+    assert f"training.loss: the file with {LOSS} has changed" in str(caught.value)
+    assert "with the code as it is now: " in str(caught.value)
+
+
 def test_another_time_is_another_call_also_for_runs_without_a_record(tmp_path: Path) -> None:
     write_json(tmp_path / "run.json", {"minutes": 2.0})
     run, asked = Run(tmp_path), what_was_asked("fast", ["seed=1"])

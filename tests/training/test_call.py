@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+
 import pytest
 import torch
 
 from thumbnet.distributed import World
 from thumbnet.errors import DataError, FallbackWarning, ThumbnetError
+from thumbnet.runs.folder import Run
 from thumbnet.training import call as call_module
 from thumbnet.training.call import Call
 from thumbnet.training.listener import Listener
@@ -31,6 +35,26 @@ def test_apples_gpu_trains_in_one_process_only(monkeypatch: pytest.MonkeyPatch) 
     for name in ("mps", "gpu"):
         with pytest.raises(ThumbnetError, match=f"--device {name}: Apple's GPU .* torchrun, .* --device cpu"):
             call_of(name, 2).choose_device()
+
+
+def test_a_training_that_resumes_waits_for_processes_of_a_killed_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waits: list[float] = []
+
+    def locked(run: Run, wait: float) -> AbstractContextManager[None]:
+        waits.append(wait)
+        return nullcontext()
+
+    monkeypatch.setattr(Run, "locked", locked)
+    monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
+    run = Run(tmp_path)
+    call_of().lock(run)
+    call_of().lock(run, resumes=True)
+    call_of(size=2).lock(run)
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "1")
+    call_of().lock(run, resumes=True)
+    assert waits == [0.0, call_module.ENDING, 30.0, 30.0]
 
 
 def test_a_process_with_other_data_than_the_first_one_says_so(monkeypatch: pytest.MonkeyPatch) -> None:

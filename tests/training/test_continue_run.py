@@ -102,6 +102,21 @@ def test_settings_may_change_and_data_may_not(first: Run, tmp_path: Path) -> Non
     assert not (tmp_path / "second").exists()
 
 
+@pytest.mark.parametrize(
+    ("setting", "why"),
+    [
+        ("training.epochs=50", "how long to train"),
+        ("training.steps=3", "how long to train"),
+        ("training.init=runs/other", "starts from the weights of"),
+        ("model.pretrained=auto", "starts from the weights of"),
+    ],
+)
+def test_the_length_and_the_initial_weights_are_not_for_settings(setting: str, why: str, first: Run) -> None:
+    with pytest.raises(RecipeError, match=rf"{setting.partition('=')[0]} = .*--more-epochs.*{why}"):
+        continuation(first.path, 2, [setting])
+    assert continuation(first.path, 2, ["training.epochs=2"]).recipe.training.epochs == 2
+
+
 def test_from_the_command_line_it_says_what_the_rate_does(
     first: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -253,6 +268,7 @@ def test_runs_that_continue_each_other_in_a_circle_have_no_beginning(first: Run,
         {},
         {"pretrained": 1, "init": "", "head_first": 0},
         {"pretrained": True, "init": 5, "head_first": 0},
+        {"pretrained": True, "init": "", "head_first": 1},
     ],
 )
 def test_a_damaged_beginning_is_an_error(began: object, first: Run, tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from thumbnet.training.build import build_state
 from thumbnet.training.continue_run import continuation
 from thumbnet.training.fit import StepResult, fit
 from thumbnet.training.graphed import why_not_graphed
+from thumbnet.training.schedules import factor_at
 from thumbnet.training.state import TrainingState
 from thumbnet.training.train import resume, train
 from training_helpers import StopAfter
@@ -135,7 +136,18 @@ def test_a_training_from_another_runs_weights_keeps_them_at_first(tiny_run: Run)
 def test_more_epochs_train_all_layers_from_the_first_step(whole: Run) -> None:
     longer = continuation(whole.path, 2).recipe
     assert longer.schedule.head_first == 0
-    assert longer.schedule.begin_at == pytest.approx(4 / 6)
+    assert longer.schedule.begin_at == pytest.approx((4 / 6 - 0.5) / 0.5)
+
+
+def test_the_first_rate_of_more_epochs_is_that_of_one_long_training(whole: Run, tmp_path: Path) -> None:
+    more = resume(whole.path, more_epochs=2, out=tmp_path / "more", data=DATA, device="cpu")
+    for run, epochs, total in ((whole, 2, 6), (more, 6, 12)):
+        planned = continuation(run.path, epochs).recipe.schedule
+        for step in range(30):
+            here = factor_at(planned, step, 30)
+            start = 30 * (total - epochs) // epochs
+            assert here == pytest.approx(factor_at(whole.recipe.schedule, start + step, start + 30), abs=0.02)
+    assert continuation(whole.path, 9).recipe.schedule.begin_at == 0  # one long training is not so far yet
 
 
 def test_such_a_training_is_not_recorded_as_a_cuda_graph(monkeypatch: pytest.MonkeyPatch) -> None:

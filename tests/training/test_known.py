@@ -21,7 +21,13 @@ from thumbnet.recipes.recipe import Recipe, load_recipe
 from thumbnet.runs.folder import Run
 from thumbnet.runs.weights import read_weights, write_weights
 from thumbnet.sources.load import load_data, where_again
-from thumbnet.training.known import known_at_start, known_from_record, known_record
+from thumbnet.training.known import (
+    KNOWN_CHOOSE_NOTHING,
+    known_at_start,
+    known_from_record,
+    known_record,
+    without_known_choice,
+)
 from thumbnet.training.listener import Listener
 from thumbnet.training.train import resume, train
 from thumbnet.training.transfer import read_initial
@@ -227,6 +233,58 @@ def test_a_damaged_record_is_an_error(damaged: object, tiny_run: Run) -> None:
         known_from_record(damaged, prepared)
 
 
+def chosen(val: Sequence[int], init: Path, *overrides: str) -> tuple[str, list[str]]:
+    """``training.keep`` of a training with the val pictures of these seeds, and the notes about it."""
+    recipe = recipe_from(init, *overrides)
+    prepared, known, _ = found(pictures(train=range(100, 160), val=val), recipe)
+    recipe, notes = without_known_choice(recipe, replace(prepared, known=known))
+    return recipe.training.keep, notes
+
+
+def test_the_epoch_is_chosen_by_the_val_pictures_that_the_weights_do_not_know(tiny_run: Run) -> None:
+    some, few = range(40, 80), range(40, 79)
+    assert chosen(some, tiny_run.path) == (
+        "auto",
+        ["only the 20 other val pictures choose which epoch is best"],
+    )
+    keep, (note,) = chosen(few, tiny_run.path)
+    assert keep == "last"
+    assert "was trained on 20 of the 39 val pictures, so val chooses no epoch: the last one is kept" in note
+    assert chosen(few, tiny_run.path, "training.keep=last") == ("last", [])
+    assert chosen(range(200, 220), tiny_run.path) == ("auto", [])
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        ("training.patience=5", "training.patience = 5"),
+        ("training.keep=best", "training.keep = .best."),
+        ("training.choose_by=loss", "training.choose_by = .loss."),
+    ],
+)
+def test_a_choice_that_only_known_pictures_could_make_is_refused(
+    asked: str, said: str, tiny_run: Run
+) -> None:
+    expected = f"{said} chooses the epoch by val, but .* on 20 of the 39 val .*19 others are too few"
+    with pytest.raises(RunError, match=expected):
+        chosen(range(40, 79), tiny_run.path, asked)
+    with pytest.raises(RunError, match="on all 20 val pictures.*anything new. Without that setting"):
+        chosen(range(40, 60), tiny_run.path, asked)
+    assert chosen(range(40, 80), tiny_run.path, asked)[1]
+
+
+def test_pictures_that_the_weights_may_know_choose_no_epoch_either(tiny_run: Run) -> None:
+    recipe = recipe_from(tiny_run.path)
+    data = pictures(train=range(100, 160), val=range(200, 230))
+    prepared = replace(prepare(data, recipe, CPU), perhaps_known=("val",))
+    kept, (note,) = without_known_choice(recipe, prepared)
+    assert kept.training.keep == "last"
+    assert "may have been trained on some val pictures" in note
+    with pytest.raises(RunError, match="may have been trained on some val pictures"):
+        without_known_choice(recipe.override(["training.patience=1"]), prepared)
+    assert without_known_choice(recipe, replace(prepared, perhaps_known=("test",))) == (recipe, [])
+
+
 # --- whole trainings -------------------------------------------------------------------------------------
 
 
@@ -339,3 +397,46 @@ def test_a_finished_run_that_is_continued_knows_nothing_that_is_held_out(many: D
     assert "known" not in more.settings["init"]
     assert more.summary["calibrated_on"] == "calibration"
     assert not any("was trained on" in note for note in notes.notes)
+
+
+def val_counts(run: Run) -> list[int]:
+    """How many val pictures each epoch's score is of."""
+    rows = map(json.loads, (run.path / "metrics.jsonl").read_text().splitlines())
+    return [row["val_pictures"] for row in rows]
+
+
+def test_scores_of_epochs_are_of_unknown_pictures(knows_all: Run, tmp_path: Path) -> None:
+    data = pictures(train=range(1000, 1060), val=[*range(10), *range(2000, 2020)], test=range(3000, 3012))
+    asked = [*SHORT, "training.epochs=3", f'training.init="{knows_all.path}"']
+    sampled = [*asked, "evaluation.every=3", "evaluation.sample=25"]
+    run = train(data, "one-cycle", overrides=sampled, out=tmp_path / "run", device="cpu")
+    assert val_counts(run) == [20, 20, 20]
+    assert run.summary["kept_by"] == "best on val"
+    # A run that an earlier version began goes on as it began.
+    with pytest.raises(InterruptedRunError):
+        train(data, "one-cycle", overrides=asked, out=tmp_path / "old", device="cpu", listener=StopAfter(1))
+    settings = json.loads((tmp_path / "old" / "run.json").read_text())
+    assert settings.pop(KNOWN_CHOOSE_NOTHING) is True
+    (tmp_path / "old" / "run.json").write_text(json.dumps(settings))
+    assert val_counts(resume(tmp_path / "old", data=data, device="cpu")) == [30, 30, 30]
+
+
+def test_with_too_few_unknown_pictures_the_last_epoch_is_kept(knows_all: Run, tmp_path: Path) -> None:
+    data = pictures(train=range(1000, 1060), val=range(30), test=range(3000, 3012))
+    asked = [*SHORT, "training.epochs=2", f'training.init="{knows_all.path}"']
+    run = train(data, "one-cycle", overrides=asked, out=tmp_path / "run", device="cpu")
+    assert (run.recipe.training.keep, run.summary["kept_by"], run.summary["kept_epoch"]) == (
+        "last",
+        "last",
+        2,
+    )
+    assert val_counts(run) == [30, 30]
+    with pytest.raises(RunError, match="training.patience = 1 chooses"):
+        train(
+            data,
+            "one-cycle",
+            overrides=[*asked, "training.patience=1"],
+            out=tmp_path / "refused",
+            device="cpu",
+        )
+    assert not (tmp_path / "refused").exists()

@@ -19,13 +19,15 @@ from thumbnet.cli import main
 from thumbnet.data.splits import ArraySplit, Data
 from thumbnet.errors import InterruptedRunError, NetworkError, RecipeError, RunError, ThumbnetError
 from thumbnet.models.fastnet import FastNet
-from thumbnet.models.resnet import resnet18
+from thumbnet.models.resnet import ResNet, resnet18
 from thumbnet.recipes.recipe import load_recipe
 from thumbnet.reviewing.scores import fold_recipe
 from thumbnet.runs.folder import Run
 from thumbnet.runs.weights import read_weights
+from thumbnet.training.known import KNOWN_CHOOSE_NOTHING
 from thumbnet.training.linear import L2, Problem, held_out, last_layer, with_network_of_init
 from thumbnet.training.listener import Listener
+from thumbnet.training.mirror_names import named_keys
 from thumbnet.training.train import resume, train
 from thumbnet.training.transfer import read_initial
 from training_helpers import refuse_seeds
@@ -103,6 +105,20 @@ def test_features_come_from_the_cache_and_give_the_same_bits(
     assert [one.steps for one in (cached, fresh, damaged)] == [0, 1, 1]
     for run in runs:
         assert run.weights_path.read_bytes() == linear_run.weights_path.read_bytes()
+
+
+def test_changed_code_of_a_network_computes_its_features_anew(
+    tiny_run: Run, linear_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("THUMBNET_CACHE", str(tmp_path / "cache"))
+    first, again, changed = Notes(), Notes(), Notes()
+    linear(tiny_run, tmp_path / "first", listener=first)
+    linear(tiny_run, tmp_path / "again", listener=again)
+    forward = ResNet.forward
+    monkeypatch.setattr(ResNet, "forward", lambda self, x: forward(self, x.flip(-2)))
+    other = linear(tiny_run, tmp_path / "changed", listener=changed)
+    assert [one.steps for one in (first, again, changed)] == [1, 0, 1]
+    assert other.weights_path.read_bytes() != linear_run.weights_path.read_bytes()
 
 
 def test_an_interrupted_training_begins_again_and_gives_the_same_bits(
@@ -223,6 +239,47 @@ def test_l2_is_not_chosen_on_pictures_that_the_frozen_layers_have_learned(
     assert "chosen on 60 held-out pictures of val" in chosen_on(tiny_run, tmp_path / "val", data)
 
 
+def with_copies_in_val() -> Data:
+    """60 training pictures, and 70 of val, of which the last ten are copies of these."""
+    data = other_classes()
+    train_split, others = data.splits["train"], data.splits["test"]
+    assert isinstance(train_split, ArraySplit)
+    assert isinstance(others, ArraySplit)
+    images = np.concatenate([others.images, train_split.images[:10]])
+    labels = np.concatenate([others.labels, train_split.labels[:10]])
+    return replace(data, splits={"train": train_split, "val": ArraySplit(images, labels, "val")})
+
+
+def test_l2_is_not_chosen_on_val_pictures_that_belong_to_training_pictures(
+    tiny_run: Run, tmp_path: Path
+) -> None:
+    data = with_copies_in_val()
+    said = "chosen on 60 held-out pictures of val, without 10 that belong to training pictures"
+    assert chosen_on(tiny_run, tmp_path / "copies", data).endswith(said)
+    groups = {"train": ["ann"] * 60, "val": ["ann"] * 45 + ["bob"] * 25}
+    grouped = replace(data, groups={name: np.array(own, dtype=object) for name, own in groups.items()})
+    assert chosen_on(tiny_run, tmp_path / "groups", grouped) == (
+        "last layer: 55 of the 70 pictures to choose L2 on are copies of training pictures or in their groups, so "
+        "it is 0.0032"
+    )
+
+
+def test_a_run_of_an_earlier_version_chooses_l2_on_copies_as_it_began(
+    tiny_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # With features in the cache, there is no step to stop after.
+    monkeypatch.setenv("THUMBNET_CACHE", str(tmp_path / "cache"))
+    data, out = with_copies_in_val(), tmp_path / "run"
+    with pytest.raises(InterruptedRunError):
+        linear(tiny_run, out, data=data, listener=Notes(stop=True))
+    settings = json.loads((out / "run.json").read_text())
+    del settings[KNOWN_CHOOSE_NOTHING]
+    (out / "run.json").write_text(json.dumps(settings))
+    notes = Notes()
+    resume(out, device="cpu", data=data, listener=notes)
+    assert any(note.endswith("chosen on 70 held-out pictures of val") for note in notes.notes)
+
+
 def test_noise_gets_a_stronger_l2_than_a_clear_signal(tiny_run: Run, tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (60, 16, 16, 3), dtype=np.uint8)
@@ -311,6 +368,12 @@ def test_it_needs_a_trained_network(tmp_path: Path, capsys: pytest.CaptureFixtur
         ("training.ema_decay=0.9", "expected 0 where training.frozen"),
         ("data.image_size=24", r"data.image_size is '24', but .* was trained with '16x16'"),
         ("model.width=0.25", "has the network resnet20 of width 0.5"),
+        ("optimizer.lr=0.2", "optimizer.lr = 0.2 does not go with .* without a learning rate. Leave it out"),
+        ("schedule.warmup=0.1", "schedule.warmup = 0.1 does not go with training.frozen"),
+        ("augment.rotate=15", "augment.rotate = 15.* every picture passes the network as it is"),
+        ("training.patience=3", "training.patience = 3 does not go with .* only one epoch"),
+        ("training.keep=best", "training.keep = .best. does not go with training.frozen"),
+        ("training.choose_by=loss", "training.choose_by = .loss. does not go with training.frozen"),
     ],
 )
 def test_settings_that_do_not_go_with_it_are_refused(
@@ -319,6 +382,23 @@ def test_settings_that_do_not_go_with_it_are_refused(
     with pytest.raises(ThumbnetError, match=words):
         linear(tiny_run, tmp_path / "run", setting)
     assert not (tmp_path / "run").exists()
+
+
+def test_the_recipe_of_a_run_names_every_setting_and_repeats_it(
+    tiny_run: Run, linear_run: Run, tmp_path: Path
+) -> None:
+    """Also if it has settings that are not used, from the recipe that the user's file extends."""
+    file, init = tmp_path / "own.toml", [f'training.init="{tiny_run.path}"']
+    file.write_text('extends = "fast"\n[training]\nfrozen = true\nepochs = 1\n[data]\nskip_easy = 0.0\n')
+    own = train(other_classes(), file, overrides=init, out=tmp_path / "own", device="cpu")
+    assert own.recipe.optimizer == load_recipe("fast").fitted(60).optimizer
+    for run in (linear_run, own):
+        recipe = run.path / "recipe.toml"
+        assert "optimizer.lr" in named_keys(recipe, [])
+        again = train(other_classes(), recipe, out=tmp_path / f"again-{run is own}", device="cpu")
+        assert again.weights_path.read_bytes() == run.weights_path.read_bytes()
+    with pytest.raises(RecipeError, match="optimizer.lr = 0.2 does not go with training.frozen"):
+        train(other_classes(), file, overrides=[*init, "optimizer.lr=0.2"], out=tmp_path / "x", device="cpu")
 
 
 def test_a_time_budget_and_more_epochs_are_refused(tiny_run: Run, linear_run: Run, tmp_path: Path) -> None:
@@ -357,6 +437,19 @@ def test_a_size_that_is_the_runs_own_may_be_named(tiny_run: Run) -> None:
     recipe = with_network_of_init(load_recipe("linear", settings), frozenset({"data.image_size"}), initial)
     assert recipe.data.image_size == "16x16"
     assert recipe.model == tiny_run.recipe.model
+
+
+def test_the_first_layers_of_the_frozen_network_are_not_for_settings(tiny_run: Run) -> None:
+    initial = read_initial(str(tiny_run.path))
+    assert initial.info is not None
+    recipe = load_recipe("linear", ["training.init=x", "model.name=timm:resnet18", "model.stem=small"])
+    own, other = recipe.model, replace(recipe.model, stem="original")
+    of = {model: replace(initial, info=replace(initial.info, model=model)) for model in (own, other)}
+    named = frozenset({"model.stem"})
+    assert with_network_of_init(recipe, frozenset(), of[other]).model == other
+    assert with_network_of_init(recipe, named, of[own]).model == own
+    with pytest.raises(RecipeError, match="model.stem is .small., but the frozen network has .original."):
+        with_network_of_init(recipe, named, of[other])
 
 
 def test_a_review_trains_its_folds_on_features_of_other_data_only(linear_run: Run) -> None:

@@ -48,7 +48,13 @@ def test_mirroring_and_mirrored_views_go_where_names_forbid_them_unless_the_user
     for two in (("cat", "dog"), ("a", "b")):
         assert without_mirroring(fast, two, "x", NOTHING) == (fast, [])
     named = named_keys("fast", ["augment.flip=random"])
-    assert without_mirroring(fast, ("left", "right"), "x", named) == (fast, [])
+    kept, notes = without_mirroring(fast, ("left", "right"), "x", named)
+    assert kept == fast
+    assert notes == [
+        "warning: left and right are mirror images by their names, but pictures are mirrored (augment.flip = "
+        "alternating). To leave that out: --set augment.flip=none"
+    ]
+    assert without_mirroring(fast, ("cat", "dog"), "x", named) == (fast, [])
     unmirrored = load_recipe("fast", ["augment.flip=none"])
     assert without_mirroring(unmirrored, ("cat", "dog"), "x", NOTHING)[0].evaluation.tta == "none"
     kept, notes = without_mirroring(unmirrored, ("cat", "dog"), "x", frozenset({"evaluation.tta"}))

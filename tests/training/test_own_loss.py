@@ -16,10 +16,18 @@ from thumbnet.batches.batches import NO_LABEL, Batch
 from thumbnet.batches.mixing import Mixed
 from thumbnet.batches.prepare import prepare
 from thumbnet.errors import ModelCodeError, OwnCodeError, RecipeError
+from thumbnet.recipes.own_code import source_digest
 from thumbnet.recipes.recipe import load_recipe
 from thumbnet.recipes.settings import TrainingSettings
 from thumbnet.training import graphed
-from thumbnet.training.own_loss import OwnLoss, find_code, for_own_loss, own_loss
+from thumbnet.training.own_loss import (
+    OwnLoss,
+    changed_code,
+    code_digests,
+    find_code,
+    for_own_loss,
+    own_loss,
+)
 from thumbnet.training.range_test import learning_rate_range_test
 from thumbnet.training.speed import measure_speed
 from thumbnet.training.state import TrainingState
@@ -287,3 +295,30 @@ def test_the_speed_is_measured_with_labels_of_the_datas_kind(several: bool) -> N
     )
     measure_speed(recipe, prepare(data, recipe, CPU), 3, CPU, longest=0.0)
     assert shapes == {(2, torch.float32) if several else (1, torch.int64)}
+
+
+def test_the_digests_are_those_of_the_users_code_alone() -> None:
+    thumbnet.register_loss("mine")(cross_entropy)
+    here = source_digest(cross_entropy)
+    assert here is not None
+    assert code_digests(load_recipe("fast", PLAIN)) == {"training.loss": here}
+    assert code_digests(load_recipe("fast")) == {}
+    thumbnet.register_model("own-linear")(OwnLinear)
+    own_network = load_recipe("one-cycle", ["model.name=own-linear"])
+    assert code_digests(own_network) == {"model.name": here}
+    unknown = replace(own_network, model=replace(own_network.model, name="nowhere.nets:Net"))
+    assert code_digests(unknown) == {}
+
+
+class OwnLinear(nn.Module):
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.head = nn.LazyLinear(num_classes)
+
+
+def test_code_has_changed_only_if_both_digests_are_known() -> None:
+    before, now = {"model.name": "a", "training.loss": "b"}, {"training.loss": "c", "augment.custom": "d"}
+    assert changed_code(before, now) == ["training.loss"]
+    assert changed_code(before, before) == changed_code({}, now) == changed_code(before, {}) == []
+    assert changed_code({"training.loss": "text:a"}, now) == []  # it was in a script, and is in a module
+    assert changed_code({"training.loss": "text:a"}, {"training.loss": "text:b"}) == ["training.loss"]

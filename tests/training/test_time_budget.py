@@ -23,7 +23,7 @@ from thumbnet.training.epochs import EpochResult
 from thumbnet.training.fit import StepResult
 from thumbnet.training.results import measure
 from thumbnet.training.schedules import done_at, factor_at, trains_head_only
-from thumbnet.training.speed import Speed
+from thumbnet.training.speed import Speed, slowdown
 from thumbnet.training.state import TrainingState
 from thumbnet.training.time_budget import (
     AT_THE_END,
@@ -34,7 +34,6 @@ from thumbnet.training.time_budget import (
     fit_steps,
     may_choose_width,
     may_watch_less,
-    slowdown,
     suitable_width,
     watch_less,
 )
@@ -347,7 +346,10 @@ def test_a_recipe_of_ones_own_becomes_wider_only_if_it_may(
 
     monkeypatch.setattr(TimeBudget, "plan", plan)
     own = load_recipe("fast", ["model.width=1.25"])
-    for recipe, may_widen, least in [(own, False, None), (own, True, 1.25), ("fast", False, 0.0)]:
+    cases: list[tuple[Recipe | str, bool, float | None]] = [
+        (own, False, None), (own, True, 1.25), ("fast", False, 0.0),
+    ]  # fmt: skip
+    for recipe, may_widen, least in cases:
         with pytest.raises(Begun) as begun:
             train(coloured_data(), recipe, minutes=1, may_widen=may_widen, out=tmp_path / "run", device="cpu")
         assert begun.value.args == (least,)

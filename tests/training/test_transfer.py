@@ -22,9 +22,10 @@ from thumbnet.runs.any_weights import AnyWeights, read_any_weights
 from thumbnet.runs.folder import Run
 from thumbnet.runs.weights import read_weights, write_weights
 from thumbnet.training.build import balanced_weights
+from thumbnet.training.listener import Listener
 from thumbnet.training.step import summed_loss
 from thumbnet.training.train import resume, train
-from thumbnet.training.transfer import begin_from
+from thumbnet.training.transfer import begin_from, with_pixels_of_init
 
 # --- weights of another run ------------------------------------------------------------------------------
 
@@ -244,9 +245,13 @@ def test_the_run_records_the_digest_and_a_changed_file_cannot_be_resumed(tmp_pat
         resume(run.path, device="cpu", data="no-data")
 
 
-@pytest.mark.parametrize("recipe", ["one-cycle", "linear"])
+@pytest.mark.parametrize(
+    ("recipe", "more"),
+    [("one-cycle", []), ("one-cycle", ["schedule.head_first=0.2"]), ("linear", [])],
+    ids=["all layers", "the last one first", "only the last one"],
+)
 def test_the_weights_are_read_once(
-    recipe: str, tiny_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    recipe: str, more: list[str], tiny_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     read = []
 
@@ -256,10 +261,79 @@ def test_the_weights_are_read_once(
 
     for module in ("transfer", "linear"):
         monkeypatch.setattr(f"thumbnet.training.{module}.read_any_weights", counted, raising=False)
-    settings = [*TINY, "training.epochs=1"] if recipe == "one-cycle" else []
+    settings = [*TINY, "training.epochs=1", *more] if recipe == "one-cycle" else []
     settings.append(f'training.init="{tiny_run.path}"')
     train(coloured_data(12), recipe, overrides=settings, out=tmp_path / "run", device="cpu")
     assert read == [tiny_run.weights_path]
+
+
+# --- the pixels that layers expect which stay as they are at first ---------------------------------------
+
+
+HEAD_FIRST = ["schedule.head_first=0.2"]
+
+
+def test_layers_that_stay_as_they_are_at_first_get_the_pixels_that_they_know(
+    tiny_run: Run, tmp_path: Path
+) -> None:
+    weights, info = read_weights(tiny_run.weights_path)
+    other = replace(info.preprocessing, mean=(0.1, 0.2, 0.3), background=(9, 8, 7), range=(0.0, 4095.0))
+    file = tmp_path / "x.safetensors"
+    write_weights(file, weights, replace(info, preprocessing=other))
+    recipe = load_recipe("one-cycle", [*HEAD_FIRST, f'training.init="{file}"'])
+    kept, (note,) = with_pixels_of_init(recipe, frozenset())
+    found = kept.data
+    assert (found.mean, found.std, found.range, found.background) == (
+        (0.1, 0.2, 0.3),
+        info.preprocessing.std,
+        (0.0, 4095.0),
+        (9, 8, 7),
+    )
+    assert note.startswith(f"data.mean, data.std, data.range, data.background: as the network in {file} was")
+    assert replace(kept, data=recipe.data) == recipe
+    own = recipe.override(["data.std=[0.5, 0.5, 0.5]"])
+    kept, (note,) = with_pixels_of_init(own, frozenset({"data.std", "data.mean", "data.range"}))
+    assert kept.data == replace(own.data, background=(9, 8, 7))
+    assert note.startswith("data.background: ")
+    every = frozenset(f"data.{key}" for key in ("mean", "std", "range", "background"))
+    assert with_pixels_of_init(recipe, every) == (recipe, [])
+
+
+def test_other_trainings_measure_their_own_pixels(tiny_run: Run, tmp_path: Path) -> None:
+    as_stranger(tmp_path / "x.pth")
+    for settings in (
+        HEAD_FIRST,
+        [f'training.init="{tiny_run.path}"'],
+        [*HEAD_FIRST, f'training.init="{tmp_path / "x.pth"}"'],
+    ):
+        recipe = load_recipe("one-cycle", settings)
+        assert with_pixels_of_init(recipe, frozenset()) == (recipe, [])
+    frozen = load_recipe("linear", [*HEAD_FIRST, f'training.init="{tiny_run.path}"'])
+    assert with_pixels_of_init(frozen, frozenset()) == (frozen, [])
+
+
+def test_a_run_with_head_first_says_and_records_the_pixels_of_its_initial_weights(
+    tiny_run: Run, tmp_path: Path
+) -> None:
+    lighter = coloured_data(12)
+    for name, split in lighter.splits.items():
+        assert isinstance(split, ArraySplit)
+        lighter.splits[name] = ArraySplit(split.images // 2 + 100, split.labels, name)
+    begun = [*TINY, "training.epochs=1", f'training.init="{tiny_run.path}"']
+    heard: list[str] = []
+
+    class Hearing(Listener):
+        def on_data(self, data: Data) -> None:
+            heard.extend(data.notes)
+
+    runs = [
+        train(lighter, "one-cycle", overrides=settings, out=tmp_path / name, device="cpu", listener=Hearing())
+        for name, settings in (("first", [*begun, *HEAD_FIRST]), ("all", begun))
+    ]
+    before, first, every = (read_weights(run.weights_path)[1].preprocessing for run in (tiny_run, *runs))
+    assert (first.mean, first.std) == (before.mean, before.std) != (every.mean, every.std)
+    assert runs[0].recipe.data.mean == before.mean
+    assert sum(note.startswith("data.mean, data.std") for note in heard) == 1
 
 
 # --- classes of unequal size -----------------------------------------------------------------------------

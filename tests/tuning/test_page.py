@@ -60,6 +60,7 @@ def write(folder: Path, run: Run | None = None, **changes: object) -> str:
         "how": "3 folds of the 80 training pictures",
         "measure": "accuracy",
         "found": recipe_at(RECIPE, RECORDS[1].point),
+        "kept": recipe_at(RECIPE, RECORDS[1].point),
         "run": run,
         "again": "thumbnet train cats --labels cats.csv",
     }
@@ -93,15 +94,20 @@ def test_the_page_shows_what_was_found_and_what_mattered(page: str, tiny_run: Ru
     assert "the loss is nan at step 3" in page
 
 
-def test_the_page_says_if_the_final_network_is_wider_than_the_trials(tmp_path: Path, tiny_run: Run) -> None:
-    told = "time for a wider network"
-    recipe = tiny_run.recipe
-    assert told not in write(tmp_path, tiny_run, recipe=recipe, found=recipe)
-    narrower = replace(recipe, model=replace(recipe.model, width=recipe.model.width / 2))
-    assert f"{told} than in the trials, so its width is {recipe.model.width:g}" in write(
-        tmp_path, tiny_run, recipe=recipe, found=narrower
-    )
-    assert told not in write(tmp_path, None, recipe=recipe, found=narrower)
+def test_the_page_says_if_the_final_training_is_longer_and_its_network_wider_than_in_the_trials(
+    tmp_path: Path, tiny_run: Run
+) -> None:
+    wider = "time for a wider network than in the trials, so its width is 1.5"
+    found = recipe_at(RECIPE, RECORDS[1].point)
+    text = write(tmp_path, tiny_run)
+    assert wider not in text
+    assert "It was trained for" not in text
+    model, training = replace(found.model, width=1.5), replace(found.training, epochs=77)
+    text = write(tmp_path, tiny_run, kept=replace(found, model=model, training=training))
+    assert wider in text
+    assert f"It was trained for 77 epochs, the best trial for {found.training.epochs}" in text
+    assert "epochs = 77" in text  # in the recipe
+    assert "<td>77</td>" not in text  # not among what the search changed
 
 
 def test_the_command_that_trains_again_uses_the_same_data_and_labels(page: str, tmp_path: Path) -> None:
@@ -121,7 +127,7 @@ def test_the_page_says_how_uncertain_the_gain_is_or_that_there_is_none(tmp_path:
     assert "lower than that of the start by 0.010, with a standard error of 0.004" in text
     several = write(tmp_path, records=small, best=small[1], measure="mAP", **unvaried)
     assert "its mAP is 1.00 points higher" in several
-    alone = write(tmp_path, records=RECORDS[:1], best=RECORDS[0], found=RECIPE, **unvaried)
+    alone = write(tmp_path, records=RECORDS[:1], best=RECORDS[0], found=RECIPE, kept=RECIPE, **unvaried)
     assert "No trial had a loss that is lower" in alone
     assert "The settings of small, unchanged" in alone
     assert "too few complete trials" in alone

@@ -12,7 +12,7 @@ import torch
 from helpers import coloured, coloured_data, coloured_labels, noise, write_class_folders
 from thumbnet.batches.engines import MemoryEngine, WorkerEngine
 from thumbnet.batches.prepare import Prepared
-from thumbnet.data.splits import ArraySplit, Data
+from thumbnet.data.splits import ArraySplit, Data, Split
 from thumbnet.errors import DataError, RunError
 from thumbnet.recipes.recipe import Recipe, load_recipe
 from thumbnet.runs.folder import Run
@@ -167,9 +167,6 @@ def test_another_size_is_divided_alike_and_decoded_once(monkeypatch: pytest.Monk
     assert decoded is not larger  # only the latest other size is kept in memory
 
 
-# --- weights to start from -------------------------------------------------------------------------------
-
-
 def seeded(**seeds: range) -> Data:
     """Splits of pictures with these seeds. The tiny run was trained on those with the seeds 0 to 59."""
     made = {}
@@ -179,13 +176,90 @@ def seeded(**seeds: range) -> Data:
     return Data("numbered", "made by the tests", ("red", "green", "blue"), dict(made))
 
 
+# --- pictures that belong together ----------------------------------------------------------------------
+
+
+def in_order(part: Prepared) -> list[bytes]:
+    """The pixels of the pictures that judge a network, in the order in which they do."""
+    engine = part.evaluation["val"].engine
+    (images,) = engine.fetch([torch.arange(len(engine.labels))])
+    return [image.numpy().tobytes() for image in images]
+
+
+def pixels(seed: int) -> bytes:
+    """A picture of :func:`seeded` as :func:`pictures` gives it."""
+    return coloured(seed % 3, seed).transpose(2, 0, 1).tobytes()
+
+
+def test_each_group_has_its_number_in_the_order_of_the_pictures_that_judge() -> None:
+    group = {pixels(seed): f"g{seed % 12 // 2}" for seed in range(60)}
+    groups = np.array(list(group.values()), dtype=object)
+    found = divide(replace(seeded(train=range(60)), groups={"train": groups}), RECIPE, CPU)
+    judging = [group[one] for part in found.parts for one in in_order(part)]
+    assert len(judging) == found.held_out == 60
+    pairs = set(zip(judging, found.together, strict=True))
+    assert [len(pairs), len(set(judging)), len(set(found.together))] == [6, 6, 6]
+    assert found.how == "3 folds of the 60 training pictures, in 6 independent sets"
+
+
+def twofold(split: Split) -> tuple[np.ndarray, np.ndarray]:
+    """All pictures of a split twice, uint8 [2 N, H, W, 3], and their labels."""
+    images = np.stack([np.asarray(split.load(index)) for index in range(len(split))])
+    return np.concatenate([images, images]), np.concatenate([split.labels, split.labels])
+
+
+def test_copies_have_one_number_and_pictures_that_are_all_different_have_none() -> None:
+    assert divide(seeded(train=range(60)), RECIPE, CPU).together == ()
+    found = divide(seeded(train=range(60), val=range(100, 130)), RECIPE, CPU)
+    assert (found.together, found.how) == ((), "the val split, 30 pictures")
+    data = seeded(train=range(60), val=range(100, 130))
+    twice = ArraySplit(*twofold(data.splits["val"]), "val")
+    found = divide(replace(data, splits={**data.splits, "val": twice}), RECIPE, CPU)
+    assert found.together == (*range(30), *range(30))
+    assert found.how == "the val split, 60 pictures, in 30 independent sets"
+    assert found.left_out == ""
+
+
+def test_pictures_of_val_that_are_also_in_train_judge_no_trial() -> None:
+    found = divide(seeded(train=range(60), val=range(50, 100)), RECIPE, CPU)
+    assert (found.held_out, found.how) == (40, "the val split, 40 pictures")
+    assert found.left_out == "some of them are also in train, or share a group with a picture there"
+    assert found.notes[-1] == (
+        "10 of the 50 val pictures are also in train, or share a group with a picture there: they judge nothing"
+    )
+    for recipe in (RECIPE, RECIPE.override(["data.image_size=24"])):
+        (part,) = found.for_recipe(recipe)
+        assert len(part.evaluation["val"].engine.labels) == 40
+        assert part.train.count == 60
+    assert set(in_order(found.parts[0])) == {pixels(seed) for seed in range(60, 100)}
+
+
+def test_pictures_of_val_in_a_group_of_train_judge_no_trial_nor_do_others_of_a_copy_s_group() -> None:
+    data = seeded(train=range(60), val=range(59, 110))  # the first picture of val is a copy
+    train = np.array([f"g{seed}" for seed in range(60)], dtype=object)
+    val = np.array(["h", "h", "g3", *(f"v{seed // 2}" for seed in range(62, 110))], dtype=object)
+    found = divide(replace(data, groups={"train": train, "val": val}), RECIPE, CPU)
+    assert set(in_order(found.parts[0])) == {pixels(seed) for seed in range(62, 110)}
+    assert found.how == "the val split, 48 pictures, in 24 independent sets"
+
+
+def test_a_val_split_most_of_which_is_also_in_train_is_refused() -> None:
+    with pytest.raises(DataError, match=r"31 of the 50 val pictures are also in train.*at least 20 others"):
+        divide(seeded(train=range(60), val=range(29, 79)), RECIPE, CPU)
+    assert divide(seeded(train=range(60), val=range(30, 80)), RECIPE, CPU).held_out == 20
+    assert divide(seeded(train=range(60), val=range(60, 70)), RECIPE, CPU).held_out == 10  # few, but honest
+
+
+# --- weights to start from -------------------------------------------------------------------------------
+
+
 def beginning_with(run: Run) -> Recipe:
     return RECIPE.override([f'training.init="{run.path}"'])
 
 
 def test_pictures_that_the_first_network_knows_judge_no_trial(tiny_run: Run) -> None:
     found = divide(seeded(train=range(20, 120)), beginning_with(tiny_run), CPU)
-    known = {coloured(seed % 3, seed).transpose(2, 0, 1).tobytes() for seed in range(20, 60)}
+    known = {pixels(seed) for seed in range(20, 60)}
     assert (found.pictures, found.held_out) == (100, 60)
     assert found.how == "60 of the 100 training pictures"
     assert f"{tiny_run.path} was trained on 40 of the 100 train pictures, which judge nothing" in found.notes
@@ -240,13 +314,14 @@ def test_a_val_split_of_the_data_themselves_was_never_trained_on(tiny_run: Run, 
     settings = {**run.settings, "data": where_again(data.source), "fingerprint": "0"}
     (run.path / "run.json").write_text(json.dumps(settings))
     found = divide(data, beginning_with(run), CPU)
-    assert (found.how, found.knows) == ("the val split, 24 pictures", False)
+    assert (found.how, found.left_out) == ("the val split, 24 pictures", "")
 
 
 def test_few_unknown_pictures_are_all_held_out_once(tiny_run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "SMALL", 40)
     found = divide(seeded(train=range(90)), beginning_with(tiny_run), CPU)
-    assert (len(found.parts), found.held_out, found.knows) == (FOLDS, 30, True)
+    assert (len(found.parts), found.held_out) == (FOLDS, 30)
+    assert found.left_out == f"{tiny_run.path} was trained on some of them"
     many = divide(seeded(train=range(40, 240)), beginning_with(tiny_run), CPU)  # a fold is 40 pictures
     assert len(many.parts) == 1
     assert 20 <= many.held_out <= 40

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
@@ -10,12 +11,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 pytest.importorskip("optuna", reason="the extra 'tune' is not installed")
 pytest.importorskip("jinja2", reason="the extra 'tune' is not installed")
 
 from helpers import coloured_data, write_class_folders
 from own_networks import OwnPackage
+from thumbnet.data.splits import ArraySplit
 from thumbnet.errors import (
     DivergedError,
     InterruptedRunError,
@@ -26,21 +29,25 @@ from thumbnet.errors import (
     RunError,
     ThumbnetError,
 )
+from thumbnet.files import file_digest
 from thumbnet.recipes.recipe import Recipe, load_recipe
+from thumbnet.runs.any_weights import AnyWeights
 from thumbnet.runs.folder import Run
 from thumbnet.sources.load import load_data
 from thumbnet.training.choose import choose_recipe
 from thumbnet.training.fit import StepResult
 from thumbnet.training.listener import Listener
 from thumbnet.training.mirror_names import named_keys
+from thumbnet.training.pretrained import Download
 from thumbnet.training.speed import Speed
 from thumbnet.training.time_budget import may_watch_less
 from thumbnet.training.train import train
 from thumbnet.tuning import search
 from thumbnet.tuning import tune as begin
 from thumbnet.tuning.listener import Progress, TuneListener
+from thumbnet.tuning.parts import divide, held_out_of
 from thumbnet.tuning.plan import FINAL_SHARE, WRITING, Cost
-from thumbnet.tuning.study import Record
+from thumbnet.tuning.study import Record, paired_gain
 from thumbnet.tuning.trial import Outcome
 from thumbnet.tuning.tune import resume_tuning, tune
 from tuning_helpers import SHORTEST, Stop, rows
@@ -57,7 +64,9 @@ class Pretend:
         training: how long the final training takes.
         gain: how much better each trial is than the one before; None: the lower the learning rate, the better.
         trials: the learning rates of the trials; ``took``, their seconds.
-        final: the arguments of the final training.
+        final: the arguments of the final training. If the time decides its length, it has 77 epochs and is
+            evaluated every 7, and its network is half as wide again if it may become wider.
+        initial: the weights that the latest trial was given to start from.
     """
 
     now: float = 100.0
@@ -68,6 +77,7 @@ class Pretend:
     took: list[float] = field(default_factory=list)
     trials: list[float] = field(default_factory=list)
     final: dict[str, Any] = field(default_factory=dict)
+    initial: AnyWeights | None = None
 
     def perf_counter(self) -> float:
         return self.now
@@ -77,7 +87,8 @@ class Pretend:
 
     def run_trial(self, recipe: Recipe, *arguments: Any) -> Outcome:
         self.trials.append(recipe.optimizer.lr)
-        on_step, seconds = arguments[-1], self.seconds
+        self.initial = arguments[5]
+        on_step, seconds = arguments[4], self.seconds
         if seconds is None:
             seconds = self.measure().unpaced(recipe, arguments[0])
         if self.later is not None and len(self.trials) > 1:
@@ -89,7 +100,7 @@ class Pretend:
         if recipe.optimizer.lr > 0.5:
             raise DivergedError(3, float("nan"), recipe.optimizer.lr)
         value = 1 - recipe.optimizer.lr if self.gain is None else 0.5 + self.gain * len(self.trials)
-        return Outcome(value, (1 - value, 1 - value))
+        return Outcome(value, (1 - value,) * sum(map(held_out_of, arguments[0])))
 
     def train(self, data: Any, recipe: Recipe, *, out: Path, **options: Any) -> Run:
         listener, begun = options["listener"], out.is_dir()
@@ -99,6 +110,15 @@ class Pretend:
             raise InterruptedRunError(out, 1, 1)
         self.now += 0 if begun else self.training / 2
         self.final = {"data": data, "recipe": recipe, **options}
+        if options["minutes"] is not None:
+            wider = 1.5 if options["may_widen"] else 1.0
+            recipe = replace(
+                recipe,
+                model=replace(recipe.model, width=wider * recipe.model.width),
+                training=replace(recipe.training, epochs=77, steps=231),
+                evaluation=replace(recipe.evaluation, every=7),
+            )
+        (out / "recipe.toml").write_text(recipe.to_toml())
         summary = {"split": "test", "accuracy": 0.5, "tta": "none", "epochs": 1, "kept_by": "last"}
         summary["seconds_total"] = self.training
         (out / "summary.json").write_text(json.dumps(summary))
@@ -187,6 +207,32 @@ def test_all_trials_take_the_same_time_and_the_final_training_has_what_is_left(
     assert 60 * pretend.final["minutes"] == pytest.approx(3600 - spent, abs=2 * WRITING)
     assert pretend.final["may_widen"]
     assert found.start.training.epochs == load_recipe("small").training.epochs
+
+
+def test_the_recipe_that_a_search_leaves_trains_as_long_as_its_final_training(
+    pretend: Pretend, tmp_path: Path
+) -> None:
+    asked = [one for one in SHORTEST if not one.startswith(("training.epochs", "model.width"))]
+    pretend.gain, data, out = -0.01, coloured_data(24), tmp_path / "x"
+    with pytest.raises(InterruptedTuneError):
+        tune(data, "small", minutes=5, trials=2, overrides=asked, out=out, device="cpu", listener=Stop(0))
+    before = load_recipe(out / "recipe.toml")
+    found = resume_tuning(out, data=data, device="cpu")
+    kept = load_recipe(out / "recipe.toml")
+    assert kept == found.recipe
+    assert (kept.model.width, kept.training.epochs, kept.training.steps) == (1.5, 77, 0)
+    assert kept.evaluation.every == 7
+    assert before == found.trial == pretend.final["recipe"]
+    assert (before.model.width, before.training.epochs) == (1, int(rows(out)[0]["training.epochs"]))
+    assert before.training.epochs != 77
+    assert kept.optimizer == before.optimizer
+
+
+def test_the_recipe_of_a_search_without_a_time_is_that_of_its_best_trial(
+    pretend: Pretend, tmp_path: Path
+) -> None:
+    found = tune(coloured_data(24), "small", trials=2, overrides=SHORTEST, out=tmp_path / "x", device="cpu")
+    assert load_recipe(found.path / "recipe.toml") == found.recipe == found.trial == pretend.final["recipe"]
 
 
 @pytest.mark.parametrize("fixed", ["model.width=0.125", "training.epochs=1"])
@@ -349,6 +395,24 @@ def test_the_final_training_keeps_what_the_search_has_decided_and_what_the_user_
     assert may_watch_less(named_keys(found, overrides[:2]), recipe)
 
 
+def test_a_search_of_an_earlier_version_measures_the_pixels_of_its_final_training_like_those_of_its_trials(
+    pretend: Pretend, tiny_run: Run, tmp_path: Path
+) -> None:
+    data, out = coloured_data(80), tmp_path / "search"
+    asked = [*SHORTEST, f'training.init="{tiny_run.path}"', "schedule.head_first=0.2"]
+    with pytest.raises(InterruptedTuneError):
+        tune(data, "small", trials=1, overrides=asked, out=out, device="cpu", listener=Stop(0))
+    settings, begun = json.loads((out / "tune.json").read_text()), tmp_path / "begun.toml"
+    begun.write_text(settings["recipe"])
+    assert load_recipe(begun).data.mean != "auto"
+    older = load_recipe(begun, [f"data.{key}=auto" for key in ("mean", "std", "background")])
+    (out / "tune.json").write_text(json.dumps({**settings, "recipe": older.to_toml()}))
+    resume_tuning(out, data=data, device="cpu")
+    found, overrides = pretend.final["recipe"], pretend.final["overrides"]
+    recipe, _ = choose_recipe(data, found, overrides, None, Listener())
+    assert (recipe.data.mean, recipe.data.std, recipe.data.background) == ("auto", "auto", "auto")
+
+
 @pytest.mark.parametrize("trial", [1, 0])
 def test_the_command_to_go_on_with_allows_a_network_of_ones_own(
     trial: int, pretend: Pretend, own: OwnPackage
@@ -380,6 +444,23 @@ def test_a_search_with_a_network_of_ones_own_goes_on_with_its_class(
     assert resume_tuning("search", data=data, device="cpu", model=net).summary["trials"] == 2
 
 
+def test_a_search_that_goes_on_with_other_code_says_so(pretend: Pretend, own: OwnPackage) -> None:
+    data, nets = coloured_data(24), own.folder / "mypackage" / "nets.py"
+    asked = [one for one in SHORTEST if not one.startswith("model.width")]
+    asked.append(f"model.name={OwnPackage.path}")
+    with pytest.raises(InterruptedTuneError):
+        tune(data, "one-cycle", trials=2, overrides=asked, out="search", device="cpu", listener=Stop(2))
+    shutil.copytree("search", "same")
+    same, other = Watch(), Watch()
+    resume_tuning("same", data=data, device="cpu", listener=same)
+    assert not any("has changed" in note for note in same.notes)
+    own.forget()
+    own.write("mypackage/nets.py", nets.read_text() + "# edited\n")
+    resume_tuning("search", data=data, device="cpu", listener=other, model=own.import_it().TinyNet)
+    changed = f"model.name: the file with {OwnPackage.path} has changed since search began"
+    assert sum(note.startswith(changed) for note in other.notes) == 1
+
+
 def test_data_in_memory_need_to_be_given_again(pretend: Pretend, tmp_path: Path) -> None:
     data, out = coloured_data(24), tmp_path / "search"
     with pytest.raises(InterruptedTuneError):
@@ -389,12 +470,31 @@ def test_data_in_memory_need_to_be_given_again(pretend: Pretend, tmp_path: Path)
     assert resume_tuning(out, data=data, device="cpu").summary["trials"] == 2
 
 
-def test_no_interval_is_recorded_for_pictures_that_come_in_groups(pretend: Pretend, tmp_path: Path) -> None:
+def test_the_downloads_of_a_search_that_goes_on_may_be_in_another_folder(
+    pretend: Pretend, tmp_path: Path
+) -> None:
+    data, out = coloured_data(24), tmp_path / "search"
+    old, new = tmp_path / "old", tmp_path / "new"
+    with pytest.raises(InterruptedTuneError):
+        tune(
+            data, "small", trials=2, overrides=SHORTEST, out=out, device="cpu", data_dir=old, listener=Stop(2)
+        )
+    found = resume_tuning(out, data=data, device="cpu", data_dir=new)
+    assert found.summary["trials"] == 2
+    assert pretend.final["data_dir"] == str(new.resolve())
+    assert json.loads((out / "tune.json").read_text())["data_dir"] == str(old.resolve())
+
+
+def test_no_interval_is_recorded_for_pictures_that_belong_together(pretend: Pretend, tmp_path: Path) -> None:
     data = coloured_data(24)
     groups = {"train": np.array([f"p{number // 3}" for number in range(24)], dtype=object)}
-    for name, one in (("plain", data), ("grouped", replace(data, groups=groups))):
+    train = data.splits["train"]
+    twice = ArraySplit(np.stack([np.asarray(train.load(at % 12)) for at in range(24)]), train.labels, "train")
+    copied = replace(data, splits={**data.splits, "train": twice})
+    grouped = replace(data, groups=groups)
+    for name, one in (("plain", data), ("grouped", grouped), ("copied", copied)):
         found = tune(one, "small", trials=2, overrides=SHORTEST, out=tmp_path / name, device="cpu")
-        assert (found.summary["best_interval"] is None) == (name == "grouped")
+        assert (found.summary["best_interval"] is None) == (name != "plain")
 
 
 def pictures_and_corrections(tmp_path: Path) -> tuple[Path, Path]:
@@ -467,3 +567,99 @@ def test_a_search_whose_trials_were_judged_by_other_pictures_does_not_go_on(
             resume_tuning(out, data=data, device="cpu")
     (out / "tune.json").write_text(json.dumps(settings))
     assert resume_tuning(out, data=data, device="cpu").summary["trials"] == 2
+
+
+def test_a_search_whose_first_weights_have_changed_does_not_go_on(
+    pretend: Pretend, tiny_run: Run, tmp_path: Path
+) -> None:
+    data, out = coloured_data(80), tmp_path / "search"
+    asked = [*SHORTEST, f'training.init="{tiny_run.path}"']
+    with pytest.raises(InterruptedTuneError):
+        tune(data, "small", trials=2, overrides=asked, out=out, device="cpu", listener=Stop(2))
+    assert pretend.initial is not None
+    settings = json.loads((out / "tune.json").read_text())
+    assert settings["weights_sha256"] == pretend.initial.digest == file_digest(tiny_run.weights_path)
+    (out / "tune.json").write_text(json.dumps({**settings, "weights_sha256": "0"}))
+    with pytest.raises(RunError, match=f"the weights of {tiny_run.path} have changed since the search {out}"):
+        resume_tuning(out, data=data, device="cpu")
+    of_earlier_version = {key: value for key, value in settings.items() if key != "weights_sha256"}
+    (out / "tune.json").write_text(json.dumps(of_earlier_version))
+    assert resume_tuning(out, data=data, device="cpu").summary["trials"] == 2
+
+
+def test_pretrained_weights_are_recognised_by_their_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    parts = divide(coloured_data(24), load_recipe("small"), torch.device("cpu"))
+    monkeypatch.setattr(begin, "fetch", lambda name: Download(Path(name), {"sha256": f"that of {name}"}))
+    pretrained = load_recipe("finetune", ["model.name=timm:test_resnet", "model.pretrained=true"])
+    assert begin._weights_digest(pretrained, parts) == "that of timm:test_resnet"
+    assert begin._weights_digest(pretrained.override(["model.pretrained=false"]), parts) is None
+
+
+def test_a_search_of_an_earlier_version_keeps_the_width_of_its_final_network(
+    pretend: Pretend, tmp_path: Path
+) -> None:
+    asked = [one for one in SHORTEST if not one.startswith(("training.epochs", "model.width"))]
+    data, out = coloured_data(24), tmp_path / "search"
+    with pytest.raises(InterruptedTuneError):
+        tune(data, "small", minutes=5, trials=1, overrides=asked, out=out, device="cpu", listener=Stop(0))
+    settings = json.loads((out / "tune.json").read_text())
+    assert settings.pop("may_widen")
+    (out / "tune.json").write_text(json.dumps(settings))
+    resume_tuning(out, data=data, device="cpu")
+    assert not pretend.final["may_widen"]
+
+
+def test_a_choice_of_the_epoch_is_for_the_final_training_and_the_user_is_told(
+    pretend: Pretend, tmp_path: Path
+) -> None:
+    watch, asked = Watch(), [*SHORTEST, "training.patience=2", "training.choose_by=balanced-accuracy"]
+    tune(
+        coloured_data(60),
+        "small",
+        trials=1,
+        overrides=asked,
+        out=tmp_path / "x",
+        listener=watch,
+        device="cpu",
+    )
+    assert watch.notes == [
+        "training.patience = 2, training.choose_by = balanced-accuracy: for the final training only. Trials run "
+        "to their last epoch and are compared by its loss"
+    ]
+    assert pretend.final["recipe"].training.patience == 2
+
+
+def test_a_search_that_was_judged_by_copies_of_training_pictures_does_not_go_on(
+    pretend: Pretend, tmp_path: Path
+) -> None:
+    data, out = coloured_data(40, splits=("train", "val")), tmp_path / "search"
+    images = np.stack([np.asarray(data.splits["val"].load(index)) for index in range(40)])
+    images[:5] = [np.asarray(data.splits["train"].load(index)) for index in range(5)]
+    data = replace(data, splits={**data.splits, "val": ArraySplit(images, data.splits["val"].labels, "val")})
+    with pytest.raises(InterruptedTuneError):
+        tune(data, "small", trials=2, overrides=SHORTEST, out=out, device="cpu", listener=Stop(2))
+    settings = json.loads((out / "tune.json").read_text())
+    assert settings["held_out"] == 35
+    (out / "tune.json").write_text(json.dumps({**settings, "held_out": 40}))
+    with pytest.raises(RunError, match=r"by other pictures than it would now, because some .* also in train"):
+        resume_tuning(out, data=data, device="cpu")
+
+
+def test_the_gain_of_a_trial_is_as_uncertain_as_groups_of_pictures_make_it(
+    pretend: Pretend, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    groups = {"train": np.array([f"p{number // 3}" for number in range(24)], dtype=object)}
+    data = replace(coloured_data(24), groups=groups)
+    together = divide(data, load_recipe("small"), torch.device("cpu")).together
+    better = [0.8 - 0.01 * (one % 7) for one in together]
+
+    def judged(*arguments: Any) -> Outcome:
+        pretend.run_trial(*arguments)
+        return Outcome(0.5, (1.0,) * 24 if len(pretend.trials) == 1 else tuple(better))
+
+    monkeypatch.setattr(search, "run_trial", judged)
+    found = tune(data, "small", trials=2, overrides=SHORTEST, out=tmp_path / "x", device="cpu").summary
+    gain, error = paired_gain(better, [1.0] * 24, together)
+    assert (found["best_trial"], found["gain"], found["gain_error"]) == (2, gain, error)
+    assert error > 1.5 * paired_gain(better, [1.0] * 24)[1]
+    assert found["judged_by"] == "3 folds of the 24 training pictures, in 8 independent sets"

@@ -270,6 +270,22 @@ def test_a_trial_has_to_gain_two_standard_errors_of_the_difference_on_the_same_p
     assert paired_gain([0.5], [0.9]) == (0.0, 1.0)  # one picture tells nothing
 
 
+def test_pictures_that_belong_together_make_a_gain_less_certain(tmp_path: Path) -> None:
+    before, after = [0.5] * 8, [0.4] * 4 + [0.48] * 4
+    gain, error = paired_gain(after, before)
+    assert gain > 3 * error
+    assert paired_gain(after, before, range(8)) == (gain, error)
+    assert paired_gain(after, before, [7, 7, 7, 7, 2, 2, 2, 2]) == pytest.approx((gain, 0.04))
+    assert paired_gain(after, before, [0, 1, 2, 3, 3, 2, 1, 0]) == (gain, error)  # no surer than without
+    assert paired_gain(after, before, [5] * 8) == (0.0, 1.0)  # one group tells nothing
+    study = Study(tmp_path, KNOBS, 5, together=[0] * 4 + [1] * 4)
+    study.ask().complete(0.5, before, **TIMES)
+    study.ask().complete(0.5, after, **TIMES)
+    records = study.records()
+    assert (records[1].gain, records[1].error) == pytest.approx((gain, 0.04))
+    assert best_of(records).number == 1
+
+
 def test_suggestions_follow_the_loss(tmp_path: Path) -> None:
     study = open_study(tmp_path)
     for _ in range(30):

@@ -1,14 +1,17 @@
 from __future__ import annotations
 
+import shutil
 import statistics
+from pathlib import Path
 
 import pytest
 import torch
 
-from helpers import coloured_data, coloured_labels
+from helpers import TINY, coloured_data, coloured_labels
 from thumbnet.data.calibration import FEWEST
 from thumbnet.errors import DivergedError
 from thumbnet.recipes.recipe import load_recipe
+from thumbnet.runs.folder import Run
 from thumbnet.tuning import trial
 from thumbnet.tuning.parts import divide
 from thumbnet.tuning.trial import POINTS, HopelessTrialError, run_trial
@@ -82,3 +85,14 @@ def test_a_trial_that_diverges_says_so() -> None:
     wild = RECIPE.override(["optimizer.name=sgd", "optimizer.lr=1e30", "optimizer.groups=[]"])
     with pytest.raises(DivergedError):
         run_trial(wild, parts, NAMES, CPU, lambda *_: False)
+
+
+def test_first_weights_are_read_once_for_all_trials(tiny_run: Run, tmp_path: Path) -> None:
+    first = Path(shutil.copytree(tiny_run.path, tmp_path / "first"))
+    recipe = load_recipe("one-cycle", [*TINY, "training.epochs=1", f'training.init="{first}"'])
+    found = divide(coloured_data(48, splits=("test", "train")), recipe, CPU)
+    parts, initial = found.parts, found.initial
+    assert initial is not None
+    read = run_trial(recipe, parts, NAMES, CPU, lambda *_: False)
+    shutil.rmtree(first)
+    assert run_trial(recipe, parts, NAMES, CPU, lambda *_: False, initial=initial) == read

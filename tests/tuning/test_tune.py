@@ -157,6 +157,14 @@ def test_damaged_settings_are_an_error_that_names_the_file(
         resume_tuning(unfinished)
 
 
+@pytest.mark.parametrize("key", ["may_widen", "same_time"])
+def test_a_recorded_answer_that_is_neither_true_nor_false_is_damaged(unfinished: Path, key: str) -> None:
+    settings = json.loads((unfinished / "tune.json").read_text())
+    (unfinished / "tune.json").write_text(json.dumps({**settings, key: 3}))
+    with pytest.raises(RunError, match=f"tune.json is damaged \\({key} is 3: expected true or false"):
+        resume_tuning(unfinished)
+
+
 def test_data_that_have_changed_stop_a_search_that_goes_on(unfinished: Path) -> None:
     settings = json.loads((unfinished / "tune.json").read_text())
     (unfinished / "tune.json").write_text(json.dumps({**settings, "fingerprint": "0"}))

@@ -262,10 +262,14 @@ class EvalBatches:
     def __len__(self) -> int:
         return -(-len(self.positions) // self.batch_size)
 
-    def sample(self, count: int) -> EvalBatches:
-        """Batches of up to ``count`` evenly spaced pictures, always the same ones, over all processes."""
+    def sample(self, count: int, among: torch.Tensor | None = None) -> EvalBatches:
+        """Batches of up to ``count`` evenly spaced pictures, always the same ones, over all processes.
+
+        ``among`` are the positions to take them from, int64 [M]; None for all pictures.
+        """
+        places = torch.arange(len(self.engine.labels)) if among is None else among
         chosen = copy.copy(self)
-        chosen.positions = self.world.share(evenly_spaced(len(self.engine.labels), count))
+        chosen.positions = self.world.share(places[evenly_spaced(len(places), count)])
         return chosen
 
     def epoch(self, epoch: int = 0, start: int = 0) -> Iterator[Batch]:

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from thumbnet.batches.forked import ignore_terminal
 from thumbnet.batches.statistics import CHANNELS, count_values
 from thumbnet.data.rendering import BY_TYPE, Fit, Rendering, fit_pixels
 from thumbnet.data.repeats import picture_digests
@@ -163,12 +164,13 @@ class _Pictures(Dataset[Tensor]):
 
 
 def _leave_signals_to_the_parent(worker: int) -> None:
-    """Ignore Ctrl-C and SIGTERM in a worker, except SIGTERM from the parent.
+    """Ignore Ctrl-C, SIGHUP and SIGTERM in a worker, except SIGTERM from the parent.
 
-    A terminal sends Ctrl-C to all of its processes, and Slurm, systemd and `timeout` send SIGTERM to all
-    processes of a job. The parent then saves, and needs its workers until the current step is done.
+    A terminal sends Ctrl-C and, when it is closed, SIGHUP to all of its processes, and Slurm, systemd and
+    `timeout` send SIGTERM to all processes of a job. The parent then saves, and needs its workers until the
+    current step is done.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    ignore_terminal()
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     parent = multiprocessing.parent_process()
     if parent is not None and hasattr(signal, "sigwaitinfo"):  # macOS does not tell who sent a signal

@@ -26,6 +26,13 @@ PATIENCE = 10.0  # seconds without a part done, after which the other processes 
 _NUMBER = 4  # bytes
 
 
+def ignore_terminal() -> None:
+    """Ignore Ctrl-C, and the SIGHUP of a terminal that is closed. The parent of this process handles them."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(signal, "SIGHUP"):  # not on Windows
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+
+
 def can_fork() -> bool:
     """Whether a process can be forked safely. macOS forbids it to processes that have used its frameworks."""
     return sys.platform == "linux"
@@ -116,7 +123,7 @@ def _start(
 
 def _help(work: Callable[[int], bool], waiting: int, tell: int, parent: int) -> None:
     """Do parts until none is waiting, or the parent is gone."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends its helpers
+    ignore_terminal()  # the parent ends its helpers
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     gc.disable()  # it would copy memory that both share
     while os.getppid() == parent and (token := os.read(waiting, _NUMBER)):

@@ -201,6 +201,26 @@ def are_among(digests: np.ndarray, known: np.ndarray) -> np.ndarray:
     return np.isin(numbers[: len(digests)], numbers[len(digests) :])
 
 
+def belonging_to_training(
+    engine: Engine, groups: np.ndarray | None, train: Engine, train_groups: np.ndarray | None
+) -> np.ndarray:
+    """Which held-out pictures are copies of training pictures, or of one of their groups: bool [N].
+
+    Copies are found only if all pictures are in memory.
+
+    Args:
+        engine, train: deliver the held-out pictures and those of the training split.
+        groups, train_groups: their groups, str [N]; None if they have none.
+    """
+    found = np.zeros(len(engine.labels), dtype=bool)
+    here, there = engine_digests(engine), engine_digests(train)
+    if here is not None and there is not None:
+        found |= are_among(here, there)
+    if groups is not None and train_groups is not None:
+        found |= np.isin(groups.astype(str), train_groups.astype(str))
+    return found
+
+
 def lines_about(
     engine: Engine,
     split: Split,

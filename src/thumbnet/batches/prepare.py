@@ -61,6 +61,9 @@ class Prepared:
             splits with such pictures are here; see :mod:`thumbnet.training.known`.
         perhaps_known: the splits with pictures that these weights may have been trained on; which ones, is
             not known.
+        known_choose_nothing: whether the epoch that is kept is chosen without known pictures, and L2 without
+            copies of training pictures. False for a run that an earlier version began otherwise: it goes on
+            as it began.
     """
 
     preprocessing: Preprocessing
@@ -73,6 +76,7 @@ class Prepared:
     notes: tuple[str, ...] = ()
     known: Mapping[str, np.ndarray] = field(default_factory=dict)
     perhaps_known: tuple[str, ...] = ()
+    known_choose_nothing: bool = True
 
     @property
     def watched(self) -> str | None:

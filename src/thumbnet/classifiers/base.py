@@ -23,7 +23,7 @@ from thumbnet.classifiers.tta import Arrays
 from thumbnet.classifiers.unlike import looks, unlikeness
 from thumbnet.data.images import Picture as DecodedPicture
 from thumbnet.data.images import load_picture
-from thumbnet.data.splits import Data, Progress, Split
+from thumbnet.data.splits import Progress, Split
 from thumbnet.errors import (
     DataError,
     DataWarning,
@@ -370,46 +370,63 @@ class Classifier(ABC):
         """
         if self.info.multilabel:
             raise DataError("this network gives a picture several labels: measure it with evaluate_labels")
-        loaded, name, usual = self._split_of(data, split)
+        found, groups = self._measured(data, split, tta, batch_size, on_bad_image, progress)
+        return evaluate_logits(found.logits, found.labels, self.class_names, groups)
+
+    def evaluate_labels(
+        self,
+        data: Any,
+        split: str | None = None,
+        *,
+        tta: str | None = None,
+        batch_size: int = 500,
+        on_bad_image: str | None = None,
+        progress: Progress | None = None,
+    ) -> LabelEvaluation:
+        """Measure a network that gives a picture several labels.
+
+        Arguments, errors and warnings are those of :meth:`evaluate`.
+        """
+        if not self.info.multilabel:
+            raise DataError("this network gives a picture one class: measure it with evaluate")
+        found, groups = self._measured(data, split, tta, batch_size, on_bad_image, progress)
+        return evaluate_labels(
+            found.logits, found.labels, self.class_names, self.info.label_thresholds, groups
+        )
+
+    def _measured(
+        self,
+        data: Any,
+        split: str | None,
+        tta: str | None,
+        batch_size: int,
+        on_bad_image: str | None,
+        progress: Progress | None,
+    ) -> tuple[SplitLogits, np.ndarray | None]:
+        """Compute the logits of a split, and return them with each picture's group, if there are any.
+
+        Arguments are those of :meth:`evaluate`. Warns if the split may have pictures of the training.
+        """
+        from thumbnet.runs.data import data_to_measure
+
+        told: list[str] = []
+        loaded = data_to_measure(data, self.place, self.info, split, told.append)
+        for text in told:
+            if text.startswith("warning: "):
+                # The user's own line is two calls up: they called evaluate or evaluate_labels.
+                warnings.warn(text.removeprefix("warning: "), DataWarning, stacklevel=3)
+        if on_bad_image is None:
+            on_bad_image = "stop" if loaded.settings is None else loaded.settings.on_bad_image
+        name = split or loaded.measured_split()
         found = self.classify_split(
             loaded.split(name),
             loaded.class_names,
             tta=tta,
             batch_size=batch_size,
-            on_bad_image=usual if on_bad_image is None else on_bad_image,
+            on_bad_image=on_bad_image,
             progress=progress,
         )
-        groups = loaded.groups_of(name, found.split)
-        return evaluate_logits(found.logits, found.labels, self.class_names, groups)
-
-    def evaluate_labels(
-        self, data: Any, split: str | None = None, *, tta: str | None = None, batch_size: int = 500
-    ) -> LabelEvaluation:
-        """Measure a network that gives a picture several labels. Arguments as for :meth:`evaluate`."""
-        if not self.info.multilabel:
-            raise DataError("this network gives a picture one class: measure it with evaluate")
-        loaded, name, usual = self._split_of(data, split)
-        pictures = loaded.split(name)
-        found = self.classify_split(
-            pictures, loaded.class_names, tta=tta, batch_size=batch_size, on_bad_image=usual
-        )
-        thresholds, groups = self.info.label_thresholds, loaded.groups_of(name, found.split)
-        return evaluate_labels(found.logits, found.labels, self.class_names, thresholds, groups)
-
-    def _split_of(self, data: Any, split: str | None) -> tuple[Data, str, str]:
-        """The data, the name of the split to measure on, and what to do with pictures that cannot be read.
-
-        Warns if the split may have pictures of the training.
-        """
-        from thumbnet.runs.data import data_to_measure
-
-        told: list[str] = []
-        data = data_to_measure(data, self.place, self.info, split, told.append)
-        for text in told:
-            if text.startswith("warning: "):
-                warnings.warn(text.removeprefix("warning: "), DataWarning, stacklevel=3)
-        usual = "stop" if data.settings is None else data.settings.on_bad_image
-        return data, split or data.measured_split(), usual
+        return found, loaded.groups_of(name, found.split)
 
     def classify_split(
         self,

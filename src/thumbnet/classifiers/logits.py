@@ -74,7 +74,7 @@ def collect_views(
 
     Returns:
         Logits with ``tta`` and logits without, float32 [N, classes] (one tensor if ``tta`` is ``none``), and
-        the labels, int64 [N]; all on the CPU.
+        the labels, int64 [N], or for several labels per picture int8 [N, classes]; all on the CPU.
     """
     model.eval()
     collector = _Collector(model, dtype, tta)
@@ -92,7 +92,7 @@ def collect_views(
 def collect_logits(
     model: nn.Module, batches: Batches, *, dtype: torch.dtype, tta: str = "none", plain: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Compute a split's logits, float32 [N, classes], and labels, int64 [N]: see :func:`collect_views`."""
+    """Compute a split's logits, float32 [N, classes], and its labels; see :func:`collect_views`."""
     logits, _, labels = collect_views(model, batches, dtype=dtype, tta=tta, plain=plain)
     return logits, labels
 

@@ -12,8 +12,6 @@ Imports no torch.
 
 from __future__ import annotations
 
-import csv
-import io
 import os
 import time
 from collections.abc import Iterator, Sequence
@@ -26,7 +24,7 @@ from thumbnet.classifiers.placing import UNLIKE, UNSURE, Target, folder_names
 from thumbnet.classifiers.reading import Unread, classify_ahead
 from thumbnet.classifiers.thresholds import describe_threshold, threshold_for
 from thumbnet.data.images import Picture, load_picture
-from thumbnet.data.listings import safe_name, safe_text
+from thumbnet.data.listings import csv_text, safe_name, safe_text
 from thumbnet.data.splits import Progress
 from thumbnet.errors import RunError
 from thumbnet.files import check_new, user_path, write_file
@@ -227,20 +225,14 @@ def list_folder(
     paths, notes = find_pictures(root)
     found = _nothing_sorted(criterion, folders, notes)
     pictures, home = _without_dots(root), _without_dots(place.parent)
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(COLUMNS)
-    done = 0
+    parts, done = [csv_text([COLUMNS])], 0
     for batch in decisions(classifier, root, paths, criterion, folders, tta):
-        for one in batch:
-            picture = _path_in_table(pictures / one.picture, home)
-            cells = [safe_name(picture), safe_text(one.folder), *_cells(one.prediction), safe_text(one.error)]
-            writer.writerow(cells)
+        parts.append(csv_text(_row(one, _path_in_table(pictures / one.picture, home)) for one in batch))
         _count(found, batch)
         done += len(batch)
         if progress:
             progress(done, len(paths))
-    write_file(place, text.getvalue())
+    write_file(place, "".join(parts))
     found.seconds = time.perf_counter() - started
     return found
 
@@ -257,6 +249,10 @@ def _without_dots(path: Path) -> Path:
     parts = path.absolute().parts
     end = max((place for place, part in enumerate(parts, 1) if part == ".."), default=0)
     return Path(Path(*parts[:end]).resolve(), *parts[end:]) if end else Path(*parts)
+
+
+def _row(one: Decision, picture: str) -> list[str]:
+    return [safe_name(picture), safe_text(one.folder), *_cells(one.prediction), safe_text(one.error)]
 
 
 def _cells(prediction: Prediction | None) -> list[str]:

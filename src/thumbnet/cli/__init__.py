@@ -4,7 +4,7 @@ Each command has a module with its parser and its function; console.py and views
 heavy modules themselves, so that ``thumbnet --help`` answers at once.
 
 The exit status is 0 for success; 1 if some pictures could not be read, or another process of the training
-was lost; 2 for an error that the user can fix; 130 after Ctrl-C; 143 after SIGTERM.
+was lost; 2 for an error that the user can fix; 129 after SIGHUP; 130 after Ctrl-C; 143 after SIGTERM.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import io
 import os
-import signal
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
@@ -133,8 +132,8 @@ def _run(words: Sequence[str]) -> int:
         elif error.exit_status < 128:  # 128 and above: stopped, which only rank 0 reports
             print(f"thumbnet (process {rank()}): {error}", file=sys.stderr)
         return error.exit_status
-    except Terminated:
-        return 128 + signal.SIGTERM
+    except Terminated as error:
+        return error.exit_status
     except KeyboardInterrupt:
         print("\nthumbnet: stopped", file=sys.stderr)
         return 130

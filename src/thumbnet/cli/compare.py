@@ -135,13 +135,12 @@ def compare_runs(
                 "run named here"
             )
     reference = reference_group(groups, against)
+    measures = [spreads(group) for group in groups]
     differences: list[Difference] | None = None
     try:
-        measures = [spreads(group) for group in groups]
         differences = welch_tests(groups, reference)
     except MissingExtraError as error:
         note(f"thumbnet: {error}")
-        measures = [spreads(group, intervals=False) for group in groups]
     return Compared(groups, measures, differences, left_out, against is not None)
 
 

@@ -6,11 +6,13 @@ import json
 import shutil
 import sys
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 from rich.console import Console
 
 from thumbnet.cli.streams import ResultsLostError, discard_results, writing_results
+from thumbnet.data.listings import csv_text
 from thumbnet.errors import harmless
 
 # Progress goes to stderr, results to stdout: `thumbnet evaluate RUN --json > file` stays clean.
@@ -61,13 +63,26 @@ def json_line(value: object) -> str:
     return "".join(c if c.isprintable() else json.dumps(c)[1:-1] for c in text)
 
 
-def note(text: str) -> None:
-    """Print a line that is not part of the result to stderr; see :func:`plain`.
+def write_row(*cells: str) -> None:
+    """Write a row of CSV to stdout; the cells are safe already, see :mod:`thumbnet.data.listings`."""
+    with writing_results():
+        sys.stdout.write(csv_text([cells]))
 
-    If stderr is on a full disk, the line is lost, and the work goes on.
+
+def note(text: str) -> None:
+    """Print a line that is not part of the result to stderr; see :func:`plain` and :func:`expendable`."""
+    with expendable():
+        print(plain(text), file=sys.stderr, flush=True)
+
+
+@contextmanager
+def expendable() -> Iterator[None]:
+    """In this block, what cannot be written to stderr is lost, and the work goes on.
+
+    That is so on a full disk, and on a terminal that was closed.
     """
     try:
-        print(plain(text), file=sys.stderr, flush=True)
+        yield
     except BrokenPipeError:
         raise
     except OSError:

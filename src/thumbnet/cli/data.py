@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import re
+from collections.abc import Sized
 from typing import TYPE_CHECKING, Any
 
 from thumbnet.cli.importing import importing
@@ -23,8 +24,11 @@ from thumbnet.errors import printable
 
 if TYPE_CHECKING:
     from thumbnet.data.rendering import Fit
+    from thumbnet.data.splits import Data
     from thumbnet.recipes.settings import DataSettings
     from thumbnet.sources.split_table import Written
+
+PLOTTED_CLASSES, PLOTTED = 40, 10  # by --plot: classes, and pictures per class
 
 
 def add(commands: Any) -> None:
@@ -36,13 +40,15 @@ def add(commands: Any) -> None:
     )
     parser.add_argument("data", metavar="DATA", help=DATA_HELP)
     parser.add_argument(
-        "--plot", metavar="FILE", help="draw sample pictures of each class (.png, .svg, .pdf)"
+        "--plot",
+        metavar="FILE",
+        help=f"draw sample pictures of up to {PLOTTED_CLASSES} classes (.png, .svg, .pdf)",
     )
     parser.add_argument(
         "--preview-augment",
         metavar="FILE",
-        help="draw a training picture of each class, and what the recipe's augmentation makes of it (.png, "
-        ".svg, .pdf)",
+        help="draw a training picture of each of up to 10 classes, and what the recipe's augmentation "
+        "makes of it (.png, .svg, .pdf)",
     )
     parser.add_argument(
         "--recipe",
@@ -90,8 +96,6 @@ def execute(options: argparse.Namespace) -> int:
     if table:
         check_split_table(table)
     settings = _settings(options)
-    size = parse_image_size(settings.image_size) if settings.image_size != AUTO else None
-    fit: Fit = settings.fit
     with counting("downloading") as count:
         data = load_data(
             options.data,
@@ -109,16 +113,20 @@ def execute(options: argparse.Namespace) -> int:
     if preview:  # fitted to the data as in a training; the data's notes say what that changed
         quiet = Listener()
         recipe, data = choose_recipe(data, options.recipe, overrides(options), options.data_dir, quiet)
+        settings = recipe.data
+    size = parse_image_size(settings.image_size) if settings.image_size != AUTO else None
+    fit: Fit = settings.fit
     with counting("reading") as count:
         found = inspect_data(data, size, fit, count, settings)
     if target:
         shape = f"{found.image_size[0]}x{found.image_size[1]}"
-        grid = sample_grid(data, "train", 10, found.image_size, fit, settings)
-        plots.save(plots.grid_figure(grid, f"{data.source}, train, as the network sees it ({shape})"), target)
+        grid = sample_grid(data, "train", PLOTTED, found.image_size, fit, settings, classes=PLOTTED_CLASSES)
+        title = f"{data.source}, train, as the network sees it ({shape})"
+        plots.save(plots.grid_figure(grid, title + _of_classes(grid, data, "the first ")), target)
     if preview and recipe:
         rows = preview_augmentation(data, recipe, found.image_size, found.mean, found.std)
         title = f"{data.source}: what the network sees in training ({recipe.name})"
-        plots.save(plots.augmented_figure(rows, title), preview)
+        plots.save(plots.augmented_figure(rows, title + _of_classes(rows, data)), preview)
     if options.json:
         from dataclasses import asdict
 
@@ -133,6 +141,13 @@ def execute(options: argparse.Namespace) -> int:
     if table and written:
         say(f"train on the table: {command('train', table, *written.options)}")
     return 0
+
+
+def _of_classes(shown: Sized, data: Data, which: str = "") -> str:
+    """Say in a title how many of the classes a figure shows, if that is not all of them."""
+    if len(shown) >= len(data.class_names):
+        return ""
+    return f"; {which}{len(shown)} of {len(data.class_names):,} {'labels' if data.multilabel else 'classes'}"
 
 
 def _settings(options: argparse.Namespace) -> DataSettings:

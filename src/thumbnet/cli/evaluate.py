@@ -61,8 +61,6 @@ def add(commands: Any) -> None:
 
 
 def execute(options: argparse.Namespace) -> int:
-    from dataclasses import replace
-
     from thumbnet.classifiers.load import load_classifier
     from thumbnet.cli.console import note, say
     from thumbnet.cli.progress import counting
@@ -76,6 +74,7 @@ def execute(options: argparse.Namespace) -> int:
         lines_for_run,
         optimism,
     )
+    from thumbnet.runs.data import settings_for
     from thumbnet.runs.provenance import batch_size_of, recipe_of
 
     written: list[Path] = []
@@ -91,10 +90,7 @@ def execute(options: argparse.Namespace) -> int:
         written.append(target)
     with importing():
         predictor = load_classifier(options.run, options.device, threads=options.threads)
-    recipe = recipe_of(options.run)
-    settings = recipe.data
-    if predictor.info.multilabel:
-        settings = replace(settings, multilabel=True)  # a table may have one label in each row
+    settings = settings_for(options.run, predictor.info)
     data = data_of_run(options, settings, predictor.info.fingerprint, predictor.info.source)
     if options.data is None and options.split is None and not {"test", "val"} & data.splits.keys():
         raise DataError(
@@ -108,7 +104,7 @@ def execute(options: argparse.Namespace) -> int:
             data.split(split),
             data.class_names,
             tta=options.tta,
-            batch_size=batch_size_of(recipe),
+            batch_size=batch_size_of(recipe_of(options.run)),
             on_bad_image=on_bad_image,
             progress=count,
         )

@@ -49,7 +49,8 @@ def add(commands: Any) -> None:
     parser.add_argument(
         "--out",
         metavar="FILE",
-        help="file to write; needed for safetensors (default: model.onnx, model.int8.onnx, ... in RUN)",
+        help="file to write; needed for safetensors and for a network on the Hub (default: model.onnx, "
+        "model.int8.onnx, ... in RUN)",
     )
     parser.add_argument(
         "--data", metavar="DATA", help="data for calibration and the check (default: the run's data)"
@@ -70,7 +71,7 @@ def execute(options: argparse.Namespace) -> int:
         from thumbnet.reports.summary import percent
 
     wanted = target(options.run, options.format, options.out)
-    data = known_data_of_run(options, wanted.info.fingerprint)
+    data = known_data_of_run(options, wanted.info)
     if options.format == "web":
         fetch_web_runtime(counting)
     found = export_checked(wanted, data, counting)

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import csv
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
-from thumbnet.cli.console import json_line, say, say_sentence, table
-from thumbnet.cli.streams import ResultsFile
+from thumbnet.cli.console import json_line, say, say_sentence, table, write_row
 from thumbnet.data.listings import safe_name, safe_text
 from thumbnet.errors import printable
-from thumbnet.reports.summary import count_pictures, describe_groups, headline_name, percent
+from thumbnet.reports.summary import count_pictures, describe_groups, percent
+from thumbnet.runs.summaries import headline_name
 
 if TYPE_CHECKING:
     from thumbnet.classifiers.base import Prediction
@@ -99,12 +99,9 @@ def show_label_evaluation(
         [
             printable(one.name),
             f"{one.pictures:,}",
-            "-" if one.average_precision is None else percent(one.average_precision),
+            share(one.average_precision),
             f"{one.threshold:.3f}",
-            percent(one.precision),
-            percent(one.recall),
-            percent(one.f1),
-            percent(one.f1_at_half),
+            *map(share, one.defined),
         ]
         for one in result.labels
     ]
@@ -114,6 +111,11 @@ def show_label_evaluation(
         say("\nmost often together")
         for count, one, other in pairs:
             say(f"  {printable(one)} and {printable(other)}: {count:,}")
+
+
+def share(value: float | None) -> str:
+    """Format a share as a percentage; "-" if it is undefined (None or nan)."""
+    return "-" if value is None or math.isnan(value) else percent(value)
 
 
 def _decision_row(name: str, found: Decisions) -> list[str]:
@@ -159,16 +161,15 @@ def label_printer(
     if shape == "table":
         return as_table
 
-    writer = csv.writer(ResultsFile(), lineterminator="\n")
-    writer.writerow(["path", "labels", "probabilities", "error"])
+    write_row("path", "labels", "probabilities", "error")
 
     def as_csv(results: list[tuple[str, Prediction | str]]) -> None:
         for name, result in results:
             if isinstance(result, str):
-                writer.writerow([safe_name(name), "", "", safe_text(result)])
+                write_row(safe_name(name), "", "", safe_text(result))
                 continue
             found = pairs(result)
             labels, probabilities = (label for label, _ in found), (f"{p:.6f}" for _, p in found)
-            writer.writerow([safe_name(name), safe_text(";".join(labels)), ";".join(probabilities), ""])
+            write_row(safe_name(name), safe_text(";".join(labels)), ";".join(probabilities), "")
 
     return as_csv

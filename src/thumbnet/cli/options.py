@@ -59,7 +59,9 @@ def resuming_words(options: argparse.Namespace) -> list[str]:
     """The options of a training or search that its folder does not record, so that resuming it needs them."""
     device = [] if options.device == "auto" else ["--device", options.device]
     names = list(dict.fromkeys(trackers(options))) if "track" in options else []
-    return device + [word for name in names for word in ("--track", name)]
+    begun = options.resume is not None or getattr(options, "auto_resume", False)  # may record another folder
+    data_dir = ["--data-dir", options.data_dir] if begun and options.data_dir is not None else []
+    return device + data_dir + [word for name in names for word in ("--track", name)]
 
 
 def add_recipe_options(parser: argparse.ArgumentParser, *, seed: bool = True) -> None:
@@ -313,7 +315,11 @@ def add_threads(parser: argparse.ArgumentParser) -> None:
 
 def add_data_dir(parser: argparse.ArgumentParser) -> None:
     """Add ``--data-dir``."""
-    parser.add_argument("--data-dir", metavar="DIR", help="folder for downloads (default: the user's cache)")
+    parser.add_argument(
+        "--data-dir",
+        metavar="DIR",
+        help="folder for downloads and unpacked archives (default: the run's, else the user's cache)",
+    )
 
 
 def add_tta(parser: argparse.ArgumentParser) -> None:
@@ -373,13 +379,6 @@ SHORTCUTS = {
     "label_column": "data.label_column",
 }
 
-READING = (
-    "val_fraction", "test_fraction", "group_by", "classes_from", "label_pattern", "images", "path_column",
-    "label_column", "on_bad_image",
-)  # fmt: skip
-"""The options that say how data are read and split."""
-_SET = ("split_seed", "folds", "fold")  # settings without an option of their own
-
 READING_OF_RUN = (
     "classes_from", "label_pattern", "images", "path_column", "label_column", "multilabel", "on_bad_image",
 )  # fmt: skip
@@ -391,8 +390,13 @@ The others decide which pictures are in which split, or belong to the training.
 
 def reading_words(settings: DataSettings, data_dir: str | None = None) -> list[str]:
     """The options with which a command reads data as ``settings`` say; none for the defaults."""
-    words = [f"{as_flags([name])}={getattr(settings, name)}" for name in settings.given(*READING)]
-    words += [f"--set=data.{name}={getattr(settings, name)}" for name in settings.given(*_SET)]
+    from thumbnet.recipes.settings import READ_BY
+
+    words = []
+    for name in settings.given(*READ_BY):
+        value = getattr(settings, name)
+        in_toml = json.dumps(value, ensure_ascii=False)
+        words.append(f"{as_flags([name])}={value}" if name in SHORTCUTS else f"--set=data.{name}={in_toml}")
     return words + ([f"--data-dir={data_dir}"] if data_dir else [])
 
 

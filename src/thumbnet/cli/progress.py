@@ -24,7 +24,7 @@ from rich.progress import (
 )
 from rich.text import Text
 
-from thumbnet.cli.console import duration, note, plain, progress_console
+from thumbnet.cli.console import duration, expendable, note, plain, progress_console
 from thumbnet.reports.summary import percent
 from thumbnet.training.listener import StoppableListener
 
@@ -112,12 +112,18 @@ class _LeftColumn(TimeRemainingColumn):
 
 
 class _Bars(Progress):
-    """Progress bars that print nothing while they are disabled."""
+    """Progress bars that print nothing while they are disabled, and survive the end of their terminal."""
+
+    def refresh(self) -> None:
+        """Draw the bars."""
+        with expendable():
+            super().refresh()
 
     def stop(self) -> None:
         """Remove the bars. Old versions of rich end disabled bars, too, with an empty line."""
         if not self.disable:
-            super().stop()
+            with expendable():
+                super().stop()
 
 
 class _Pace:
@@ -203,9 +209,7 @@ class TrainingDisplay(StoppableListener):
             self._line(f"        {text}")
         if state.world.size > 1:
             self._line(f"        {state.world.size} processes")
-        for task in self.tasks.values():
-            self.progress.remove_task(task)
-        self.tasks.clear()
+        self._clear()
         recipe, pre = state.recipe, prepared.preprocessing
         self._epochs = recipe.training.epochs
         parameters = sum(p.numel() for p in state.model.parameters())
@@ -310,6 +314,12 @@ class TrainingDisplay(StoppableListener):
         elif time.monotonic() - self._last_line > PLAIN_EVERY:
             self._line(f"{what} {done:,}" + ("" if total is None else f" of {total:,}"))
 
+    def _clear(self) -> None:
+        """Remove all bars."""
+        for task in self.tasks.values():
+            self.progress.remove_task(task)
+        self.tasks.clear()
+
     def _line(self, text: str) -> None:
         self._last_line = time.monotonic()
         if self.live:
@@ -322,7 +332,8 @@ class TrainingDisplay(StoppableListener):
                 break_long_words=False,
                 break_on_hyphens=False,
             )
-            self.progress.console.print(plain(text), markup=False, soft_wrap=True)
+            with expendable():
+                self.progress.console.print(plain(text), markup=False, soft_wrap=True)
         else:
             self._say_line(text)
 

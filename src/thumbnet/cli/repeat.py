@@ -295,7 +295,8 @@ def finished(runs: list[Run], number: int, total: int, split: str | None = None)
         split: the split of the accuracy; by default the one that the run reports.
     """
     from thumbnet.cli.console import duration
-    from thumbnet.reports.summary import headline_key, headline_name, of_split, percent
+    from thumbnet.reports.summary import of_split, percent
+    from thumbnet.runs.summaries import headline_key, headline_name
 
     summary = of_split(runs[-1].summary, split) or {**runs[-1].summary, "accuracy": None, "map": None}
     value = summary[headline_key(summary)]

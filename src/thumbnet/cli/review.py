@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import os
 import sys
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,9 +18,10 @@ from thumbnet.errors import DataError, RunError, ThumbnetError, needs_extra, pri
 from thumbnet.invocation import command
 
 if TYPE_CHECKING:
+    from thumbnet.data.corrections import Correction
     from thumbnet.data.rendering import Rendering
     from thumbnet.data.splits import Data, Split
-    from thumbnet.reviewing.session import Review
+    from thumbnet.reviewing.session import Review, Selection
     from thumbnet.runs.folder import Run
 
 PORT = 8001  # not the one of `thumbnet serve`, so that both can run
@@ -51,7 +54,7 @@ def add(commands: Any) -> None:
         type=positive,
         default=FIRST,
         metavar="N",
-        help=f"number of pictures to review (default: {FIRST})",
+        help=f"number of pictures to review (default: {FIRST}); those that the run has learned come last",
     )
     parser.add_argument(
         "--out",
@@ -92,11 +95,16 @@ def execute(options: argparse.Namespace) -> int:
         stack.enter_context(task.lock())
         listener = stack.enter_context(listen("127.0.0.1", options.port))
         review = task.review()
-        heading = Heading(task.title, task.next_command(), accepted_hosts(listener, "localhost"))
+        hosts = accepted_hosts(listener, "localhost")
+        heading = Heading(task.title, task.next_command(), hosts, task.beyond, task.show_more())
         app = build_review(
             review, heading, lambda item: task.splits[item.split].load(item.index), task.rendering
         )
-        serve(app, listener, lambda address: _greet(address, review, options.no_browser))
+        serve(
+            app,
+            listener,
+            lambda address: _greet(address, review, _not_shown(review, task), options.no_browser),
+        )
     say(_outcome(review, task))
     return 0
 
@@ -110,6 +118,8 @@ class _Task(ABC):
         run: the run that helps; None if it is a file or on the Hub.
         splits: the pictures by split, once :meth:`review` was called.
         rendering: how they become RGB.
+        beyond: what the pictures beyond the shown ones are, such as ``without a label``.
+        reach: how many pictures to review so that these are among them, once :meth:`review` was called.
     """
 
     title: str
@@ -117,6 +127,8 @@ class _Task(ABC):
     run: Run | None
     splits: dict[str, Split]
     rendering: Rendering
+    beyond: str
+    reach: int = 0
 
     def __init__(self, options: argparse.Namespace) -> None:
         self.options = options
@@ -129,12 +141,39 @@ class _Task(ABC):
     def data_name(self) -> str:
         """The data to train on with the labels."""
 
+    def _reviewing(
+        self, selected: Selection, class_names: Sequence[str], inherited: Sequence[Correction]
+    ) -> Review:
+        """Begin the review of the selected pictures."""
+        from thumbnet.reviewing.session import Review
+
+        self.reach = selected.reach
+        return Review(
+            selected.items,
+            class_names,
+            self.file,
+            shown=selected.shown,
+            beyond=selected.beyond,
+            inherited=inherited,
+        )
+
     def next_command(self) -> str:
         """The command that trains with the labels, on the data as the run read them."""
         run, reading = self.run, []
         if run is not None:
             reading = reading_words(run.recipe.data, self.options.data_dir or run.settings.get("data_dir"))
         return command("train", self.data_name(), *reading, "--labels", self.file)
+
+    def show_more(self) -> str:
+        """The command that also shows the pictures beyond the shown ones."""
+        words = self.options.words
+        kept = [
+            word
+            for before, word in itertools.pairwise(words)
+            if "--first" not in (before, word) and not word.startswith("--first=")
+        ]
+        # Directly after the command's name, because behind a "--" it would be no option.
+        return command(words[0], "--first", str(self.reach), *kept)
 
     def lock(self) -> Any:
         """Keep other reviews from writing the file of labels.
@@ -153,6 +192,7 @@ class _Suspects(_Task):
     """The pictures of a run's data whose labels are probably wrong."""
 
     run: Run
+    beyond = "whose label may be wrong"
 
     def __init__(self, options: argparse.Namespace) -> None:
         from thumbnet.files import user_path
@@ -183,7 +223,7 @@ class _Suspects(_Task):
         from thumbnet.cli.console import note
         from thumbnet.cli.progress import ScoringDisplay
         from thumbnet.reviewing.scores import FOLDS, score_pictures
-        from thumbnet.reviewing.session import Review, suspicious_items
+        from thumbnet.reviewing.session import settled_pictures, suspicious_items
         from thumbnet.reviewing.suspects import find_suspects
 
         data = _data_of(self.run, self.options)
@@ -201,13 +241,16 @@ class _Suspects(_Task):
             again = command(*self.options.words)
             note(f"\nthumbnet: the networks that are finished are kept. Continue: {again}")
             raise
-        first = self.options.first
-        items = suspicious_items(find_suspects(data, scores), scores, first)
-        return Review(items, data.class_names, self.file, shown=first, inherited=self.run.corrections or ())
+        inherited = self.run.corrections or ()
+        settled = settled_pictures(self.file, inherited)
+        selected = suspicious_items(find_suspects(data, scores), scores, self.options.first, settled)
+        return self._reviewing(selected, data.class_names, inherited)
 
 
 class _Unlabelled(_Task):
     """The pictures of a folder, those first whose labels would help most."""
+
+    beyond = "without a label"
 
     def __init__(self, options: argparse.Namespace) -> None:
         from thumbnet.files import user_path
@@ -238,7 +281,7 @@ class _Unlabelled(_Task):
         from thumbnet.classifiers.load import load_classifier
         from thumbnet.cli.console import note
         from thumbnet.cli.progress import counting
-        from thumbnet.reviewing.session import TRAIN, Review, renamed, unlabelled_items
+        from thumbnet.reviewing.session import TRAIN, renamed, settled_pictures, unlabelled_items
         from thumbnet.reviewing.unlabelled import order_unlabelled, read_unlabelled, score_unlabelled
         from thumbnet.runs.provenance import batch_size_of, recipe_of
 
@@ -256,10 +299,11 @@ class _Unlabelled(_Task):
         self.splits, self.rendering = {TRAIN: found.split}, classifier.info.preprocessing.rendering
         order = order_unlabelled(found.probabilities, found.features)
         folder = self.file.parent.resolve()
-        items = unlabelled_items(found, order, self.options.first, folder)
         # The next training needs the corrections of the run's data as well.
         inherited = renamed((self.run and self.run.corrections) or (), folder)
-        return Review(items, classifier.class_names, self.file, inherited=inherited)
+        settled = settled_pictures(self.file, inherited)
+        selected = unlabelled_items(found, order, self.options.first, folder, settled)
+        return self._reviewing(selected, classifier.class_names, inherited)
 
 
 def _data_of(run: Run, options: argparse.Namespace) -> Data:
@@ -295,11 +339,13 @@ def _data_of(run: Run, options: argparse.Namespace) -> Data:
         raise
 
 
-def _greet(address: str, review: Review, no_browser: bool) -> None:
-    """Print the page's address and open it."""
+def _greet(address: str, review: Review, more: Sequence[str], no_browser: bool) -> None:
+    """Print the page's address and what else there is to know, and open the page."""
     from thumbnet.cli.console import announce
 
     announce(f"review at {address}   {review.decided} of {review.shown} decided   (Ctrl-C to stop)")
+    for line in more:
+        announce(line)
     if not no_browser and _has_display():
         import threading
         import webbrowser
@@ -319,7 +365,16 @@ def _outcome(review: Review, task: _Task) -> str:
     """Say what was decided, and how to go on."""
     if not review.path.is_file():
         return "nothing is decided yet"
-    return (
-        f"{review.decided} of {review.shown} decided, written to {printable(str(review.path))}\n"
-        f"train with these labels: {task.next_command()}"
-    )
+    lines = [
+        f"{review.decided} of {review.shown} decided, written to {printable(str(review.path))}",
+        *_not_shown(review, task),
+        f"train with these labels: {task.next_command()}",
+    ]
+    return "\n".join(lines)
+
+
+def _not_shown(review: Review, task: _Task) -> list[str]:
+    """Say how many pictures are left beyond the shown ones, if there are any."""
+    if not review.remaining:
+        return []
+    return [f"not shown: {review.remaining:,} more {task.beyond}. To review them too: {task.show_more()}"]

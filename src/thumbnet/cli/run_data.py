@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from thumbnet.data.splits import Data
     from thumbnet.recipes.settings import DataSettings
     from thumbnet.runs.folder import Run
+    from thumbnet.runs.weights_info import WeightsInfo
 
 
 def run_of(options: argparse.Namespace) -> Run | None:
@@ -92,20 +93,20 @@ def data_of_run(
         raise
 
 
-def known_data_of_run(options: argparse.Namespace, fingerprint: str) -> Data | None:
+def known_data_of_run(options: argparse.Namespace, info: WeightsInfo) -> Data | None:
     """Load data as :func:`data_of_run`, as the run reads its own; None if nothing names any.
 
-    ``fingerprint`` is that of the network's training data.
+    ``info`` is the network's description.
 
     Raises:
         RunError, DataError: as for :func:`data_of_run`.
     """
-    from thumbnet.runs.provenance import recipe_of
+    from thumbnet.runs.data import settings_for
 
     run = run_of(options)
     if options.data is None and (run is None or run.settings.get("data") is None):
         return None
-    return data_of_run(options, recipe_of(options.run).data, fingerprint)
+    return data_of_run(options, settings_for(options.run, info), info.fingerprint)
 
 
 def where_now(options: argparse.Namespace, run: str | None = None) -> str:

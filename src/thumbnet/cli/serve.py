@@ -18,6 +18,7 @@ ORIGIN = re.compile(r"([a-z][a-z0-9+.-]*)://([a-z0-9._-]+|\[[0-9a-f:.]+\])(?::([
 
 if TYPE_CHECKING:
     from thumbnet.data.splits import Data
+    from thumbnet.runs.weights_info import WeightsInfo
     from thumbnet.serving.keeping import Keeper
 
 
@@ -33,8 +34,8 @@ def add(commands: Any) -> None:
     parser.add_argument(
         "--data",
         metavar="DATA",
-        help="offer this data set's hardest test pictures on the "
-        "page (default: the run's data; 'none' to disable)",
+        help="offer this data set's hardest test pictures on the page; 'none' to disable (default: the run's "
+        "own data, unless others can use the service without a key)",
     )
     add_reading_of_run(parser)
     parser.add_argument(
@@ -166,6 +167,11 @@ def execute(options: argparse.Namespace) -> int:
             hosts=hosts,
             origins=tuple(options.allow_origin),
         )
+        reachable = hosts is None or bool(options.accept_host)
+        is_open = key is None and (reachable or "*" in options.allow_origin)
+        hides_own = is_open and options.data is None and _names_own_data(options.run)
+        if is_open and options.data is None:
+            options.data = "none"  # also for a network that replaces this one
         log = None if options.access_log == "off" else AccessLog(_write_line, options.access_log)
         service = build_service(
             network.classifier,
@@ -180,11 +186,16 @@ def execute(options: argparse.Namespace) -> int:
         )
         del network  # so that its memory is free once another network has replaced it
         way_on = "set THUMBNET_API_KEY to require a key"
-        if key is None and (hosts is None or options.accept_host):
+        if is_open and reachable:
             reached = ", ".join(options.accept_host) or "this machine"
             _warn(f"anyone who can reach {reached} can use the service; {way_on}")
-        elif key is None and "*" in options.allow_origin:
+        elif is_open:
             _warn(f"every page that is opened on this machine can use the service; {way_on}")
+        if hides_own:
+            _warn(
+                "the page offers none of the run's test pictures, because others would see them; "
+                "to offer pictures, name their data: --data DATA"
+            )
 
         def greet(here: str) -> None:
             _greet(here, address_elsewhere(listener))
@@ -207,6 +218,19 @@ def _keeper(options: argparse.Namespace) -> Keeper | None:
         return None
     below = BELOW if options.keep_below is None else options.keep_below
     return Keeper(options.keep, below, options.keep_at_most or AT_MOST, _warn)
+
+
+def _names_own_data(path: str) -> bool:
+    """Whether RUN is a run's folder, and the run names the data that it was trained on."""
+    from thumbnet.files import user_path
+    from thumbnet.runs.finding import is_run
+
+    folder = user_path(path)
+    if not is_run(folder):
+        return False
+    from thumbnet.runs.folder import Run
+
+    return Run.open(folder).settings.get("data") is not None
 
 
 def _about(keeper: Keeper) -> str:
@@ -287,5 +311,5 @@ def _api_key(file: str | None) -> str | None:
     return key or None
 
 
-def _data_to_try(options: argparse.Namespace, fingerprint: str) -> Data | None:
-    return None if options.data == "none" else known_data_of_run(options, fingerprint)
+def _data_to_try(options: argparse.Namespace, info: WeightsInfo) -> Data | None:
+    return None if options.data == "none" else known_data_of_run(options, info)

@@ -25,15 +25,6 @@ def writing_results() -> Iterator[None]:
         raise ResultsLostError(f"cannot write the results to stdout: {error.strerror}") from None
 
 
-class ResultsFile:
-    """What a CSV writer writes to: stdout, see :func:`writing_results`."""
-
-    def write(self, text: str) -> None:
-        """Write a part of the results."""
-        with writing_results():
-            sys.stdout.write(text)
-
-
 def flush_results() -> None:
     """Write what stdout still holds.
 

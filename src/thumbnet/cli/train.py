@@ -14,7 +14,6 @@ from typing import Any
 from thumbnet.cli.importing import importing
 from thumbnet.cli.options import (
     DATA_HELP,
-    READING,
     SHORTCUTS,
     add_common,
     add_outcome,
@@ -119,6 +118,7 @@ def _train(options: argparse.Namespace, ahead: ExitStack, started: float) -> int
                 more_epochs=options.more_epochs,
                 out=options.out,
                 overrides=overrides(options),
+                data_dir=options.data_dir,
                 finish=options.finish,
             )
         else:
@@ -179,7 +179,9 @@ def _check_what_is_trained(options: argparse.Namespace) -> None:
             raise ThumbnetError("--more-epochs goes without --epochs, --init and --auto-resume")
         if options.labels is not None:
             raise ThumbnetError(_own_labels(options))
-        own = ("data_dir", *(name for name in READING if name != "on_bad_image"))
+        from thumbnet.recipes.settings import READ_BY
+
+        own = (name for name in READ_BY if name in SHORTCUTS and name != "on_bad_image")
         given = [name for name in own if getattr(options, name) is not None]
         if given:
             raise ThumbnetError(f"--more-epochs takes the run's own data: leave out {as_flags(given)}")
@@ -192,7 +194,7 @@ def _check_what_is_trained(options: argparse.Namespace) -> None:
         return
     if options.labels is not None:
         raise ThumbnetError(_own_labels(options))
-    of_new_runs = ("recipe", "out", "data_dir", *SHORTCUTS)
+    of_new_runs = ("recipe", "out", *SHORTCUTS)
     given = [flag for flag in of_new_runs if getattr(options, flag, None) is not None]
     given += ["auto_resume"] if options.auto_resume else []
     if given or options.overrides:

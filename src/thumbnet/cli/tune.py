@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from thumbnet.tuning.search import Tuned
 
 # The options that a search takes from its folder when it goes on.
-OF_NEW_SEARCHES = ("recipe", "minutes", "trials", "out", "labels", "data_dir")
+OF_NEW_SEARCHES = ("recipe", "minutes", "trials", "out", "labels")
 
 
 def add(commands: Any) -> None:
@@ -95,7 +95,13 @@ def _search(options: argparse.Namespace, started: float) -> Tuned:
     shown = nullcontext(QuietTuning()) if options.quiet else TuneDisplay()
     with shown as display, stopping(display, note, ends_process=True):
         if options.resume is not None:
-            return resume_tuning(options.resume, device=options.device, listener=display, started=started)
+            return resume_tuning(
+                options.resume,
+                device=options.device,
+                data_dir=options.data_dir,
+                listener=display,
+                started=started,
+            )
         return tune(
             options.data,
             options.recipe,
@@ -142,7 +148,7 @@ def _show(found: Tuned) -> None:
 
     summary = found.summary
     measure = "mAP" if summary["measure"] == "map" else "accuracy"
-    changes = changed_settings(found.start, found.recipe)
+    changes = changed_settings(found.start, found.trial)
     changed = [f"{key} {before} → {after}" for key, before, after in changes]
     say_sentence(
         f"best of {summary['trials']} trials: held-out loss {summary['best_loss']:.3f} "

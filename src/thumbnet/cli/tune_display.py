@@ -82,8 +82,3 @@ class TuneDisplay(TrainingDisplay, TuneListener):
         self._clear()
         how = "" if minutes is None else f", for the {duration(60 * minutes)} that are left"
         self._line(f"final   trains with the settings of trial {best.number} on all training pictures{how}")
-
-    def _clear(self) -> None:
-        for task in self.tasks.values():
-            self.progress.remove_task(task)
-        self.tasks.clear()

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from thumbnet.classifiers.words import in_words
-from thumbnet.cli.console import duration, json_line, say, say_sentence, table
-from thumbnet.cli.multilabel import show_label_counts, show_label_evaluation, show_label_summary
-from thumbnet.cli.streams import ResultsFile
+from thumbnet.cli.console import duration, json_line, say, say_sentence, table, write_row
+from thumbnet.cli.multilabel import share, show_label_counts, show_label_evaluation, show_label_summary
 from thumbnet.data.correct import describe_corrections
 from thumbnet.data.listings import safe_name, safe_text
 from thumbnet.errors import printable
@@ -28,14 +26,13 @@ from thumbnet.reports.summary import (
     describe_stop,
     ended_early,
     epochs_before,
-    headline_key,
-    headline_name,
     interval_of,
     optimism,
     own_epochs,
     percent,
     short_epochs,
 )
+from thumbnet.runs.summaries import headline_key, headline_name
 
 if TYPE_CHECKING:
     from thumbnet.classifiers.base import Prediction
@@ -48,7 +45,9 @@ if TYPE_CHECKING:
     from thumbnet.runs.folder import Run
 
 SETTINGS_SHOWN = 4  # per group of runs; two recipes may differ in thirty
-PAIRS_SHOWN = 10  # of equal pictures
+PAIRS_SHOWN = 10  # of equal pictures, and pictures in several classes
+PLACES_SHOWN = 4  # of a picture in several classes
+UNREADABLE_SHOWN = 50
 
 
 def show_summary(run: Run) -> None:
@@ -118,10 +117,7 @@ def show_evaluation(
     for text in lines:
         say(text)
     say()
-    rows = [
-        [s.name, f"{s.pictures:,}", percent(s.precision), percent(s.recall), percent(s.f1)]
-        for s in result.classes
-    ]
+    rows = [[s.name, f"{s.pictures:,}", *map(share, s.defined)] for s in result.classes]
     say(table(["class", "pictures", "precision", "recall", "F1"], rows))
     if len(result.classes) <= 20:
         say("\nconfusion (rows: true, columns: predicted)")
@@ -288,14 +284,14 @@ def show_cross_validation(found: CrossValidation) -> None:
     several = isinstance(found.result, LabelEvaluation)
     measure = "mAP" if several else "accuracy"
     rows = [
-        [printable(str(one.run.path)), str(one.number), f"{one.pictures:,}", _share(one.value)]
+        [printable(str(one.run.path)), str(one.number), f"{one.pictures:,}", share(one.value)]
         for one in found.folds
     ]
     say(table(["run", "fold", "test pictures", measure], rows))
     spread = (
         "a fold in which no picture has a label has no mAP, so the folds have no mean"
         if math.isnan(found.mean)
-        else f"mean of the folds {_share(found.mean)}, standard deviation {_points(found.deviation)} points"
+        else f"mean of the folds {share(found.mean)}, standard deviation {_points(found.deviation)} points"
     )
     say()
     say_sentence(
@@ -321,15 +317,10 @@ def show_cross_validations(measured: Sequence[tuple[Sequence[str], CrossValidati
     for settings, found in measured:
         ends = found.interval
         interval = "-" if ends is None else f"{100 * ends[0]:.2f} to {100 * ends[1]:.2f}"
-        spread = [_share(found.mean), _points(found.deviation)]
-        rows.append([printable(", ".join(settings)), _share(found.value), interval, *spread])
+        spread = [share(found.mean), _points(found.deviation)]
+        rows.append([printable(", ".join(settings)), share(found.value), interval, *spread])
     heads = ["settings", f"{measure} over all", "95 % interval", "mean of folds", "standard deviation"]
     say(table(heads, rows))
-
-
-def _share(value: float) -> str:
-    """Format a share as a percentage; "-" for nan."""
-    return "-" if math.isnan(value) else percent(value)
 
 
 def _points(value: float) -> str:
@@ -389,19 +380,18 @@ def prediction_printer(
     if shape == "table":
         return as_table
 
-    writer = csv.writer(ResultsFile(), lineterminator="\n")
     heads = [head for k in range(1, top + 1) for head in (f"class_{k}", f"probability_{k}")]
     extra = ["unlike", "unlikeness"] if tells_unlike else []
-    writer.writerow(["path", *heads, *extra, "error"])
+    write_row("path", *heads, *extra, "error")
 
     def as_csv(results: list[tuple[str, Prediction | str]]) -> None:
         for name, result in results:
             if isinstance(result, str):
-                writer.writerow([safe_name(name), *[""] * (2 * top + len(extra)), safe_text(result)])
+                write_row(safe_name(name), *[""] * (2 * top + len(extra)), safe_text(result))
             else:
                 cells = [cell for label, p in pairs(result) for cell in (safe_text(label), f"{p:.6f}")]
                 told = [str(result.unlike).lower(), f"{result.unlikeness:.6g}"] if tells_unlike else []
-                writer.writerow([safe_name(name), *cells, *told, ""])
+                write_row(safe_name(name), *cells, *told, "")
 
     return as_csv
 
@@ -426,11 +416,13 @@ def show_inspection(data: Data, found: Inspection, fit: Fit) -> None:
         show_label_counts(data)
     else:
         say(f"conflicts  {len(found.conflicts):,} picture(s) are in two classes")
-    for group in found.conflicts[:10]:
-        say("           " + " = ".join(f"{split}: {printable(name)} ({of})" for split, name, of in group[:4]))
+    for group in found.conflicts[:PAIRS_SHOWN]:
+        say(f"           {_conflict(group)}")
+    _show_more(len(found.conflicts) - PAIRS_SHOWN)
     say(f"unreadable {len(found.unreadable):,} file(s)")
-    for name, reason in found.unreadable[:50]:
+    for name, reason in found.unreadable[:UNREADABLE_SHOWN]:
         say(f"           {printable(name)}: {printable(reason)}")
+    _show_more(len(found.unreadable) - UNREADABLE_SHOWN)
     say()
     splits = list(found.counts)
     rows = [[name, *(f"{found.counts[split][name]:,}" for split in splits)] for name in data.class_names]
@@ -441,12 +433,29 @@ def show_inspection(data: Data, found: Inspection, fit: Fit) -> None:
     say(table(["label" if data.multilabel else "class", *splits], rows))
 
 
+def _conflict(group: Sequence[tuple[str, str, str]]) -> str:
+    """The places (split, name, class) of a picture in several classes, one of each class first."""
+    of_class: dict[str, tuple[str, str, str]] = {}
+    for place in group:
+        of_class.setdefault(place[2], place)
+    firsts = list(of_class.values())
+    places = [*firsts, *(place for place in group if place not in firsts)]
+    shown = [f"{split}: {printable(name)} ({printable(of)})" for split, name, of in places[:PLACES_SHOWN]]
+    more = len(places) - PLACES_SHOWN
+    return " = ".join(shown) + (f", and {more:,} more" if more > 0 else "")
+
+
 def _show_pairs(pairs: Sequence[tuple[tuple[str, str], tuple[str, str]]]) -> None:
     """Print the first few pairs of equal pictures, (split, name) each, and how many more there are."""
     for first, second in pairs[:PAIRS_SHOWN]:
         say(f"           {first[0]}: {printable(first[1])} = {second[0]}: {printable(second[1])}")
-    if len(pairs) > PAIRS_SHOWN:
-        say(f"           and {len(pairs) - PAIRS_SHOWN:,} more: --json lists all of them")
+    _show_more(len(pairs) - PAIRS_SHOWN)
+
+
+def _show_more(count: int) -> None:
+    """Say how many more there are than were printed, if any."""
+    if count > 0:
+        say(f"           and {count:,} more: --json lists all of them")
 
 
 def _numbers(values: Sequence[float]) -> str:

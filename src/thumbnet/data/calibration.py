@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable
 from dataclasses import replace
 
 import numpy as np
 
-from thumbnet.data.held_out import counts_by_group, loses_a_class
+from thumbnet.data.held_out import counts_by_group, loses_a_class, rank
 from thumbnet.data.splits import Data
 from thumbnet.recipes.settings import DataSettings
 
@@ -63,13 +62,8 @@ def with_calibration_split(data: Data, settings: DataSettings, keep_classes: boo
 
 def _hashes(names: Iterable[str], seed: int) -> np.ndarray:
     """A hash of each name: uint64 [N]."""
-    digests = b"".join([_digest(name, seed) for name in names])
+    digests = b"".join([rank(name, seed) for name in names])
     return np.frombuffer(digests, ">u8").astype(np.uint64)
-
-
-def _digest(name: str, seed: int) -> bytes:
-    text = f"{seed}\0{name}".encode(errors="surrogateescape")
-    return hashlib.blake2b(text, digest_size=8).digest()
 
 
 def _stratified(hashes: np.ndarray, labels: np.ndarray, count: int) -> np.ndarray:

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import numpy as np
 
-from thumbnet.data.corrections import Correction, absolute, corrections_csv
+from thumbnet.data.corrections import Corrected, Correction, absolute, corrections_csv
 from thumbnet.data.joined import with_files
 from thumbnet.data.reading import is_file
-from thumbnet.data.splits import Corrected, Data, FileSplit, Split
+from thumbnet.data.splits import Data, FileSplit, Split
 from thumbnet.errors import DataError, printable
 
 _HELD_OUT = ("test", "val")
@@ -106,7 +106,7 @@ def _find(data: Data, corrections: Sequence[Correction]) -> _Found:
     by_path = _places_by_path(searched, real) if named_files else {}
     files = set(named_files)
     unknown = [one for one in corrections if one.was and one.name not in files and one.name not in by_name]
-    by_end = _places_by_end(searched, unknown) if unknown else {}
+    by_end = _places_by_end(searched, unknown, real) if unknown else {}
     found = _Found({name: {} for name in data.splits}, {}, [], [], {})
     for one in corrections:
         folder, name = os.path.split(one.name)
@@ -161,7 +161,7 @@ def _places_by_path(data: Data, real: Callable[[str], str]) -> dict[tuple[str, s
 
 
 def _places_by_end(
-    data: Data, corrections: Sequence[Correction]
+    data: Data, corrections: Sequence[Correction], real: Callable[[str], str]
 ) -> dict[Correction, tuple[str, dict[str, list[int]]]]:
     """Find pictures whose paths end with the corrections' names: a folder and positions by split for each.
 
@@ -173,6 +173,7 @@ def _places_by_end(
     Args:
         data: pictures; only those in files are looked at.
         corrections: those of pictures with a class that the data do not have by name.
+        real: gives the path of a folder without links.
 
     Raises:
         DataError: the pictures of several folders fit a correction equally well.
@@ -180,11 +181,6 @@ def _places_by_end(
     by_end: dict[str, list[Correction]] = {}
     for one in corrections:
         by_end.setdefault(_without_parents(one.name), []).append(one)
-
-    @functools.cache
-    def real(folder: str) -> str:  # there are few folders
-        return os.path.realpath(folder)
-
     bases = {os.path.basename(end) for end in by_end}
     found: dict[Correction, dict[str, dict[str, list[int]]]] = {}
     for split_name, split in data.splits.items():
@@ -334,7 +330,7 @@ class _Application:
 
 
 def _effect(one: Correction, split: str, given: str) -> str:
-    """The name of the count in :class:`~thumbnet.data.splits.Corrected` that a correction adds to."""
+    """The name of the count in :class:`~thumbnet.data.corrections.Corrected` that a correction adds to."""
     if one.decision == "drop":
         return "dropped"
     if one.decision == "unsure":

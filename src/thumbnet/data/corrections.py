@@ -19,14 +19,15 @@ never changed, so deleting a row undoes it.
 
 from __future__ import annotations
 
-import csv
+import hashlib
 import io
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
-from thumbnet.data.listings import guarded_name, guarded_text, unguarded_name, unguarded_text
+from thumbnet.data.listings import csv_text, guarded_name, guarded_text, unguarded_name, unguarded_text
 from thumbnet.data.reading import is_file, is_folder, is_not_there, read_error
 from thumbnet.data.rows import numbered_rows
 from thumbnet.errors import DataError, nearest, printable
@@ -65,6 +66,41 @@ class Correction:
 Labels = str | Path | Sequence[str | Path | Correction]
 """What names corrections: a file or folder of them, corrections, or several of these; see
 :func:`corrections_of`."""
+
+
+@dataclass(frozen=True)
+class Corrected:
+    """What a person's corrections changed in a data set; see :mod:`thumbnet.data.correct`.
+
+    Attributes:
+        relabelled: how many pictures got another class.
+        dropped: how many pictures were left out.
+        unsure: how many pictures were left out of train because the person could not tell their class.
+        unsure_kept: how many such pictures stay in test and val, with the class given by the data.
+        added: how many pictures are new in train.
+        confirmed: how many pictures keep their class because the person confirmed it.
+        held_out: how many of the relabelled and dropped pictures are in test or val.
+        missing: how many corrections name a picture that the data do not have.
+        content: the corrections as a CSV file, valid in any folder.
+    """
+
+    relabelled: int = 0
+    dropped: int = 0
+    unsure: int = 0
+    unsure_kept: int = 0
+    added: int = 0
+    confirmed: int = 0
+    held_out: int = 0
+    missing: int = 0
+    content: bytes = field(default=b"", repr=False)
+
+    def counts(self) -> dict[str, int]:
+        """The numbers by name, without ``content``."""
+        return {name: value for name, value in vars(self).items() if isinstance(value, int)}
+
+    def record(self) -> dict[str, Any]:
+        """The numbers, and the SHA-256 of ``content``: what a run keeps."""
+        return {**self.counts(), "sha256": hashlib.sha256(self.content).hexdigest()}
 
 
 def read_corrections(path: Path) -> list[Correction]:
@@ -198,13 +234,11 @@ def corrections_csv(corrections: Iterable[Correction]) -> bytes:
 
     Names that are not UTF-8 keep their bytes.
     """
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(COLUMNS)
+    rows: list[Sequence[str]] = [COLUMNS]
     for one in newest(corrections):
         label, was = guarded_text(one.label), guarded_text(one.was)
-        writer.writerow([guarded_name(one.name), label, one.split, was, one.decision])
-    return text.getvalue().encode(errors="surrogateescape")
+        rows.append([guarded_name(one.name), label, one.split, was, one.decision])
+    return csv_text(rows).encode(errors="surrogateescape")
 
 
 def corrections_of(labels: Labels) -> list[Correction]:

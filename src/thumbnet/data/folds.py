@@ -7,10 +7,8 @@ from dataclasses import replace
 import numpy as np
 
 from thumbnet.data.splits import Data, Split
-from thumbnet.errors import DataError
+from thumbnet.errors import DataError, some_of
 from thumbnet.seeds import derive_seed
-
-_SHOWN = 5  # class names in a note
 
 
 def with_test_fold(data: Data, folds: int, fold: int, seed: int) -> Data:
@@ -97,21 +95,15 @@ def _notes(data: Data, numbers: np.ndarray, folds: int, fold: int, unit: str) ->
         each = "label" if train.multilabel else "class"
         notes.append(
             f"{untested:,} picture(s) are in every training and never in test, because a training without "
-            f"them would lack a {each}{': ' if never else ''}{_some(never)}"
+            f"them would lack a {each}{': ' if never else ''}{some_of(never)}"
         )
     rare = [name for name, there in present.items() if there - {0} and len(there - {0}) < folds]
     if rare:
         notes.append(
             f"the test pictures of some folds lack {len(rare)} class(es), which have too few {unit}s for "
-            f"{folds} folds: {_some(rare)}"
+            f"{folds} folds: {some_of(rare)}"
         )
     return notes
-
-
-def _some(names: list[str]) -> str:
-    """The first of many names."""
-    more = len(names) - _SHOWN
-    return ", ".join(names[:_SHOWN]) + (f" and {more} more" if more > 0 else "")
 
 
 def fold_numbers(labels: np.ndarray, together: np.ndarray, folds: int, seed: int) -> np.ndarray:

@@ -18,7 +18,7 @@ import numpy as np
 from thumbnet.data.folds import with_test_fold
 from thumbnet.data.patterns import compile_pattern
 from thumbnet.data.splits import Data, Split
-from thumbnet.errors import DataError, printable
+from thumbnet.errors import DataError, printable, some_of
 
 VAL_FRACTION = 0.1  # of train, set aside as val if the recipe needs one and the data have none
 SHARED_GROUPS = "group(s) have pictures in more than one of"  # in a note
@@ -97,8 +97,8 @@ def _split_off(data: Data, name: str, fraction: float, seed: int) -> Data:
     present, held = (one.class_counts(len(data.class_names)) for one in (train, made[name]))
     alone = [data.class_names[label] for label in np.flatnonzero((present > 0) & (held == 0))]
     if alone:
-        some = ", ".join(alone[:5]) + (f" and {len(alone) - 5} more" if len(alone) > 5 else "")
         why = "one picture" if groups is None else "one group"
+        some = some_of(alone)
         notes.append(f"{len(alone)} class(es) with only {why} stay in train, and {name} lacks them: {some}")
     kept = data.groups
     if groups is not None:
@@ -126,7 +126,7 @@ def _by_picture(train: Split, classes: int, fraction: float, seed: int) -> np.nd
         members = np.flatnonzero(train.labels == label)
         count = min(max(1, round(len(members) * fraction)), len(members) - 1)
         if count > 0:
-            ranked = sorted(members.tolist(), key=lambda index: _rank(train.key(index), seed))
+            ranked = sorted(members.tolist(), key=lambda index: rank(train.key(index), seed))
             chosen[ranked[:count]] = True
     return chosen
 
@@ -138,7 +138,7 @@ def _by_label(train: Split, labels: int, fraction: float, seed: int) -> np.ndarr
     pictures that are not decided yet, and then all of its pictures are decided. This is iterative
     stratification (Sechidis et al. 2011) for two parts. Pictures without a label give the same fraction.
     """
-    ranks = [_rank(train.name(index), seed) for index in range(len(train))]
+    ranks = [rank(train.name(index), seed) for index in range(len(train))]
     chosen, decided = np.zeros(len(train), dtype=bool), np.zeros(len(train), dtype=bool)
 
     def take(free: np.ndarray, count: int) -> None:
@@ -173,7 +173,7 @@ def _by_group(train: Split, groups: np.ndarray, classes: int, fraction: float, s
     total = counts.sum(axis=0)
     wanted = np.where(total > 1, np.maximum(1, np.rint(total * fraction)), 0).astype(np.int64)
     taken, held = np.zeros(len(names), dtype=bool), np.zeros(counts.shape[1], dtype=np.int64)
-    order = sorted(range(len(names)), key=lambda index: _rank(str(names[index]), seed))
+    order = sorted(range(len(names)), key=lambda index: rank(str(names[index]), seed))
 
     def may_go(index: int) -> bool:
         return not taken[index] and not loses_a_class(counts[index], held, total)
@@ -302,8 +302,9 @@ def share(name: str, seed: int) -> float:
 
     A picture that comes later is set aside if this is below the fraction, whatever the other pictures are.
     """
-    return int.from_bytes(_rank(name, seed), "big") / 2**64
+    return int.from_bytes(rank(name, seed), "big") / 2**64
 
 
-def _rank(name: str, seed: int) -> bytes:
+def rank(name: str, seed: int) -> bytes:
+    """The hash of a picture's or group's name, 8 bytes, by which pictures are chosen; ``seed`` changes it."""
     return hashlib.blake2b(f"{seed}\0{name}".encode(errors="surrogateescape"), digest_size=8).digest()

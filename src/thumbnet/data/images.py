@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import errno
 import io
+import math
 import os
 import stat
 import sys
@@ -31,6 +32,13 @@ Picture: TypeAlias = "Image.Image | np.ndarray"
 """A decoded picture: a Pillow image of any mode, or an array [H, W] or [H, W, 1, 3 or 4] of uint8, uint16,
 int32 or floats."""
 MAX_PIXELS = 64_000_000  # more could be a decompression bomb
+# The most memory that decoding and rendering a picture take, in bytes. Pillow keeps up to 4 bytes per pixel,
+# and a copy where the picture is turned or rendered. Some decoders hold the whole picture several times. A
+# picture of at most BAND_PIXELS may take a quarter more, because it is rendered in one part.
+BYTES_PER_PIXEL = 32
+PLAIN_BYTES_PER_PIXEL = 16  # in these formats, unless they hold 16-bit colour
+PLAIN_FORMATS = frozenset({"JPEG", "MPO", "PNG", "GIF", "BMP", "PPM"})
+BYTES_PER_LINE = 40  # for each row and column: pointers to rows, and the coefficients for resizing
 HEAD_BYTES = 4096  # the start of a file that :func:`is_plain` looks at
 TIFF_STARTS = (b"II*\0", b"MM\0*")
 TIFF_REFUSED = (
@@ -41,6 +49,9 @@ MAX_JPEG_BYTES = 64_000_000  # Pillow reads larger files, in parts
 SMALL_FILE = 1 << 20  # bytes that :func:`from_file` reads at once
 MAX_REREAD = 256_000_000  # bytes of a file that :func:`from_file` reads again; hardly a picture is larger
 JPEG_START = b"\xff\xd8"
+PNG_START = b"\x89PNG\r\n\x1a\n"
+ICON_START = b"\0\0\1\0"
+TIFF_TILE_TAGS = (322, 323)  # the width and the length of a tile
 APP1 = b"\xff\xe1"  # marker of the JPEG segment that may hold an orientation
 # Only some of Pillow's formats: it starts other programs for EPS, and many others are rarely tested.
 FORMATS = ["PNG", "JPEG", "GIF", "BMP", "PPM", "WEBP", "TIFF", "TGA", "ICO", "JPEG2000"]
@@ -64,13 +75,21 @@ def open_image(source: str | IO[bytes] | bytes, name: str) -> Image.Image:
     return to_rgb(load_picture(source, name))
 
 
-def load_picture(source: str | IO[bytes] | bytes, name: str, max_pixels: int = MAX_PIXELS) -> Picture:
+def load_picture(
+    source: str | IO[bytes] | bytes,
+    name: str,
+    max_pixels: int = MAX_PIXELS,
+    claim: Callable[[int], None] = lambda memory: None,
+) -> Picture:
     """Decode the picture in a file, a stream or bytes: its first frame, upright, at its full bit depth.
 
     Args:
         source: path, binary stream or bytes.
         name: the picture's name in errors.
         max_pixels: the largest number of pixels.
+        claim: called once the header is read and before anything is decoded, with the bytes of memory that
+            decoding and rendering the picture may take. It may wait, or raise an error. A picture that one
+            decoder gives up and another one decodes calls it again.
 
     Returns:
         - uint8 [H, W, 3] for a plain JPEG file: converting to a Pillow image and back would take as long as
@@ -84,8 +103,20 @@ def load_picture(source: str | IO[bytes] | bytes, name: str, max_pixels: int = M
         FailedReadError: the system failed to read the file.
     """
     if isinstance(source, str):
-        return from_file(source, name, lambda stream: _open(stream, name, max_pixels))
-    return _open(io.BytesIO(source) if isinstance(source, bytes) else source, name, max_pixels)
+        return from_file(source, name, lambda stream: _open(stream, name, max_pixels, claim))
+    return _open(io.BytesIO(source) if isinstance(source, bytes) else source, name, max_pixels, claim)
+
+
+def memory_to_decode(size: tuple[int, int], *, plain: bool = False) -> int:
+    """Bytes of memory that decoding and rendering a picture may take.
+
+    Args:
+        size: width and height in pixels.
+        plain: whether it is in one of ``PLAIN_FORMATS``, without 16-bit colour.
+    """
+    width, height = size
+    per_pixel = PLAIN_BYTES_PER_PIXEL if plain else BYTES_PER_PIXEL
+    return per_pixel * width * height + BYTES_PER_LINE * (width + height)
 
 
 def from_file(path: str, name: str, read: Callable[[IO[bytes]], T]) -> T:
@@ -133,19 +164,28 @@ def _all_of(path: str, size: int) -> bytes:
     return content
 
 
-def _open(stream: IO[bytes], name: str, max_pixels: int, formats: list[str] = FORMATS) -> Picture:
+def _open(
+    stream: IO[bytes],
+    name: str,
+    max_pixels: int,
+    claim: Callable[[int], None],
+    formats: list[str] = FORMATS,
+) -> Picture:
     start = stream.tell()
-    if stream.read(2) == JPEG_START:
-        stream.seek(start)
-        pixels = read_plain_jpeg(stream.read(MAX_JPEG_BYTES), max_pixels)
+    head = stream.read(len(ICON_START))
+    stream.seek(start)
+    if head.startswith(JPEG_START):
+        pixels = read_plain_jpeg(stream.read(MAX_JPEG_BYTES), max_pixels, claim)
         if pixels is not None:
             return pixels
+    elif head == ICON_START:
+        _admit(_size_in_icon(stream), name, max_pixels, claim)
     stream.seek(start)
     try:
         with Image.open(stream, formats=formats) as image:
-            if image.width * image.height > max_pixels:
-                raise too_many_pixels(name, max_pixels, image.size)
             lower = _lower_bytes(image)
+            plain = image.format in PLAIN_FORMATS and not lower
+            _admit(_size_to_decode(image), name, max_pixels, claim, plain=plain)
             picture = decode(image)
             if lower:
                 stream.seek(start)
@@ -161,11 +201,11 @@ def _open(stream: IO[bytes], name: str, max_pixels: int, formats: list[str] = FO
         stream.seek(start)
         if stream.read(4) in TIFF_STARTS:
             raise UnknownFormatError(name, TIFF_REFUSED) from None
-        return _open(stream, name, max_pixels, other_formats(stream, start, name, formats))
-    except (MemoryError, KeyboardInterrupt):
+        return _open(stream, name, max_pixels, claim, _other_formats(stream, start, name, formats))
+    except MemoryError:
         raise
     except Image.DecompressionBombError:  # Pillow has a limit of its own
-        raise too_many_pixels(name, max_pixels) from None
+        raise _too_many_pixels(name, max_pixels) from None
     except Exception as error:  # Pillow's decoders raise almost any exception on damaged files
         if is_of_the_system(error):
             raise
@@ -174,7 +214,94 @@ def _open(stream: IO[bytes], name: str, max_pixels: int, formats: list[str] = FO
         raise UnreadableImageError(name, reason) from None
 
 
-def too_many_pixels(name: str, limit: int, size: tuple[int, ...] = ()) -> TooManyPixelsError:
+def _admit(
+    size: tuple[int, int],
+    name: str,
+    max_pixels: int,
+    claim: Callable[[int], None],
+    *,
+    plain: bool = False,
+) -> None:
+    """Refuse a picture of more than ``max_pixels``; claim the memory for any other one."""
+    if size[0] * size[1] > max_pixels:
+        raise _too_many_pixels(name, max_pixels, size)
+    claim(memory_to_decode(size, plain=plain))
+
+
+def _size_to_decode(image: Image.Image) -> tuple[int, int]:
+    """Width and height of an opened picture, or of a TIFF's tiles, decoded whole, if they are larger."""
+    tags = getattr(image, "tag_v2", {})
+    width, height = (tags.get(tag) for tag in TIFF_TILE_TAGS)
+    if not (isinstance(width, int) and isinstance(height, int)):
+        return image.size
+    return max((width, height), image.size, key=math.prod)
+
+
+def _size_in_icon(stream: IO[bytes]) -> tuple[int, int]:
+    """Width and height of the picture in an icon's file; (0, 0) if Pillow will refuse the file.
+
+    The file's own header says at most 256x256, whatever the PNG or bitmap in it says. Pillow decodes that
+    while it opens the file, so checking the opened picture's size would be too late.
+    """
+    from PIL.BmpImagePlugin import DibImageFile
+    from PIL.IcoImagePlugin import IcoFile
+    from PIL.PngImagePlugin import PngImageFile
+
+    try:
+        stream.seek(0)
+        offset = IcoFile(stream).entry[0].offset
+        stream.seek(offset)
+        is_png = stream.read(len(PNG_START)) == PNG_START
+        stream.seek(offset)
+        if is_png:
+            return PngImageFile(stream).size
+        width, height = DibImageFile(stream).size
+        return width, height // 2  # the other half is the mask
+    except MemoryError:
+        raise
+    except Exception as error:  # see _open
+        if is_of_the_system(error):
+            raise
+        return 0, 0
+
+
+def peek_image(stream: IO[bytes], name: str) -> tuple[tuple[int, int], str]:
+    """The upright size (height, width) and the mode of the picture in a stream, without decoding it.
+
+    Raises:
+        UnreadableImageError: it is not a picture, is damaged, or has more than ``MAX_PIXELS`` pixels.
+        OSError: the system failed to read it.
+    """
+    try:
+        is_icon = stream.read(len(ICON_START)) == ICON_START
+        if is_icon:  # Pillow decodes an icon while it opens it
+            _admit(_size_in_icon(stream), name, MAX_PIXELS, lambda memory: None)
+        stream.seek(0)
+        return _peek(stream, name, FORMATS)
+    except (MemoryError, UnreadableImageError):
+        raise
+    except Image.DecompressionBombError:
+        raise _too_many_pixels(name, MAX_PIXELS) from None
+    except Exception as error:  # see _open
+        if is_of_the_system(error):
+            raise
+        raise UnreadableImageError(name, str(error) or type(error).__name__) from None
+
+
+def _peek(stream: IO[bytes], name: str, formats: list[str]) -> tuple[tuple[int, int], str]:
+    try:
+        with Image.open(stream, formats=formats) as image:
+            width, height = image.size
+            if width * height > MAX_PIXELS:
+                raise _too_many_pixels(name, MAX_PIXELS, image.size)
+            if _lies_on_its_side(image):
+                width, height = height, width
+            return (height, width), image.mode
+    except UnidentifiedImageError:
+        return _peek(stream, name, _other_formats(stream, 0, name, formats))
+
+
+def _too_many_pixels(name: str, limit: int, size: tuple[int, ...] = ()) -> TooManyPixelsError:
     """The error for a picture of more than ``limit`` pixels; ``size`` is its width and height, if known."""
     which = "x".join(map(str, size)) or "its"
     return TooManyPixelsError(name, f"{which} pixels are more than the limit of {limit:,}")
@@ -192,12 +319,14 @@ def picture_suffix(content: bytes, name: str) -> str:
     """
     if content.startswith(JPEG_START):
         return ".jpg"
+    if content.startswith(ICON_START):
+        return ".ico"  # opening it would decode all of it
     stream = io.BytesIO(content)
     try:
         with Image.open(stream, formats=FORMATS) as image:
             found = str(image.format)
     except UnidentifiedImageError:
-        found = other_formats(stream, 0, name, FORMATS)[0]
+        found = _other_formats(stream, 0, name, FORMATS)[0]
     return _SUFFIXES.get(found, f".{found.lower()}")
 
 
@@ -252,24 +381,33 @@ _LOWER = {
 
 
 def _sixteen_bits(upper: Image.Image, lower: Image.Image, grey: bool) -> np.ndarray:
-    """Combine the upper and lower bytes of 16-bit colour: uint16 [H, W, 3], or [H, W, 4] with alpha."""
-    high, low = np.asarray(upper), np.asarray(lower)
-    if grey:  # `low` has both bytes of grey and of alpha
-        both = np.ascontiguousarray(low).view(">u2").astype(np.uint16)
-        return np.dstack([both[..., :1], both[..., :1], both])
-    values: np.ndarray = (high.astype(np.uint16) << 8) | low
-    key = upper.info.get("transparency")
-    if isinstance(key, tuple) and values.shape[2] == 3:
-        clear = (values == np.array(key, dtype=np.uint16)).all(axis=2)
-        values = np.dstack([values, np.where(clear, 0, 65535).astype(np.uint16)])
-    return values
+    """Combine the upper and lower bytes of 16-bit colour: uint16 [H, W, 3], or [H, W, 4] with alpha.
+
+    This goes band by band, because arrays of the whole picture would double the memory for decoding it.
+    """
+    key = None if grey or upper.mode != "RGB" else upper.info.get("transparency")
+    has_key = isinstance(key, tuple)
+    channels = 3 if upper.mode == "RGB" and not has_key else 4
+    whole = np.empty((upper.height, upper.width, channels), np.uint16)
+    for box in bands(upper):
+        band, low = whole[box[1] : box[3]], np.asarray(lower.crop(box))
+        if grey:  # `low` has both bytes of grey and of alpha
+            both = np.ascontiguousarray(low).view(">u2")
+            band[..., :3], band[..., 3] = both[..., :1], both[..., 1]
+            continue
+        values = (np.asarray(upper.crop(box)).astype(np.uint16) << 8) | low
+        band[..., : values.shape[2]] = values
+        if has_key:
+            clear = (values == np.array(key, dtype=np.uint16)).all(axis=2)
+            band[..., 3] = np.where(clear, 0, 65535)
+    return whole
 
 
 def _is_finite(image: Image.Image) -> bool:
     return all(bool(np.isfinite(np.asarray(image.crop(box))).all()) for box in bands(image))
 
 
-def other_formats(stream: IO[bytes], start: int, name: str, formats: list[str]) -> list[str]:
+def _other_formats(stream: IO[bytes], start: int, name: str, formats: list[str]) -> list[str]:
     """The formats of a plug-in that may read a picture that is in none of ``formats``.
 
     Leaves ``stream`` at ``start``.
@@ -285,10 +423,13 @@ def other_formats(stream: IO[bytes], start: int, name: str, formats: list[str]) 
     return found
 
 
-def read_plain_jpeg(data: bytes, max_pixels: int = MAX_PIXELS) -> np.ndarray | None:
+def read_plain_jpeg(
+    data: bytes, max_pixels: int = MAX_PIXELS, claim: Callable[[int], None] = lambda memory: None
+) -> np.ndarray | None:
     """Decode a JPEG file to the same bits as Pillow, in a seventh of the time.
 
     Both use libjpeg-turbo. Pillow takes 90 microseconds for a JPEG of 32x32 pixels; 10 of them are decoding.
+    ``claim`` is that of :func:`load_picture`.
 
     Returns:
         uint8 [H, W, 3]; None for files that Pillow has to read: other colour spaces, pictures turned by EXIF,
@@ -300,6 +441,7 @@ def read_plain_jpeg(data: bytes, max_pixels: int = MAX_PIXELS) -> np.ndarray | N
         height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
         if colours not in ("YCbCr", "Gray") or height * width > max_pixels:
             return None
+        claim(memory_to_decode((width, height), plain=True))
         return simplejpeg.decode_jpeg(data, "RGB")
     except ValueError:
         return None
@@ -320,10 +462,12 @@ def to_rgb(picture: Picture) -> Image.Image:
     return rgb
 
 
-def lies_on_its_side(image: Image.Image) -> bool:
+def _lies_on_its_side(image: Image.Image) -> bool:
     """Whether the EXIF orientation swaps height and width (values 5 to 8)."""
     try:
         return may_be_turned(image) and image.getexif().get(0x0112, 1) in (5, 6, 7, 8)
+    except MemoryError:
+        raise
     except Exception as error:  # see _upright
         if is_of_the_system(error):
             raise
@@ -349,7 +493,7 @@ def is_plain(head: bytes) -> bool:
     """
     if head.startswith(JPEG_START):
         return True
-    if head[:8] != b"\x89PNG\r\n\x1a\n" or head[12:16] != b"IHDR" or len(head) < 26:
+    if head[:8] != PNG_START or head[12:16] != b"IHDR" or len(head) < 26:
         return False
     depth, colour = head[24], head[25]
     pixels = head.find(b"IDAT")

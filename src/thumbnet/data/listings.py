@@ -10,6 +10,9 @@ that thumbnet writes is:
   ``\\x1b``.
 - ``labels.csv`` keeps each name exactly: thumbnet reads it back, and :func:`unguarded_name` and
   :func:`unguarded_text` undo the first rule.
+
+Every CSV file is formatted here, because Python alone writes some names as rows that nothing can read; see
+:func:`csv_text`.
 """
 
 from __future__ import annotations
@@ -68,13 +71,31 @@ def unguarded_text(cell: str) -> str:
     return cell[1:] if cell.startswith("'") and _UNSAFE_TEXT.match(cell) else cell
 
 
+def csv_text(rows: Iterable[Sequence[object]], *, quote_text: bool = False) -> str:
+    """Format rows as CSV, one line each unless a cell has several lines.
+
+    Python before 3.11.9 and 3.12.3 leaves a carriage return without quotes (CPython issue 67044), and readers
+    take it for the end of the row. A row with one is therefore quoted as a whole; other rows have only the
+    quotes that they need.
+
+    Args:
+        rows: the cells of each row: text, numbers, or None for an empty cell.
+        quote_text: quote all cells but numbers in other rows, too.
+    """
+    text = io.StringIO()
+    usual = csv.writer(
+        text, quoting=csv.QUOTE_NONNUMERIC if quote_text else csv.QUOTE_MINIMAL, lineterminator="\n"
+    )
+    quoted = csv.writer(text, quoting=csv.QUOTE_ALL, lineterminator="\n")
+    for row in rows:
+        returns = any(isinstance(cell, str) and "\r" in cell for cell in row)
+        (quoted if returns else usual).writerow(row)
+    return text.getvalue()
+
+
 def as_csv(head: Sequence[str], rows: Iterable[Sequence[str | float]]) -> str:
     """Format rows as CSV with the header ``head``.
 
     All text is quoted, so that programs that split cells at semicolons keep it whole.
     """
-    text = io.StringIO()
-    writer = csv.writer(text, quoting=csv.QUOTE_NONNUMERIC, lineterminator="\n")
-    writer.writerow(head)
-    writer.writerows(rows)
-    return text.getvalue()
+    return csv_text([head, *rows], quote_text=True)

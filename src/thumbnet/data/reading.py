@@ -56,6 +56,32 @@ def reads(path: str | Path) -> Iterator[None]:
         raise read_error(error, path) from None
 
 
+@contextmanager
+def damage_as_data_error(path: str | Path, what: str) -> Iterator[None]:
+    """In this block, whatever a library raises because a file is damaged becomes a :class:`DataError`.
+
+    A lack of memory stays a :class:`MemoryError`, and an error of the system becomes the one that
+    :func:`read_error` gives.
+
+    Args:
+        path: the file that the library reads.
+        what: what is wrong, before the library's own reason.
+    """
+    try:
+        yield
+    except (ThumbnetError, MemoryError):
+        raise
+    except Exception as error:  # for a damaged file, libraries raise almost any exception
+        if is_of_the_system(error):
+            raise read_error(error, path) from None
+        raise DataError(f"{what}: {first_line(error)}") from None
+
+
+def first_line(error: Exception) -> str:
+    """The first line of what a library says, or the name of its exception if it says nothing."""
+    return printable(str(error).strip().split("\n")[0]) or type(error).__name__
+
+
 def is_file(path: str | Path) -> bool:
     """Whether there is a file, or a link to one.
 

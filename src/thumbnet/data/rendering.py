@@ -42,7 +42,7 @@ class Rendering:
         if isinstance(picture, np.ndarray):
             if picture.ndim == 3 and picture.shape[2] == 3 and picture.dtype == np.uint8:
                 return picture
-            return np.asarray(self.arrays(picture[None], colour=picture.ndim == 3)[0])
+            return self._array(picture)
         clear = "transparency" in picture.info
         if picture.mode == "RGB" and not clear:
             return picture
@@ -51,6 +51,17 @@ class Rendering:
         if clear or picture.mode in ALPHA_MODES:
             return _in_bands(picture, self._on_background)
         return picture.convert("RGB")
+
+    def _array(self, picture: np.ndarray) -> np.ndarray:
+        """Render an array, in bands if it is large: uint8 [H, W, 3]."""
+        rows = max(1, BAND_PIXELS // max(1, picture.shape[1]))
+        colour = picture.ndim == 3
+        if rows >= len(picture):
+            return np.asarray(self.arrays(picture[None], colour=colour)[0])
+        whole = np.empty((*picture.shape[:2], 3), np.uint8)
+        for top in range(0, len(picture), rows):
+            whole[top : top + rows] = self.arrays(picture[None, top : top + rows], colour=colour)[0]
+        return whole
 
     def arrays(self, images: np.ndarray, *, colour: bool) -> np.ndarray:
         """Render many pictures of one size: uint8 [N, H, W, 3].
@@ -162,6 +173,10 @@ def fit_image(image: Image.Image, size: tuple[int, int], fit: Fit) -> Image.Imag
     if image.size == (width, height):
         return image
     if fit == "squash":
+        if image.width < width and image.height > height and width * image.height > 4 * BAND_PIXELS:
+            # Pillow 12 changes the width first: a high, narrow picture would take gigabytes at its full
+            # height. Later versions change the height first, with this result.
+            image = image.resize((image.width, height), Image.Resampling.BILINEAR)
         return image.resize((width, height), Image.Resampling.BILINEAR)
     ratios = (width / image.width, height / image.height)
     scale = min(ratios) if fit == "pad" else max(ratios)

@@ -13,26 +13,22 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from thumbnet.data.images import (
-    FORMATS,
     HEAD_BYTES,
-    MAX_PIXELS,
     NOT_FINITE,
     Picture,
     from_file,
-    lies_on_its_side,
     load_picture,
     open_image,
-    other_formats,
+    peek_image,
     to_rgb,
-    too_many_pixels,
 )
-from thumbnet.data.reading import is_not_there, is_of_the_system, read_error
+from thumbnet.data.reading import is_not_there, read_error
 from thumbnet.errors import (
     DataError,
     UnreadableImageError,
@@ -41,6 +37,7 @@ from thumbnet.errors import (
 from thumbnet.files import read_whole
 
 if TYPE_CHECKING:
+    from thumbnet.data.corrections import Corrected
     from thumbnet.recipes.settings import DataSettings
 
 # Called after each picture or batch, with how many pictures are done and how many there are.
@@ -167,9 +164,14 @@ class Split(ABC):
     def content_stamp(self) -> Iterable[bytes]:
         """The bytes that :meth:`content_key` digests, in parts."""
 
-    @abstractmethod
     def stamp(self) -> Iterable[bytes]:
-        """The bytes that this split adds to :meth:`Data.fingerprint`, in parts. They are cheap to compute."""
+        """The bytes that this split adds to :meth:`Data.fingerprint`, in parts.
+
+        These are the labels, then :meth:`content_stamp`. Splits of files, also of those in archives,
+        give names, labels and sizes instead, because reading every picture would take too long.
+        """
+        yield self.labels.tobytes()
+        yield from self.content_stamp()
 
 
 class FileSplit(Split):
@@ -186,12 +188,8 @@ class FileSplit(Split):
     def name(self, index: int) -> str:
         return str(self.paths[index])
 
-    def path(self, index: int) -> Path:
-        """The path of the picture's file."""
-        return self.root / str(self.paths[index])
-
     def file(self, index: int) -> Path:
-        return self.path(index)
+        return self.root / str(self.paths[index])
 
     def read(self, index: int) -> Image.Image:
         path = os.path.join(self._root, self.paths[index])
@@ -224,7 +222,7 @@ class FileSplit(Split):
 
     def peek(self, index: int) -> tuple[tuple[int, int], str]:
         path = os.path.join(self._root, self.paths[index])
-        return from_file(path, path, lambda stream: _peek(stream, path))
+        return from_file(path, path, lambda stream: peek_image(stream, path))
 
     def subset(self, indices: np.ndarray) -> FileSplit:
         return FileSplit(self.root, self.paths[indices], self.labels[indices])
@@ -272,7 +270,7 @@ class EncodedSplit(Split):
             return b""
 
     def peek(self, index: int) -> tuple[tuple[int, int], str]:
-        return _peek(io.BytesIO(self.content(index)), self.names[index])
+        return peek_image(io.BytesIO(self.content(index)), self.names[index])
 
 
 class BytesSplit(EncodedSplit):
@@ -289,10 +287,6 @@ class BytesSplit(EncodedSplit):
     def subset(self, indices: np.ndarray) -> BytesSplit:
         names = [self.names[i] for i in indices]
         return BytesSplit([self.files[i] for i in indices], self.labels[indices], names)
-
-    def stamp(self) -> Iterable[bytes]:
-        yield self.labels.tobytes()
-        yield from self.files
 
     def content_stamp(self) -> Iterable[bytes]:
         return self.files
@@ -417,67 +411,6 @@ def _state(path: str) -> tuple[int, int]:
             return -1, -1
         raise read_error(error, path) from None
     return state.st_size, state.st_mtime_ns
-
-
-def _peek(stream: IO[bytes], name: str) -> tuple[tuple[int, int], str]:
-    try:
-        return _peek_stream(stream, name, FORMATS)
-    except UnreadableImageError:
-        raise
-    except Image.DecompressionBombError:
-        raise too_many_pixels(name, MAX_PIXELS) from None
-    except Exception as error:
-        if is_of_the_system(error):
-            raise
-        raise UnreadableImageError(name, str(error) or type(error).__name__) from None
-
-
-def _peek_stream(stream: IO[bytes], name: str, formats: list[str]) -> tuple[tuple[int, int], str]:
-    try:
-        with Image.open(stream, formats=formats) as image:
-            width, height = image.size
-            if width * height > MAX_PIXELS:
-                raise too_many_pixels(name, MAX_PIXELS, image.size)
-            if lies_on_its_side(image):
-                width, height = height, width
-            return (height, width), image.mode
-    except UnidentifiedImageError:
-        return _peek_stream(stream, name, other_formats(stream, 0, name, formats))
-
-
-@dataclass(frozen=True)
-class Corrected:
-    """What a person's corrections changed in a data set; see :mod:`thumbnet.data.correct`.
-
-    Attributes:
-        relabelled: how many pictures got another class.
-        dropped: how many pictures were left out.
-        unsure: how many pictures were left out of train because the person could not tell their class.
-        unsure_kept: how many such pictures stay in test and val, with the class given by the data.
-        added: how many pictures are new in train.
-        confirmed: how many pictures keep their class because the person confirmed it.
-        held_out: how many of the relabelled and dropped pictures are in test or val.
-        missing: how many corrections name a picture that the data do not have.
-        content: the corrections as a CSV file, valid in any folder.
-    """
-
-    relabelled: int = 0
-    dropped: int = 0
-    unsure: int = 0
-    unsure_kept: int = 0
-    added: int = 0
-    confirmed: int = 0
-    held_out: int = 0
-    missing: int = 0
-    content: bytes = field(default=b"", repr=False)
-
-    def counts(self) -> dict[str, int]:
-        """The numbers by name, without ``content``."""
-        return {name: value for name, value in vars(self).items() if isinstance(value, int)}
-
-    def record(self) -> dict[str, Any]:
-        """The numbers, and the SHA-256 of ``content``: what a run keeps."""
-        return {**self.counts(), "sha256": hashlib.sha256(self.content).hexdigest()}
 
 
 @dataclass(frozen=True)

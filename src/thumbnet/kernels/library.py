@@ -160,19 +160,19 @@ def _obstacle() -> str | None:
         return "THUMBNET_KERNELS=0"
     if sys.platform != "linux":
         return f"they need Linux, and this is {sys.platform}"
-    if not _instructions() & {"amx_tile", "avx512_bf16"}:
+    if not instructions() & {"amx_tile", "avx512_bf16"}:
         return "this processor has neither AVX-512 BF16 nor AMX"
     return None
 
 
-def _instructions() -> set[str]:
+def instructions() -> set[str]:
     """The instruction sets of the first processor, as Linux calls them."""
     return {name for line in _processor() if line.startswith("flags") for name in line.split()}
 
 
 def _tiles_granted() -> bool:
     """Whether there are matrix tiles. A process gets their registers from Linux only on request."""
-    return "amx_tile" in _instructions() and _ask_for_tiles()
+    return "amx_tile" in instructions() and _ask_for_tiles()
 
 
 def _ask_for_tiles() -> bool:

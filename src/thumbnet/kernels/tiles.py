@@ -13,7 +13,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-from torch.nn.grad import conv2d_weight
 
 from thumbnet.kernels.calls import call, empty
 
@@ -127,12 +126,6 @@ def weight_gradient(x: Tensor, dy: Tensor, stride: int = 1, which: Tensor | None
     sizes = (len(x), *x.shape[2:], inputs, *_result_size(x, stride), outputs)
     call("tile_weight_gradient", x, dy, which, dw, *sizes, stride)
     return dw.permute(0, 3, 1, 2)
-
-
-def plain_weight_gradient(x: Tensor, dy: Tensor, stride: int = 1) -> Tensor:
-    """The reference implementation of :func:`weight_gradient`, in the precision of its inputs."""
-    shape = [dy.shape[1], x.shape[1], 3, 3]
-    return conv2d_weight(x, shape, dy, stride=stride, padding=1)
 
 
 def _result_size(x: Tensor, stride: int) -> tuple[int, int]:

@@ -27,6 +27,7 @@ from thumbnet.publish.export import (
 )
 from thumbnet.runs.weights import find_weights, read_weights
 from thumbnet.runs.weights_info import WeightsInfo
+from thumbnet.sources.known_names import HUB
 
 
 @dataclass(frozen=True)
@@ -75,14 +76,21 @@ def target(run: str, kind: str, out: str | Path | None) -> Target:
     Args:
         run: a run's folder, a file of weights, or ``hf:OWNER/NAME``.
         kind: the format.
-        out: the file to write; by default ``model.onnx``, ``model.int8.onnx``, ... in the run's folder.
+        out: the file to write; by default ``model.onnx``, ``model.int8.onnx``, ... in the run's folder. A
+            network on the Hub has no such folder, so its file has to be named.
 
     Raises:
-        ThumbnetError: there is no such format, or the name ``out`` does not end as the format's files do.
+        ThumbnetError: there is no such format, the name ``out`` does not end as the format's files do, or
+            ``run`` is on the Hub and no ``out`` is given.
         RunError: the run does not exist or is damaged, or ``out`` is its own file or cannot be written.
     """
     if kind not in SUFFIXES:
         raise ThumbnetError(f"there is no format {kind!r}. {nearest(kind, SUFFIXES)}")
+    if out is None and run.startswith(HUB):  # checked before the download
+        name = run.removeprefix(HUB).partition("@")[0].rpartition("/")[2]
+        raise ThumbnetError(
+            f"{run} is on the Hub: name the file to write, such as --out {name}{SUFFIXES[kind]}"
+        )
     place = user_path(run)
     folder = place if place.is_dir() else place.parent
     file = user_path(out) if out is not None else folder / f"model{SUFFIXES[kind]}"

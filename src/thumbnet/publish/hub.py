@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from dataclasses import replace
+from itertools import groupby, pairwise
 from typing import Any
 
 from thumbnet.batches.leaks import LEAKS_NAME
@@ -24,11 +25,12 @@ from thumbnet.reports.summary import (
     describe_stop,
     ended_early,
     epochs_before,
-    headline_name,
     optimism,
     own_epochs,
 )
+from thumbnet.runs.environment import device_name, differences, resumed
 from thumbnet.runs.folder import Run
+from thumbnet.runs.summaries import headline_name
 from thumbnet.runs.weights import WEIGHTS_NAME, hub_reason, import_hub, read_weights, weights_content
 from thumbnet.runs.weights_info import public_name
 from thumbnet.sources.known_names import HUB
@@ -225,20 +227,29 @@ def _repeatable(run: Run) -> str:
     continued = describe_continued(run)
     if continued is None and ended_early(run.summary):
         continued = "the training was ended early"
+    if continued is None and run.settings.get("code_before"):
+        continued = "the author's own code changed during the training"
     if continued is None:
         recipe = run.recipe
         named = ((LOSSES, recipe.training.loss), (AUGMENTATIONS, recipe.augment.custom))
         own = [f"the {functions.kind} `{name}`" for functions, name in named if functions.is_own(name)]
         code = f"\nThey need {' and '.join(own)}, whose code is not in this repository." if own else ""
-        return f"The same recipe, data, seed and device give the same weights.{code}"
+        parts = [run.environment, *resumed(run.environment)]
+        changes = [", ".join(differences(one, other)) for one, other in pairwise(parts)]
+        if not any(changes):
+            return f"The same recipe, data, seed and device give the same weights.{code}"
+        resumed_with = "; then with ".join(filter(None, changes))
+        return (
+            f"The training was resumed with {resumed_with},\n"
+            f"so the same recipe, data and seed give the same weights only to within rounding.{code}"
+        )
     return f"{continued[0].upper()}{continued[1:]},\nso this recipe alone does not give the same weights."
 
 
 def _device(environment: dict[str, Any]) -> str:
-    """The device in a run's environment, as far as it is known."""
-    hardware = environment.get("hardware")
-    known = hardware.get("device") if isinstance(hardware, dict) else None
-    return str(known or "an unknown device")
+    """The devices in a run's environment, in order, as far as they are known."""
+    names = [device_name(one) or "an unknown device" for one in (environment, *resumed(environment))]
+    return ", then ".join(name for name, _ in groupby(names))
 
 
 def _use(address: str, network: str, answer: str) -> str:

@@ -80,11 +80,13 @@ def with_any_size(model: Any, preprocessing: Preprocessing, input_name: str) -> 
 
 
 def _picture_to_pixels(new: _Nodes, preprocessing: Preprocessing, output: str) -> None:
-    values = PICTURE if preprocessing.range is None else _levels(new, *preprocessing.range)
     shape = new.add("Shape", PICTURE)
     sides = [new.cast(new.add("Gather", shape, new.constant(axis, np.int64)), np.float64) for axis in (0, 1)]
     rows, columns = _axes(new, preprocessing, sides)
-    planes = new.add("Transpose", new.cast(values, np.float64), perm=[2, 0, 1])
+    # First transposed, then converted: two copies in float64 would take 48 bytes per pixel.
+    planes = new.cast(new.add("Transpose", PICTURE, perm=[2, 0, 1]), np.float64)
+    if preprocessing.range is not None:
+        planes = _levels(new, planes, *preprocessing.range)
     narrow = _rounded(new, new.add("MatMul", planes, new.add("Transpose", columns, perm=[1, 0])))
     small = _rounded(new, new.add("MatMul", rows, narrow))
     picture = new.add("Transpose", small, perm=[1, 2, 0])
@@ -92,9 +94,9 @@ def _picture_to_pixels(new: _Nodes, preprocessing: Preprocessing, output: str) -
     new.cast(one, np.uint8, output)
 
 
-def _levels(new: _Nodes, low: float, high: float) -> str:
-    """Scale values to levels of 0 to 255, like :meth:`thumbnet.data.rendering.Rendering.levels`."""
-    above = new.add("Sub", new.cast(PICTURE, np.float64), new.constant(low))
+def _levels(new: _Nodes, values: str, low: float, high: float) -> str:
+    """Scale float64 values to levels of 0 to 255, like :meth:`thumbnet.data.rendering.Rendering.levels`."""
+    above = new.add("Sub", values, new.constant(low))
     scaled = new.add("Round", new.add("Mul", above, new.constant(255.0 / (high - low))))
     return new.add("Clip", scaled, new.constant(0.0), new.constant(255.0))
 

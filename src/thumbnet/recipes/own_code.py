@@ -6,21 +6,78 @@ import is decided in :mod:`thumbnet.recipes.networks`. This module imports no to
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import importlib
+import inspect
 import os
 import sys
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from thumbnet.errors import OwnCodeError, is_out_of_memory, nearest
 
+TEXT = "text:"  # begins a digest of a class or function alone, which no digest of a file can be compared with
+
 
 def path_of(code: object) -> str:
     """The ``MODULE:NAME`` of a class or function. It is no import path if the object has no such name."""
     return f"{getattr(code, '__module__', '')}:{getattr(code, '__qualname__', '')}"
+
+
+def source_digest(code: Any, name: str = "") -> str | None:
+    """The SHA-256 of the file that defines a class or function, in hexadecimal; None if it cannot be read.
+
+    In a script or a notebook, which also hold other things, it is that of the text of the class or function
+    alone, after ``TEXT``. What the file imports is not covered.
+
+    Args:
+        code: the class or function, or an object that a call has made, such as a ``functools.partial``.
+        name: how a recipe names it. An import path says in which file a call has made the object.
+    """
+    try:
+        kind, content = _source(code, name)
+        return kind + hashlib.sha256(content).hexdigest()
+    except Exception:  # written in C, typed into an interpreter; or its file is gone, or was edited meanwhile
+        return None
+
+
+def _source(code: Any, name: str) -> tuple[str, bytes]:
+    """The content of the file that defines ``code``, or ``TEXT`` and the text of ``code`` alone."""
+    place, is_path, _ = name.partition(":")
+    if _has_definition(code) or not is_path or place == "__main__":
+        while isinstance(code, functools.partial):
+            code = code.func
+        code = inspect.unwrap(code)
+        if not _has_definition(code):
+            code = type(code)
+        place = code.__module__
+    module = sys.modules.get(place)
+    file = getattr(module, "__file__", None)
+    if file is None or place == "__main__":
+        return TEXT, _text(code).encode(errors="backslashreplace")
+    read = getattr(getattr(module, "__loader__", None), "get_data", None)  # it also reads from a zip file
+    return "", read(file) if read else Path(file).read_bytes()
+
+
+def _has_definition(code: Any) -> bool:
+    """Whether ``code`` is a class or function, and not an object that a call has made."""
+    return inspect.isclass(code) or inspect.isfunction(code) or inspect.ismethod(code)
+
+
+def _text(code: Any) -> str:
+    """The text of a class or function. In a notebook, Python finds only the methods of a class."""
+    try:
+        return inspect.getsource(code)
+    except (OSError, TypeError):
+        methods = [one for one in vars(code).values() if inspect.isfunction(one)]
+        if not (inspect.isclass(code) and methods):
+            raise
+        return "".join(map(inspect.getsource, methods))
 
 
 def import_object(path: str, fault: type[OwnCodeError] = OwnCodeError) -> Any:

@@ -33,6 +33,11 @@ LEAST_STD = 1e-6  # a millionth of the value range; below, normalised pixels wou
 SMALLEST_BATCH = 32  # `min_steps` makes batches no smaller: BatchNorm's statistics need this many pictures
 # Settings of [training] that have only this value where `training.frozen` is true.
 FROZEN = (("epochs", 1), ("steps", 0), ("ema_decay", 0), ("loss", CROSS_ENTROPY))
+# The settings in [data] that decide which pictures are read, and which split and class each has.
+READ_BY = (
+    "val_fraction", "test_fraction", "split_seed", "folds", "fold", "classes_from", "label_pattern",
+    "group_by", "images", "path_column", "label_column", "multilabel", "on_bad_image",
+)  # fmt: skip
 
 
 def check(ok: bool, key: str, expected: str, value: object) -> None:
@@ -540,12 +545,21 @@ class TrainingSettings:
             check(value == only, f"training.{key}", f"{only!r} where training.frozen is true", value)
 
     @property
-    def must_choose(self) -> bool:
-        """Whether the user asks for a choice of the epoch, and so for a ``val`` split and its evaluations.
+    def choice(self) -> str:
+        """The setting that asks for a choice of the epoch, such as ``training.patience = 5``; empty for none.
 
         With ``keep = "auto"`` alone, an epoch is chosen only if there is a ``val`` split anyway.
         """
-        return self.patience > 0 or self.keep == "best" or self.choose_by != "accuracy"
+        if self.patience:
+            return f"training.patience = {self.patience}"
+        if self.keep == "best":
+            return "training.keep = 'best'"
+        return "" if self.choose_by == "accuracy" else f"training.choose_by = {self.choose_by!r}"
+
+    @property
+    def must_choose(self) -> bool:
+        """Whether the user asks for a choice of the epoch, and so for a ``val`` split and its evaluations."""
+        return bool(self.choice)
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO
@@ -12,7 +10,7 @@ import numpy as np
 
 from thumbnet.classifiers.base import SplitLogits
 from thumbnet.classifiers.labels import labels_above, log_probabilities
-from thumbnet.data.listings import safe_name, safe_text
+from thumbnet.data.listings import csv_text, safe_name, safe_text
 from thumbnet.data.splits import group_name
 from thumbnet.files import check_new, user_path, write_with
 from thumbnet.runs.weights_info import WeightsInfo
@@ -94,6 +92,4 @@ def _joined(info: WeightsInfo, places: np.ndarray) -> str:
 
 
 def _as_lines(rows: Sequence[Sequence[str]]) -> bytes:
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(rows)
-    return text.getvalue().encode(errors="backslashreplace")
+    return csv_text(rows).encode(errors="backslashreplace")

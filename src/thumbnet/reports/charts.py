@@ -10,8 +10,8 @@ import numpy as np
 
 from thumbnet.evaluation import Curve, ReliabilityBin
 from thumbnet.reports.figures import INK, as_svg, draw_accuracies, new_figure
-from thumbnet.reports.summary import headline_key, headline_name
 from thumbnet.runs.folder import Run
+from thumbnet.runs.summaries import headline_key, headline_name
 from thumbnet.training.schedules import learning_rates
 
 WIDTH = 4.4  # inches; all charts are equally wide, so their text has the same size on the page

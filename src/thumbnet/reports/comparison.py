@@ -10,25 +10,23 @@ import json
 import math
 import statistics
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from thumbnet.errors import MissingExtraError, RecipeError, RunError, printable
+import numpy as np
+
+from thumbnet.errors import MissingExtraError, RunError, printable
+from thumbnet.evaluation import Z95, student_quantiles
 from thumbnet.files import user_path
 from thumbnet.invocation import command
-from thumbnet.recipes.recipe import Recipe, has_effect
-from thumbnet.recipes.settings import SMALLEST_BATCH
-from thumbnet.recipes.tables import flattened
-from thumbnet.reports.summary import ended_early, headline_key, headline_name, of_split, optimism
+from thumbnet.reports.repetitions import code_of, description, differing
+from thumbnet.reports.summary import ended_early, of_split, optimism
 from thumbnet.runs.finding import FINAL_RUN, is_finished, is_run, is_search, no_run
-from thumbnet.runs.folder import CORRECTIONS_NAME, Run, without_length
+from thumbnet.runs.folder import CORRECTIONS_NAME, Run
+from thumbnet.runs.summaries import headline_key, headline_name
 
 CONFIDENCE = 0.95
-_NEEDS_SCIPY = "testing differences, or giving the interval of a mean,"
-# What differs between the folds of one recipe: values of these, but not whether they have a value.
-_OF_A_FOLD = ("data.fold", "fingerprint", "training.init")
 
 
 @dataclass(frozen=True)
@@ -43,8 +41,9 @@ class Group:
         repeated: further runs with the seed and the result of one of ``runs``, such as a run that was named
             twice. They are no further samples, so they do not count.
         settings: the settings in which the groups differ, with this group's values. Keys are the recipe's,
-            such as ``optimizer.lr``; ``minutes``, the given time; ``fingerprint``, a digest of the data; and
-            ``ended``, the step at which the user ended the training and the number of planned steps.
+            such as ``optimizer.lr``; ``minutes``, the given time; ``fingerprint``, a digest of the data;
+            ``ended``, the step at which the user ended the training and the number of planned steps; and
+            ``code``, a digest of the user's own code, if only that differs.
         split: the split whose accuracies are compared; None for the one that each run reports.
     """
 
@@ -83,8 +82,7 @@ class Spread:
         mean: the mean.
         deviation: the sample standard deviation (n - 1); None for a single run.
         interval: the 95 % confidence interval of the mean, by Student's t distribution; None for a single
-            run, or if it was not asked for. It assumes that the runs' values are normally distributed, so it
-            may reach beyond 1.
+            run. It assumes that the runs' values are normally distributed, so it may reach beyond 1.
     """
 
     mean: float
@@ -217,151 +215,14 @@ def _divide(runs: Sequence[Run], split: str | None) -> tuple[list[Run], list[Lef
     return alike, others
 
 
-def _asked(recipe: Recipe) -> dict[str, Any]:
-    """The settings of a training for a given time, without what the clock decided.
-
-    That are the number of steps, the size of the batches, with which all rates change, and how often the
-    network was evaluated. The width counts: networks of different widths are not repetitions.
-    """
-    described = without_length(recipe).with_batch_size(SMALLEST_BATCH).to_dict()
-    for rates in (described["optimizer"], *described["optimizer"]["groups"]):
-        if rates.get("lr") is not None:
-            rates["lr"] = float(f"{rates['lr']:.5g}")
-    for key in ("every", "sample"):
-        described["evaluation"].pop(key, None)
-    return described
-
-
-def _described(run: Run, followed: tuple[Path, ...] = ()) -> dict[str, Any]:
-    """The settings, data, time and early end of a run: runs that agree in all of these are repetitions.
-
-    Settings that change no result are left out. A run that continues another one has the description of that
-    run in place of its path, so those that continue repetitions are repetitions as well.
-
-    Args:
-        run: a complete run.
-        followed: the runs that continue it: folders that were replaced may name each other in a circle.
-    """
-    settings = run.settings
-    minutes = settings.get("minutes")
-    described = _with_effect(run.recipe.to_dict() if minutes is None else _asked(run.recipe))
-    continued = _continued(settings)
-    if continued is not None and continued.path.resolve() not in followed:
-        with suppress(RunError, RecipeError):  # a damaged one is compared by its path
-            before = _described(continued, (*followed, run.path.resolve()))
-            earlier = continued.recipe
-            described["training"]["init"] = json.dumps(before, sort_keys=True)
-            subset_seed = earlier.seed if earlier.data.subset_seed is None else earlier.data.subset_seed
-            if described["data"].get("subset_seed") == subset_seed:
-                del described["data"]["subset_seed"]  # --more-epochs has set it
-    described.pop("seed", None)
-    stop = ended_early(run.summary)
-    ended = None if stop is None else [stop["step"], stop["planned_steps"]]
-    return described | {"minutes": minutes, "fingerprint": settings.get("fingerprint"), "ended": ended}
-
-
-def _with_effect(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """A recipe's settings without those that change no result."""
-    return {
-        section: {key: one for key, one in values.items() if has_effect(f"{section}.{key}")}
-        if isinstance(values, dict)
-        else values
-        for section, values in settings.items()
-        if has_effect(section)
-    }
-
-
-def _continued(settings: Mapping[str, Any]) -> Run | None:
-    """The run that one with these ``settings`` continues; None if it continues no other, or that is gone."""
-    continued = settings.get("continues")
-    if continued is None:
-        return None
-    try:
-        found = Path(continued["run"])
-        return Run(found) if is_finished(found) else None
-    except OSError:  # no permission to look there, or a name that is too long
-        return None
-
-
-def _flat(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """A recipe's settings with dotted keys; those of a group of parameters have its pattern in the key."""
-    optimizer = dict(settings["optimizer"])
-    for group in optimizer.pop("groups"):
-        optimizer |= {f"groups {group['match']} {key}": one for key, one in group.items() if key != "match"}
-    return flattened({**settings, "optimizer": optimizer})
-
-
-def _differing(runs: Sequence[Run]) -> list[dict[str, Any]]:
-    """The settings in which the runs differ, with the values of their recipes.
-
-    Those in which runs of one recipe's name differ come first: between recipes, the names tell most. What the
-    clock of a training for a given time decided is left out.
-
-    Returns:
-        one dictionary per run; all have the same keys.
-    """
-    described = [_described(run) for run in runs]
-    asked = [_flat(one) for one in described]
-    used = [
-        _flat(run.recipe.to_dict() | {key: one[key] for key in ("minutes", "fingerprint", "ended")})
-        for run, one in zip(runs, described, strict=True)
-    ]
-    named: dict[str, list[int]] = {}
-    for position, run in enumerate(runs):
-        named.setdefault(run.recipe.name, []).append(position)
-
-    def differs(key: str, positions: Sequence[int]) -> bool:
-        first = positions[0]
-        return any(
-            asked[first].get(key) != asked[other].get(key) and used[first].get(key) != used[other].get(key)
-            for other in positions[1:]
-        )
-
-    known = dict.fromkeys(key for one in used for key in one)
-    keys = [key for key in known if differs(key, range(len(runs)))]
-    keys.sort(key=lambda key: not any(differs(key, same) for same in named.values()))
-    return [{key: one.get(key) for key in keys} for one in used]
-
-
-def recipe_difference(first: Run, second: Run) -> str | None:
-    """The first setting in which the recipes of two folds differ; None if they were trained by one recipe.
-
-    Their seeds may differ, and so may the weights that they began with and the step at which the user ended
-    them. If the user asked for the same, nothing else counts: what thumbnet then fits to the number of
-    pictures or to the given time may differ between folds.
-
-    Args:
-        first, second: complete runs of different folds (``data.fold``).
-    """
-    asked = _asked_of_a_fold(first)
-    if asked is not None and asked == _asked_of_a_fold(second):
-        return None
-    one, other = (_fold_free(_flat(_described(run))) for run in (first, second))
-    keys = dict.fromkeys((*one, *other))
-    return next((key for key in keys if key != "ended" and one.get(key) != other.get(key)), None)
-
-
-def _asked_of_a_fold(run: Run) -> tuple[Any, ...] | None:
-    """What the user asked for in the training of a fold, without the fold; None if the run has no record."""
-    asked = run.settings.get("asked")
-    if asked is None:
-        return None
-    settings = _fold_free({key: one for key, one in asked["settings"].items() if key != "seed"})
-    return asked["recipe"], settings, run.settings.get("minutes")
-
-
-def _fold_free(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings with dotted keys, of which those of a single fold say only whether they have a value."""
-    return {key: bool(one) if key in _OF_A_FOLD else one for key, one in settings.items()}
-
-
 def group_runs(runs: Sequence[Run], split: str | None = None) -> list[Group]:
     """Group runs that differ only in the seed, in the order of the groups' first runs.
 
     Runs that were trained on different pictures or labels are in different groups. So are runs that the user
-    ended at different steps (``--finish``). Runs of one time budget (``--minutes``) may differ in what the
-    clock decides; see :func:`_asked`. In a group, a seed counts once, unless its results differ, as they may
-    on another device.
+    ended at different steps (``--finish``), and runs whose own code (a network, loss or augmentation) has
+    changed in between. Runs of earlier versions have no record of it, and join the first group otherwise like
+    them. Runs of one time budget (``--minutes``) may differ in what the clock decides. In a group, a seed
+    counts once, unless its results differ, as they may on another device.
 
     Args:
         runs: complete runs.
@@ -374,13 +235,20 @@ def group_runs(runs: Sequence[Run], split: str | None = None) -> list[Group]:
     _, others = _divide(runs, split)
     if others:
         raise RunError(others[0].reason)
-    members: dict[str, list[Run]] = {}
-    for run in runs:
-        members.setdefault(json.dumps(_described(run), sort_keys=True), []).append(run)
+    described = [json.dumps(description(run), sort_keys=True) for run in runs]
+    codes = [code_of(run) for run in runs]
+    known: dict[str, str] = {}
+    for one, code in zip(described, codes, strict=True):
+        if code is not None:
+            known.setdefault(one, code)
+    members: dict[tuple[str, str | None], list[Run]] = {}
+    for run, one, code in zip(runs, described, codes, strict=True):
+        members.setdefault((one, code or known.get(one)), []).append(run)
     groups = []
     names: dict[str, int] = {}
-    differing = _differing([same[0] for same in members.values()])
-    for same, settings in zip(members.values(), differing, strict=True):
+    firsts = [same[0] for same in members.values()]
+    differences = differing(firsts, [code for _, code in members])
+    for same, settings in zip(members.values(), differences, strict=True):
         name = same[0].recipe.name
         if same[0].settings.get("labels"):
             name += ", corrected labels"
@@ -473,15 +341,11 @@ def optimistic_lines(groups: Sequence[Group]) -> list[str]:
     return list(found)
 
 
-def spreads(group: Group, *, intervals: bool = True) -> dict[str, Spread]:
+def spreads(group: Group) -> dict[str, Spread]:
     """How the measures of a group vary: the main measure, and ``balanced_accuracy`` if every run has it.
 
     Args:
         group: any group; without a measured run, there is no measure.
-        intervals: compute the intervals of the means, which needs SciPy.
-
-    Raises:
-        MissingExtraError: SciPy is not installed.
     """
     measured: dict[str, Sequence[float]] = {}
     if group.accuracies:
@@ -489,22 +353,16 @@ def spreads(group: Group, *, intervals: bool = True) -> dict[str, Spread]:
         balanced = [value for value in group.balanced_accuracies if value is not None]
         if len(balanced) == len(group.runs):
             measured["balanced_accuracy"] = balanced
-    return {name: _spread(values, intervals) for name, values in measured.items()}
+    return {name: _spread(values) for name, values in measured.items()}
 
 
-def _spread(values: Sequence[float], intervals: bool) -> Spread:
+def _spread(values: Sequence[float]) -> Spread:
     """How ``values`` vary; see :func:`spreads`."""
     mean = statistics.fmean(values)
     if len(values) < 2:
         return Spread(mean, None, None)
     deviation = statistics.stdev(values)
-    if not intervals:
-        return Spread(mean, deviation, None)
-    try:
-        from scipy.stats import t
-    except ImportError:
-        raise MissingExtraError(_NEEDS_SCIPY, "report") from None
-    half = float(t.ppf((1 + CONFIDENCE) / 2, len(values) - 1)) * deviation / math.sqrt(len(values))
+    half = float(student_quantiles(Z95, np.array([len(values) - 1]))[0]) * deviation / math.sqrt(len(values))
     return Spread(mean, deviation, (mean - half, mean + half))
 
 
@@ -591,7 +449,7 @@ def welch_test(first: Group, second: Group) -> Difference | None:
     try:
         from scipy.stats import ttest_ind
     except ImportError:
-        raise MissingExtraError(_NEEDS_SCIPY, "report") from None
+        raise MissingExtraError("testing differences", "report") from None
     result = ttest_ind(second.accuracies, first.accuracies, equal_var=False)
     interval = result.confidence_interval(CONFIDENCE)
     return Difference(

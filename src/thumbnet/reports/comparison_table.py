@@ -11,14 +11,14 @@ from thumbnet.errors import printable
 from thumbnet.reports.comparison import Group, Spread, optimistic_lines
 
 _NAMES = {"map": "mAP", "accuracy": "accuracy", "balanced_accuracy": "balanced accuracy"}
+_WHAT = "Mean ± standard deviation over the runs (95 % confidence interval of the mean, Student's t)."
 
 
 def as_csv(groups: Sequence[Group], measures: Sequence[Mapping[str, Spread]]) -> str:
     """One row per group: name, settings that differ, number of runs, split, and the measures.
 
     A measure has four columns: mean, standard deviation (``_sd``), and the ends of the mean's 95 % interval
-    (``_low``, ``_high``), as shares. A cell is empty if a single run, or a missing library, leaves it
-    unknown.
+    (``_low``, ``_high``), as shares. A cell is empty if a single run leaves it unknown.
 
     Args:
         groups: as :func:`~thumbnet.reports.comparison.group_runs` returns them.
@@ -41,7 +41,7 @@ def as_csv(groups: Sequence[Group], measures: Sequence[Mapping[str, Spread]]) ->
 def as_markdown(groups: Sequence[Group], measures: Sequence[Mapping[str, Spread]]) -> str:
     """The same table in Markdown: ``91.00 ± 1.00 (88.52 to 93.48)`` in per cent.
 
-    Below it stands what that means, and whether the results are optimistic.
+    Below it stands what that means, if any group has several runs, and whether the results are optimistic.
 
     Args:
         groups, measures: as for :func:`as_csv`.
@@ -60,8 +60,9 @@ def as_markdown(groups: Sequence[Group], measures: Sequence[Mapping[str, Spread]
         _line([*["---"] * (1 + len(keys)), *["--:"] * (1 + len(names))]),
         *map(_line, rows),
     ]
-    note = "Mean ± standard deviation over the runs (95 % confidence interval of the mean, Student's t)."
-    return "\n".join([*lines, "", " ".join([note, *optimistic_lines(groups)])]) + "\n"
+    notes = [_WHAT] if any(one.interval for measured in measures for one in measured.values()) else []
+    notes += optimistic_lines(groups)
+    return "\n".join([*lines, *(["", " ".join(notes)] if notes else [])]) + "\n"
 
 
 def _split(group: Group) -> str:

@@ -20,12 +20,12 @@ from thumbnet.errors import RunError
 from thumbnet.evaluation import Evaluation, evaluate_logits
 from thumbnet.files import finite
 from thumbnet.multilabel import LabelEvaluation, as_thresholds, evaluate_labels
-from thumbnet.reports.comparison import recipe_difference
+from thumbnet.recipes.settings import READ_BY
+from thumbnet.reports.repetitions import recipe_difference
 from thumbnet.reports.summary import ended_early
 from thumbnet.runs.folder import Run
 from thumbnet.runs.provenance import batch_size_of
 from thumbnet.runs.weights_info import WeightsInfo
-from thumbnet.training.loaded_data import READ_BY
 from thumbnet.training.repeat import data_of_run
 
 _LEAST = 1e-9  # a threshold is at least this far from 0 and 1, so that its logit is finite
@@ -255,7 +255,14 @@ def _together(
     own = evaluate_labels(shifted, labels, names, groups=groups, quick=True)
     whole = evaluate_labels(logits, labels, names, groups=groups)
     scores = [
-        replace(score, threshold=float(cut), precision=one.precision, recall=one.recall, f1=one.f1)
+        replace(
+            score,
+            threshold=float(cut),
+            precision=one.precision,
+            recall=one.recall,
+            f1=one.f1,
+            predicted=one.predicted,
+        )
         for score, one, cut in zip(whole.labels, own.labels, cuts.mean(axis=0), strict=True)
     ]
     return replace(whole, at_thresholds=own.at_half, labels=scores, interval=own.interval)

@@ -22,7 +22,7 @@ from thumbnet.multilabel import LabelEvaluation
 from thumbnet.recipes.recipe import Recipe
 from thumbnet.reports.augmented import AugmentedRow
 from thumbnet.reports.comparison import Group
-from thumbnet.reports.summary import headline_key, headline_name
+from thumbnet.runs.summaries import headline_key, headline_name
 from thumbnet.training.range_test import RangeTest
 from thumbnet.training.schedules import learning_rates
 
@@ -268,10 +268,9 @@ def schedule_figure(recipe: Recipe) -> Figure:
 def grid_figure(grid: dict[str, list[np.ndarray]], title: str) -> Figure:
     """Draw sample pictures, one row per class."""
     columns = max((len(cells) for cells in grid.values()), default=1) or 1
-    shown: dict[str, list[np.ndarray]] = dict(list(grid.items())[:40])
-    figure = new_figure(1.6 + 0.62 * columns, 0.7 + 0.62 * len(shown))
-    rows: Any = figure.subplots(len(shown), columns, squeeze=False)
-    for row, (name, cells) in zip(rows, shown.items(), strict=True):
+    figure = new_figure(1.6 + 0.62 * columns, 0.7 + 0.62 * len(grid))
+    rows: Any = figure.subplots(len(grid), columns, squeeze=False)
+    for row, (name, cells) in zip(rows, grid.items(), strict=True):
         for position, axes in enumerate(row):
             axes.set_xticks([])
             axes.set_yticks([])

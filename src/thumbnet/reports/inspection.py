@@ -192,12 +192,27 @@ def sample_grid(
     size: tuple[int, int],
     fit: Fit,
     settings: DataSettings | None = None,
+    *,
+    classes: int | None = None,
 ) -> dict[str, list[np.ndarray]]:
-    """Return each class's first readable pictures, uint8 [height, width, 3], as the network sees them."""
+    """Return each class's first readable pictures, uint8 [height, width, 3], as the network sees them.
+
+    Args:
+        data: the data set.
+        split: the name of the split to show.
+        per_class: the most pictures per class.
+        size: (height, width) of the network's input.
+        fit: see :func:`thumbnet.data.rendering.fit_image`.
+        settings: the recipe's data settings: range and background apply.
+        classes: show only so many classes, the first ones; None for all.
+
+    Raises:
+        FailedReadError: the system failed to read a picture.
+    """
     chosen = data.splits[split]
     rendering = choose_rendering(surveyed(data.splits["train"]), settings or DataSettings())
     grid: dict[str, list[np.ndarray]] = {}
-    for label, name in enumerate(data.class_names):
+    for label, name in enumerate(data.class_names[:classes]):
         cells: list[np.ndarray] = []
         for index in chosen.members(label):
             if len(cells) == per_class:

@@ -41,7 +41,7 @@ from thumbnet.files import check_output, inline_source, write_file
 from thumbnet.invocation import command
 from thumbnet.models import count_parameters
 from thumbnet.reports import charts
-from thumbnet.reports.pictures import MATRIX_CLASSES, Album, Answers
+from thumbnet.reports.pictures import MATRIX_CLASSES, SHOWN_CLASSES, Album, Answers
 from thumbnet.reports.summary import (
     NOTHING_MEASURED,
     are_own_data,
@@ -353,4 +353,5 @@ def _data(data: Data, album: Album, preprocessing: Any) -> dict[str, Any]:
             name: one.class_counts(len(data.class_names)).tolist() for name, one in shown_splits(data).items()
         },
         "samples": album.samples(data),
+        "shown_classes": SHOWN_CLASSES,
     }

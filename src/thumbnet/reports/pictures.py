@@ -99,8 +99,13 @@ class Album:
         return shown
 
     def samples(self, data: Data) -> list[tuple[str, list[str]]]:
-        """Return the first readable training pictures of each class, as data URLs."""
-        split, rows = data.splits["train"], []
+        """Return the first readable training pictures of each of the first ``SHOWN_CLASSES`` classes.
+
+        Returns:
+            The name of every class, with its pictures as data URLs.
+        """
+        split = data.splits["train"]
+        rows: list[tuple[str, list[str]]] = []
         for label, name in enumerate(data.class_names[:SHOWN_CLASSES]):
             row: list[str] = []
             for index in np.flatnonzero(split.labels == label)[: 2 * SAMPLES]:
@@ -112,6 +117,7 @@ class Album:
                 if source:
                     row.append(source)
             rows.append((name, row))
+        rows += [(name, []) for name in data.class_names[SHOWN_CLASSES:]]
         return rows
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from thumbnet.runs.summaries import headline_key, headline_name
+
 if TYPE_CHECKING:
     from thumbnet.classifiers.base import Classifier, SplitLogits
     from thumbnet.data.splits import Data
@@ -12,16 +14,6 @@ if TYPE_CHECKING:
 NOTHING_MEASURED = "nothing was measured: the data have no test or val split"
 FEW_GROUPS = 20  # with fewer groups of pictures, an interval that allows for them is rough
 _GROUPED = ("measured_pictures", "measured_groups")  # in the summary only if the pictures have groups
-
-
-def headline_key(summary: dict[str, Any]) -> str:
-    """The key of a run's main measure: ``map`` for several labels per picture, else ``accuracy``."""
-    return "map" if summary.get("multilabel") else "accuracy"
-
-
-def headline_name(summary: dict[str, Any]) -> str:
-    """The name of a run's main measure: ``mAP`` or ``accuracy``."""
-    return "mAP" if summary.get("multilabel") else "accuracy"
 
 
 def interval_of(summary: dict[str, Any]) -> tuple[float, float] | None:

@@ -27,7 +27,7 @@ from thumbnet.data.images import Picture
 from thumbnet.data.rendering import Rendering
 from thumbnet.errors import FailedReadError, RunError, ThumbnetError, UnreadableImageError, printable
 from thumbnet.reviewing.session import Item, Review
-from thumbnet.serving.protection import page_policy, protect, read_body
+from thumbnet.serving.protection import OWN_SITES, page_policy, protect, read_body
 
 MAX_BODY = 10_000  # bytes of a decision
 SECONDS = 10.0  # for a decision to arrive
@@ -45,11 +45,15 @@ class Heading:
         title: what is reviewed.
         continue_with: the command that uses the labels.
         hosts: accepted host names, see :func:`thumbnet.serving.protection.accepted_hosts`.
+        beyond: what the pictures beyond the shown ones are, such as ``without a label``.
+        show_more: the command that shows these too.
     """
 
     title: str
     continue_with: str
     hosts: tuple[str, ...] | None = ("localhost", "127.0.0.1")
+    beyond: str = ""
+    show_more: str = ""
 
 
 class Decision(BaseModel):
@@ -85,7 +89,7 @@ def build_review(
     async def from_the_page(request: Request) -> None:
         """Refuse requests that the browser says come from another page."""
         own = f"http://{request.headers.get('host', '')}"
-        from_elsewhere = request.headers.get("sec-fetch-site", "none") not in ("same-origin", "none")
+        from_elsewhere = request.headers.get("sec-fetch-site", "none") not in OWN_SITES
         if from_elsewhere or request.headers.get("origin", own) != own:
             raise HTTPException(403, "this request comes from another page than the review's")
 
@@ -159,6 +163,8 @@ def _state(review: Review, heading: Heading) -> dict[str, Any]:
         "command": heading.continue_with,
         "classes": review.class_names,
         "shown": review.shown,
+        "beyond": heading.beyond,
+        "show_more": heading.show_more,
         "pictures": [
             {
                 "name": printable(item.name),
@@ -188,7 +194,12 @@ def _decided(review: Review, position: int) -> dict[str, str] | None:
 
 
 def _progress(review: Review) -> dict[str, Any]:
-    return {"done": review.decided, "undo": review.can_undo, "revision": review.revision}
+    return {
+        "done": review.decided,
+        "remaining": review.remaining,
+        "undo": review.can_undo,
+        "revision": review.revision,
+    }
 
 
 def _private(content: dict[str, Any]) -> JSONResponse:

@@ -7,7 +7,7 @@ or the computer may stop at any moment. The next review of the same pictures con
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -27,6 +27,7 @@ if TYPE_CHECKING:  # these import torch
 
 LIKELY = 10  # classes per picture whose probabilities the page shows, and which the digits choose
 TRAIN = "train"  # where pictures go that had no label before
+Key = tuple[str, str]  # split and name of a picture
 
 
 @dataclass(frozen=True)
@@ -53,10 +54,42 @@ class Item:
     copies: tuple[int, ...] = ()
 
 
-def suspicious_items(suspects: Sequence[Suspect], scores: Scores, first: int) -> list[Item]:
-    """The ``first`` suspects, followed by those of their copies that come later in ``suspects``."""
+@dataclass(frozen=True)
+class Selection:
+    """The pictures of a review.
+
+    Attributes:
+        items: the pictures to decide about, in their order, followed by those of their copies that are not
+            among them.
+        shown: how many of the items are to be decided.
+        beyond: split and name of each further picture that is worth a decision.
+        reach: how many pictures to select so that all of ``beyond`` are among them.
+    """
+
+    items: tuple[Item, ...]
+    shown: int
+    beyond: tuple[Key, ...]
+    reach: int
+
+
+def suspicious_items(
+    suspects: Sequence[Suspect], scores: Scores, first: int, settled: Collection[Key] = frozenset()
+) -> Selection:
+    """Select the ``first`` suspects, followed by their copies.
+
+    Further suspects are worth a decision if their label is doubtful; all other pictures of the data are
+    suspects too.
+
+    Args:
+        suspects: the pictures of a data set, most suspicious first.
+        scores: what the networks say about them.
+        first: how many to select.
+        settled: the result of :func:`settled_pictures`; these come after all others.
+    """
+    suspects = sorted(suspects, key=lambda one: _key(one) in settled)
+    shown = min(first, len(suspects))
     place = {(one.split, one.index): at for at, one in enumerate(suspects)}
-    chosen = dict.fromkeys(range(min(first, len(suspects))))
+    chosen = dict.fromkeys(range(shown))
     for at in list(chosen):
         chosen |= dict.fromkeys(place[copy] for copy in suspects[at].copies if copy in place)
     position = {at: number for number, at in enumerate(chosen)}
@@ -68,17 +101,42 @@ def suspicious_items(suspects: Sequence[Suspect], scores: Scores, first: int) ->
         items.append(
             Item(one.split, one.index, one.name, one.given, one.suggested, likely, one.reasons, tuple(copies))
         )
-    return items
+    beyond = {
+        at: _key(suspects[at])
+        for at in range(shown, len(suspects))
+        if suspects[at].is_doubtful and _key(suspects[at]) not in settled
+    }
+    return Selection(tuple(items), shown, tuple(beyond.values()), max(beyond, default=shown - 1) + 1)
 
 
-def unlabelled_items(found: Unlabelled, order: np.ndarray, first: int, folder: Path) -> list[Item]:
-    """The ``first`` pictures in this order, for a file of labels in ``folder``."""
+def unlabelled_items(
+    found: Unlabelled, order: np.ndarray, first: int, folder: Path, settled: Collection[Key] = frozenset()
+) -> Selection:
+    """Select the ``first`` pictures in this order, for a file of labels in ``folder``.
+
+    All further pictures are worth a decision, except those in ``settled``; these come after all others.
+    """
+    named = [(index, _name_in(folder, found.split.file(index).resolve())) for index in order.tolist()]
+    named.sort(key=lambda one: (TRAIN, one[1]) in settled)
     items = []
-    for index in order[:first].tolist():
+    for index, name in named[:first]:
         likely = _likely(found.probabilities[index])
-        name = _name_in(folder, found.split.path(index).resolve())
         items.append(Item(TRAIN, index, name, None, likely[0][0], likely))
-    return items
+    beyond = tuple((TRAIN, name) for _, name in named[first:] if (TRAIN, name) not in settled)
+    return Selection(tuple(items), len(items), beyond, len(items) + len(beyond))
+
+
+def settled_pictures(path: Path, inherited: Sequence[Correction]) -> frozenset[Key]:
+    """Split and name of each picture whose decision the data contain already.
+
+    These are the pictures of the ``inherited`` corrections, except those about which the file of labels
+    ``path`` says something else.
+
+    Raises:
+        DataError, FailedReadError: as for :class:`Review`.
+    """
+    decisions = _decisions(path, inherited)
+    return frozenset(_key(one) for one in inherited if decisions[_key(one)] == one)
 
 
 def renamed(corrections: Iterable[Correction], folder: Path) -> list[Correction]:
@@ -111,9 +169,6 @@ def lock_labels(path: Path) -> AbstractContextManager[None]:
     return locked(path.with_name(f".{path.name}.lock"), busy)
 
 
-_Key = tuple[str, str]  # split and name of a picture
-
-
 class Review:
     """The pictures of a review and the decisions about them. Threads may share it.
 
@@ -122,6 +177,7 @@ class Review:
         class_names: the classes that a picture can have.
         path: the file of labels. If it exists, its decisions are taken up.
         shown: how many of the items are to be decided; the others are copies of these.
+        beyond: split and name of each further picture that is worth a decision, but is not shown.
         inherited: corrections that the data already contain; the file begins with them.
 
     Attributes:
@@ -139,16 +195,17 @@ class Review:
         path: Path,
         *,
         shown: int | None = None,
+        beyond: Sequence[Key] = (),
         inherited: Sequence[Correction] = (),
     ) -> None:
         self.items, self.class_names, self.path = tuple(items), tuple(class_names), path
         self.shown = len(self.items) if shown is None else min(shown, len(self.items))
+        self._beyond = tuple(beyond)
         self.revision = 0
         self._lock = threading.Lock()
         self._inherited = {_key(one): one for one in inherited}
         self._stamp = _stamp(path)
-        written = read_corrections(path) if is_file(path) else []
-        self._decisions = {_key(one): one for one in newest([*inherited, *written])}
+        self._decisions = _decisions(path, inherited)
         position = {_key(item): number for number, item in enumerate(self.items)}
         # What undo brings back, newest last: a picture's position and the decision before.
         self._past: list[tuple[int, Correction | None]] = [
@@ -161,6 +218,11 @@ class Review:
     def decided(self) -> int:
         """How many of the shown pictures are decided."""
         return sum(_key(item) in self._decisions for item in self.items[: self.shown])
+
+    @property
+    def remaining(self) -> int:
+        """How many further pictures are worth a decision and have none."""
+        return sum(key not in self._decisions for key in self._beyond)
 
     @property
     def can_undo(self) -> bool:
@@ -232,7 +294,7 @@ class Review:
         name = self.class_names[chosen]
         return Correction(item.name, item.split, was, name, "confirm" if name == was else "relabel")
 
-    def _write(self, key: _Key, correction: Correction | None) -> None:
+    def _write(self, key: Key, correction: Correction | None) -> None:
         """Replace one decision in the file, and then here."""
         if _stamp(self.path) != self._stamp:
             raise RunError(
@@ -247,8 +309,14 @@ class Review:
         self.revision += 1
 
 
-def _key(one: Item | Correction) -> _Key:
+def _key(one: Item | Suspect | Correction) -> Key:
     return one.split, one.name
+
+
+def _decisions(path: Path, inherited: Sequence[Correction]) -> dict[Key, Correction]:
+    """The newest decision about each picture, from the file of labels (if it exists) or inherited."""
+    written = read_corrections(path) if is_file(path) else []
+    return {_key(one): one for one in newest([*inherited, *written])}
 
 
 def _stamp(path: Path) -> tuple[int, int] | None:

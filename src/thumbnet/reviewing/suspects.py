@@ -36,6 +36,11 @@ class Suspect:
     reasons: tuple[str, ...]
     copies: tuple[tuple[str, int], ...]
 
+    @property
+    def is_doubtful(self) -> bool:
+        """Whether the label may be wrong. A copy with the same label is no reason to think so."""
+        return LABEL in self.reasons or CONFLICT in self.reasons
+
 
 def find_suspects(data: Data, scores: Scores) -> list[Suspect]:
     """Rank every readable picture by how much speaks against its label, most suspicious first.

@@ -95,22 +95,36 @@ def load_wanted(wanted: Wanted) -> Data:
     return data
 
 
+def settings_for(network: str, info: WeightsInfo) -> DataSettings:
+    """Return the settings by which a network's data are read: those of its run's recipe, if there is one.
+
+    A network that gives several labels reads any table as one of several labels, also if each row has one.
+
+    Args:
+        network: a run's folder, a file of weights, an exported file or ``hf:OWNER/NAME``; empty if it is not
+            known.
+        info: the network's description.
+
+    Raises:
+        RecipeError: the run's recipe cannot be read.
+    """
+    settings = recipe_of(network).data if network else DataSettings()
+    return replace(settings, multilabel=True) if info.multilabel else settings
+
+
 def load_named(source: str, network: str, info: WeightsInfo, tell: Callable[[str], None]) -> Data:
     """Load the data that a network is measured on, as ``thumbnet evaluate`` does.
 
     Args:
         source: a path or a name, as for :func:`thumbnet.load_data`.
-        network: a run's folder, a file of weights or ``hf:OWNER/NAME``; empty if it is not known.
-        info: the network's description.
+        network, info: see :func:`settings_for`.
         tell: see :class:`Wanted`.
 
     Raises:
         DataError: the data cannot be loaded.
         RecipeError, RunError: the run's recipe or settings cannot be read.
     """
-    settings = recipe_of(network).data if network else DataSettings()
-    if info.multilabel:
-        settings = replace(settings, multilabel=True)  # a table may have one label in each row
+    settings = settings_for(network, info)
     return load_wanted(Wanted(source, settings, open_run(network), info.fingerprint, info.source, tell=tell))
 
 

@@ -1,9 +1,14 @@
-"""Record the versions, the hardware and the git commit of a training, for ``environment.json``."""
+"""Record the versions, the hardware and the git commit of a training, for ``environment.json``.
+
+The record is that of the training's beginning. If it is resumed where numbers may be rounded in another way,
+the list ``resumed`` in it gets the environment from there on.
+"""
 
 from __future__ import annotations
 
 import platform
 import subprocess
+from collections.abc import Mapping
 from datetime import datetime
 from importlib import metadata
 from typing import Any
@@ -11,11 +16,12 @@ from typing import Any
 import torch
 
 from thumbnet.hardware import describe
+from thumbnet.invocation import processes
 from thumbnet.version import __version__
 
 
 def environment(device: torch.device) -> dict[str, Any]:
-    """Return what ``environment.json`` stores: versions, hardware, git commit and start time."""
+    """Return what ``environment.json`` stores: versions, hardware, processes, git commit and start time."""
     versions = {}
     for package in ("torch", "numpy", "pillow", "safetensors", "timm"):
         try:
@@ -27,8 +33,53 @@ def environment(device: torch.device) -> dict[str, Any]:
         "python": platform.python_version(),
         "packages": versions,
         "hardware": describe(device),
+        "processes": processes(),
         "git_commit": _git_commit(),
         "started": datetime.now().astimezone().isoformat(timespec="seconds"),
+    }
+
+
+def resumed(environment: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The environments in which a training was resumed and that differ from the one before, in order."""
+    found = environment.get("resumed")
+    return [one for one in found if isinstance(one, dict)] if isinstance(found, list) else []
+
+
+def device_name(environment: Mapping[str, Any]) -> str | None:
+    """The device of an environment, as far as it is known: the name of a GPU, else the device's own."""
+    hardware = environment.get("hardware")
+    known = hardware.get("gpu") or hardware.get("device") if isinstance(hardware, dict) else None
+    return None if known is None else str(known)
+
+
+def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """What differs between two environments and may change how numbers are rounded.
+
+    >>> differences({"packages": {"torch": "2.11"}}, {"packages": {"torch": "2.13"}, "processes": 2})
+    ['PyTorch 2.13 instead of 2.11']
+
+    What one of them lacks is unknown, and counts as equal.
+    """
+    one, other = _rounding(before), _rounding(now)
+    if one["device"] != "cpu" or other["device"] != "cpu":  # a GPU computes, whatever hands it its work
+        other["processor"] = other["threads"] = None
+    return [
+        f"{key} {other[key]} instead of {value}"
+        for key, value in one.items()
+        if None not in (value, other[key]) and value != other[key]
+    ]
+
+
+def _rounding(environment: Mapping[str, Any]) -> dict[str, Any]:
+    """What may change how numbers are rounded; None where it is unknown."""
+    packages, hardware = (environment.get(key) for key in ("packages", "hardware"))
+    packages, hardware = (one if isinstance(one, dict) else {} for one in (packages, hardware))
+    return {
+        "PyTorch": packages.get("torch"),
+        "device": device_name(environment),
+        "processor": hardware.get("processor"),
+        "threads": hardware.get("threads"),
+        "processes": environment.get("processes"),
     }
 
 

@@ -58,6 +58,13 @@ def whole(value: object, where: str, low: int, high: int) -> int:
     return value
 
 
+def flag(value: object, where: str) -> bool:
+    """Check that ``value`` is true or false."""
+    if not isinstance(value, bool):
+        raise wrong(value, where, "true or false")
+    return value
+
+
 def items(value: object, where: str, count: int | None = None) -> list[Any]:
     """Check that ``value`` is a list, of ``count`` items if that is given."""
     if not isinstance(value, list | tuple) or count not in (None, len(value)):

@@ -2,8 +2,9 @@
 
 ```text
 recipe.toml        every setting, resolved
-run.json           the data, their fingerprint, and what was asked; a resume needs it and the recipe
-environment.json   versions, hardware, git commit
+run.json           the data, their fingerprint, what was asked, digests of the user's own code; a resume
+                   needs it and the recipe
+environment.json   versions, hardware, git commit; other ones with which the training was resumed
 corrections.csv    the corrections of labels, if the run was trained with any
 metrics.jsonl      one line per epoch; metrics.csv holds the same rows for a spreadsheet
 checkpoint.pt      the state to resume from (tensors and plain values, loaded with weights_only=True)
@@ -21,9 +22,7 @@ labels.csv         what a person decided about pictures in `thumbnet review`
 from __future__ import annotations
 
 import contextlib
-import csv
 import errno
-import io
 import itertools
 import json
 import os
@@ -38,6 +37,7 @@ import torch
 from torch import Tensor
 
 from thumbnet.data.corrections import Correction, read_corrections
+from thumbnet.data.listings import csv_text
 from thumbnet.errors import RecipeError, RunError, printable
 from thumbnet.files import (
     finite,
@@ -55,9 +55,9 @@ from thumbnet.files import (
 )
 from thumbnet.invocation import command
 from thumbnet.recipes.recipe import Recipe, read_recipe, recipe_from_toml
-from thumbnet.runs.environment import environment
+from thumbnet.runs.environment import differences, environment, resumed
 from thumbnet.runs.finding import is_finished, is_run, no_run, ways_on
-from thumbnet.runs.summaries import check_metrics, check_settings, check_summary
+from thumbnet.runs.summaries import check_metrics, check_settings, check_summary, headline_key, headline_name
 from thumbnet.runs.weights import WEIGHTS_NAME, write_weights
 from thumbnet.runs.weights_info import WeightsInfo
 
@@ -96,7 +96,7 @@ class Run:
             summary = self.summary
         except (RunError, RecipeError, OSError):
             return "cannot be read"
-        key, measure = ("map", "mAP") if summary.get("multilabel") else ("accuracy", "accuracy")
+        key, measure = headline_key(summary), headline_name(summary)
         if summary.get(key) is None:
             return f"{name}, complete"
         return f"{name}, {summary['split']} {measure} {100 * summary[key]:.2f} %"
@@ -280,8 +280,37 @@ class Run:
     def begin(self, recipe: Recipe, settings: dict[str, Any], device: torch.device) -> None:
         """Write the recipe, the environment and ``run.json``, before the first step."""
         self.write_recipe(recipe)
-        write_json(self.path / "environment.json", environment(device))
+        self.write_environment(device)
+        self.write_settings(settings)
+
+    def write_settings(self, settings: Mapping[str, Any]) -> None:
+        """Write or replace ``run.json``."""
         write_json(self.path / "run.json", settings)
+
+    def write_environment(self, device: torch.device) -> None:
+        """Write or replace ``environment.json``, for a training that begins."""
+        write_json(self.path / "environment.json", environment(device))
+
+    def add_environment(self, device: torch.device, step: int) -> list[str]:
+        """Add the environment of a training that is resumed, if it may round numbers in another way.
+
+        Args:
+            device: the device.
+            step: the step from which the training goes on.
+
+        Returns:
+            What differs from the environment before; see :func:`~thumbnet.runs.environment.differences`.
+        """
+        try:
+            recorded = self.environment
+        except RunError:
+            return []  # the file was removed or is damaged, and the training does not need it
+        earlier, now = resumed(recorded), environment(device)
+        found = differences([recorded, *earlier][-1], now)
+        if found:
+            added = {**recorded, "resumed": [*earlier, {**now, "step": step}]}
+            write_json(self.path / "environment.json", added)
+        return found
 
     def write_recipe(self, recipe: Recipe) -> None:
         """Write or replace ``recipe.toml``."""
@@ -352,7 +381,10 @@ class Run:
             begun = recipe_from_toml(state["recipe"])
         except RecipeError:
             raise RunError(f"{path} is not a checkpoint of this version of thumbnet") from None
-        if without_length(begun) != without_length(self.recipe):
+        own = self.recipe
+        if begun != own and self.settings.get("minutes") is not None:  # the clock may have changed its length
+            begun, own = without_length(begun), without_length(own)
+        if begun != own:
             raise RunError(
                 f"{self.path / 'recipe.toml'} has changed since this run started: restore it, "
                 "or start a new run with the changed recipe"
@@ -387,8 +419,4 @@ def _is_unused(folder: Path) -> bool:
 def _as_csv(rows: Sequence[dict[str, Any]]) -> str:
     """Format rows as CSV with one column per key of any row; a cell is empty where its row lacks the key."""
     heads = list(dict.fromkeys(key for row in rows for key in row))
-    text = io.StringIO()
-    writer = csv.DictWriter(text, heads, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
+    return csv_text([heads, *([row.get(head) for head in heads] for row in rows)])

@@ -1,4 +1,7 @@
-"""Check a run's JSON files, which may be damaged or come from a stranger. Imports no torch."""
+"""Check a run's JSON files, which may be damaged or come from a stranger. Imports no torch.
+
+Also says which entry of a summary is the main measure.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from thumbnet.runs.fields import items, number, numbers, optional_text, table, text, whole, wrong
+from thumbnet.runs.fields import flag, items, number, numbers, optional_text, table, text, whole, wrong
 
 _MOST = 2**53
 _TEXTS = ("sha256",)  # of the corrections of labels; the rest is counts
@@ -42,6 +45,13 @@ def check_settings(settings: dict[str, Any]) -> None:
         text(found["recipe"], "asked.recipe")
         if not isinstance(found["settings"], dict):
             raise wrong(found["settings"], "asked.settings", "a JSON object")
+    checks: dict[str, Callable[[object, str], object]] = {"code": text, "code_before": _lines}
+    for key, check in checks.items():
+        recorded = settings.get(key, {})
+        if not isinstance(recorded, dict):
+            raise wrong(recorded, key, "a JSON object")
+        for name, value in recorded.items():
+            check(value, f"{key}.{name}")
     searched = settings.get("search")
     if searched is not None:
         text(table(searched, "search", ("judged_on",))["judged_on"], "search.judged_on")
@@ -67,6 +77,16 @@ def check_metrics(row: dict[str, Any]) -> None:
             number(value, key)
 
 
+def headline_key(summary: dict[str, Any]) -> str:
+    """The key of a run's main measure: ``map`` for several labels per picture, else ``accuracy``."""
+    return "map" if summary.get("multilabel") else "accuracy"
+
+
+def headline_name(summary: dict[str, Any]) -> str:
+    """The name of a run's main measure: ``mAP`` or ``accuracy``."""
+    return "mAP" if summary.get("multilabel") else "accuracy"
+
+
 def _share(value: object, key: str) -> None:
     number(value, key, 0, 1)
 
@@ -86,11 +106,6 @@ def _interval(value: object, key: str) -> None:
 def _lines(value: object, key: str) -> None:
     for line in items(value, key):
         text(line, key)
-
-
-def _answer(value: object, key: str) -> None:
-    if not isinstance(value, bool):
-        raise wrong(value, key, "true or false")
 
 
 def _val(value: object, key: str) -> None:
@@ -145,7 +160,7 @@ _CHECKS: dict[str, Callable[[object, str], object]] = {
     **dict.fromkeys(("epochs", "kept_epoch", "parameters"), _count),
     **dict.fromkeys(("calibration_pictures", "calibration_known", *_GROUPED), _count),
     "warnings": _lines,
-    "multilabel": _answer,
+    "multilabel": flag,
     "repeats": _repeats,
     "val": _val,
     "labels": _corrections,

@@ -11,9 +11,7 @@ picture is ``unsure``. So no command takes the network's answers for labels, and
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
 import os
 import re
 import tempfile
@@ -29,7 +27,7 @@ from queue import SimpleQueue
 from thumbnet.classifiers.base import Prediction
 from thumbnet.data import corrections
 from thumbnet.data.images import picture_suffix
-from thumbnet.data.listings import safe_text
+from thumbnet.data.listings import csv_text, safe_text
 from thumbnet.errors import RunError, ThumbnetError, printable
 from thumbnet.files import reason, user_path, write_private
 from thumbnet.runs.weights_info import WeightsInfo
@@ -301,9 +299,7 @@ class Keeper:
 
 
 def _line(cells: Sequence[str]) -> bytes:
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerow(cells)
-    return text.getvalue().encode(errors="backslashreplace")
+    return csv_text([cells]).encode(errors="backslashreplace")
 
 
 def _private(path: str, flags: int) -> int:

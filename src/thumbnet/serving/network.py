@@ -39,14 +39,14 @@ class Source:
 
     Attributes:
         path, device, threads: see :func:`thumbnet.load_classifier`.
-        data_of: returns the data whose test pictures the page offers, or None; called with the fingerprint of
-            the network's training data.
+        data_of: returns the data whose test pictures the page offers, or None; called with the network's
+            description.
     """
 
     path: str
     device: str = "auto"
     threads: int = 0
-    data_of: Callable[[str], Data | None] = lambda fingerprint: None
+    data_of: Callable[[WeightsInfo], Data | None] = lambda info: None
 
     def load(self) -> Network:
         """Load the network.
@@ -72,7 +72,7 @@ class Source:
             raise RunError(
                 f"{self.path} changed while it was being read. Write new files next to it, then rename them"
             )
-        return Network(classifier, identity, partial(self.data_of, classifier.info.fingerprint))
+        return Network(classifier, identity, partial(self.data_of, classifier.info))
 
 
 def check_memory(classifier: Classifier, most: int, tta: str | None) -> None:

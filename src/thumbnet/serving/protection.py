@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from ipaddress import ip_address
 
 from fastapi import FastAPI, HTTPException, Request
@@ -22,6 +22,7 @@ HOST = re.compile(r"(?P<name>[A-Za-z0-9._-]{1,253}|\[[0-9A-Fa-f:.]{2,45}\])(:[0-
 LONGEST_HOST = 253  # characters, which is what a name in the DNS may have
 CORS_METHODS = ("GET", "POST")  # that pages of accepted origins may use
 CORS_HEADERS = ("X-API-Key",)  # that they may send, and those that every page may
+OWN_SITES = ("same-origin", "none")  # Sec-Fetch-Site of a service's own page, and of what the user opened
 HEADERS = (
     (b"x-content-type-options", b"nosniff"),
     (b"x-frame-options", b"DENY"),
@@ -47,17 +48,26 @@ def accepted_hosts(listener: socket.socket, named: str, more: Sequence[str] = ()
 
 
 def protect(
-    app: FastAPI, hosts: tuple[str, ...] | None, option: str = "", origins: Sequence[str] = ()
+    app: FastAPI,
+    hosts: tuple[str, ...] | None,
+    option: str = "",
+    origins: Sequence[str] = (),
+    origin_option: str = "",
 ) -> None:
-    """Refuse requests for host names other than ``hosts``, and add ``HEADERS`` to every response.
+    """Refuse what pages of other sites send, and add ``HEADERS`` to every response.
+
+    This refuses requests for host names other than ``hosts``, and POST requests that come from a page of
+    another site, as the browser says.
 
     Args:
         app: the application.
         hosts: the accepted host names; None for any.
         option: the option that adds a host name; the refusal names it.
-        origins: the origins, such as ``https://shop.example``, whose pages may read the answers; ``*`` for
-            all. The application answers their preflight requests.
+        origins: the origins, such as ``https://shop.example``, whose pages may send POST requests and read
+            the answers; ``*`` for all. The application answers their preflight requests.
+        origin_option: the option that adds an origin; the refusal names it.
     """
+    app.add_middleware(_OnlyFrom, origins=origins, option=origin_option)
     if origins:
         # The policy in HEADERS does not concern these pages: browsers apply it only to what a page embeds
         # without asking for permission (CORS), such as an image of another site.
@@ -123,6 +133,31 @@ class _OnlyFor:
         await JSONResponse({"detail": detail}, 400)(scope, receive, send)
 
 
+class _OnlyFrom:
+    """ASGI middleware that answers 403 to POST requests from pages of other sites than ``origins``.
+
+    Such a page may send a form without asking first; the browser only keeps the answer from it. Browsers say
+    where a request comes from if the service is on this machine or has HTTPS. Programs do not say it.
+    """
+
+    def __init__(self, app: ASGIApp, origins: Sequence[str], option: str) -> None:
+        self._app, self._origins, self._option = app, origins, option
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["method"] != "POST" or self._accepts(Headers(scope=scope)):
+            await self._app(scope, receive, send)
+            return
+        detail = "this request comes from a page of another site, which may not use this service"
+        if self._option:
+            detail += f". To accept it, start the service with {self._option} and the origin of that page"
+        await JSONResponse({"detail": detail}, 403)(scope, receive, send)
+
+    def _accepts(self, headers: Headers) -> bool:
+        if headers.get("sec-fetch-site", "none") in OWN_SITES or "*" in self._origins:
+            return True
+        return headers.get("origin") in self._origins
+
+
 class _WithHeaders:
     """ASGI middleware that adds ``HEADERS`` to every response."""
 
@@ -156,7 +191,13 @@ def _sources(tag: str, page: str) -> str:
     return " ".join(map(inline_source, blocks)) or "'none'"
 
 
-async def read_body(request: Request, most: int, seconds: float, advice: str) -> bytes:
+async def read_body(
+    request: Request,
+    most: int,
+    seconds: float,
+    advice: str,
+    hold: Callable[[int], None] = lambda size: None,
+) -> bytes:
     """Read a request's body.
 
     Args:
@@ -164,6 +205,7 @@ async def read_body(request: Request, most: int, seconds: float, advice: str) ->
         most: the most bytes that it may have.
         seconds: the time that it may take to arrive.
         advice: what to do if it is too large.
+        hold: called with the bytes of each part before it is kept; may raise HTTPException.
 
     Raises:
         HTTPException: 413 if it is too large, 408 if it does not arrive in time, 400 if the client is gone.
@@ -176,9 +218,10 @@ async def read_body(request: Request, most: int, seconds: float, advice: str) ->
     try:
         async with asyncio.timeout(seconds):
             async for part in request.stream():
-                body += part
-                if len(body) > most:
+                if len(body) + len(part) > most:
                     raise too_large
+                hold(len(part))
+                body += part
     except TimeoutError:
         raise HTTPException(408, "the body did not arrive in time", {"Connection": "close"}) from None
     except ClientDisconnect:

@@ -57,8 +57,8 @@ class ServiceSettings:
     """Limits and options of the service.
 
     Attributes:
-        max_bytes: the most bytes in a request's body.
-        max_pixels: the most pixels in a picture.
+        max_bytes: the most bytes in a request's body. All requests together may hold 16 times as many.
+        max_pixels: the most pixels in a picture. Decoding takes at most 40 times as many bytes of memory.
         max_pictures: the most pictures in a request.
         max_queue: the most requests with pictures, running or waiting, at a time; more are refused.
         max_batch: the most pictures in a forward pass.
@@ -68,7 +68,8 @@ class ServiceSettings:
         api_key: required by every route except ``/``, ``/healthz``, ``/readyz`` and ``/openapi.json``; None
             for no key.
         hosts: accepted host names; None for any; see :func:`~thumbnet.serving.protection.accepted_hosts`.
-        origins: origins such as ``https://shop.example`` whose pages may use the service; ``*`` for all.
+        origins: origins such as ``https://shop.example`` whose pages may use the service; ``*`` for all. The
+            service refuses POST requests from any other page but its own.
     """
 
     max_bytes: int = 10_000_000
@@ -130,7 +131,7 @@ def build_service(
     )
     app.state.reload = service.reloads.ask
     app.add_middleware(Measured, registry=service.registry)
-    protect(app, settings.hosts, "--accept-host", settings.origins)
+    protect(app, settings.hosts, "--accept-host", settings.origins, "--allow-origin")
     app.add_exception_handler(RequestValidationError, _describe_invalid)
     app.add_exception_handler(OutOfMemoryError, service.describe_full)
     if access_log is not None:  # the outermost middleware, which also sees requests that others refuse
@@ -242,11 +243,12 @@ def build_service(
 REFUSALS = {
     400: "the multipart body is not well-formed, or the request is for another host name",
     401: "the API key is missing or wrong",
+    403: "the request comes from a page of another site",
     408: "the body did not arrive in time",
     413: "too many bytes or pixels",
     415: "neither multipart/form-data nor a picture, or a picture in an unknown format",
     422: "no picture, too many pictures, a damaged picture, or a parameter out of range",
-    429: "the queue is full: try again",
+    429: "the queue is full, or requests hold too many bytes: try again",
     503: "no answer in time, or too little memory: try again",
 }
 
@@ -371,11 +373,12 @@ class _Service:
         """Read the pictures of a request. The request counts towards ``max_queue`` until it is answered."""
         if self._active >= self.settings.max_queue:
             raise HTTPException(429, "the queue is full: try again", {"Retry-After": "1"})
+        height, width = self.network.classifier.info.preprocessing.size
         self._active += 1
         try:
-            uploads = await self.uploads.read(request)
-            request.scope[PICTURES] = len(uploads)
-            yield uploads
+            async with self.uploads.read(request, decoded=3 * height * width) as uploads:
+                request.scope[PICTURES] = len(uploads)
+                yield uploads
         finally:
             self._active -= 1
 

@@ -1,19 +1,23 @@
-"""The pictures in a request: read from its body, whole or as a form, and decoded in threads."""
+"""The pictures in a request: read from its body, whole or as a form, and decoded in threads.
+
+Both take memory that clients decide on: bodies as long as requests wait, and decoded pictures, which may be a
+thousand times as large as their files. ``Uploads`` limits each of them for all requests together.
+"""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from fastapi import HTTPException, Request
-from prometheus_client import CollectorRegistry, Counter
+from prometheus_client import CollectorRegistry, Counter, Gauge
 from starlette.datastructures import UploadFile
-from starlette.exceptions import HTTPException as StarletteHTTPException
-from starlette.types import Message, Receive
+from starlette.formparsers import MultiPartException, MultiPartParser
 
 from thumbnet.classifiers.base import Classifier
 from thumbnet.data.images import load_picture
@@ -24,10 +28,15 @@ from thumbnet.errors import (
     UnreadableImageError,
     printable,
 )
+from thumbnet.serving.budget import Budget
 from thumbnet.serving.protection import read_body
 
 KINDS = ("image/jpeg", "image/png", "image/webp", "image/gif", "image/bmp", "image/tiff", "image/avif")
 DECODERS = 4  # threads
+# Bytes of memory for decoding, for each pixel that the largest picture may have: enough to decode one of any
+# format (images.BYTES_PER_PIXEL), also if it is rather narrow (images.BYTES_PER_LINE).
+DECODING_BYTES_PER_PIXEL = 40
+LARGEST_REQUESTS = 16  # all requests together may hold as many bytes as so many of the largest ones
 
 
 @dataclass(frozen=True)
@@ -40,6 +49,9 @@ class Upload:
 
 class Uploads:
     """Reads and decodes the pictures of requests.
+
+    All requests together may hold ``LARGEST_REQUESTS`` times ``max_bytes``, and decoding takes at most
+    ``DECODING_BYTES_PER_PIXEL`` times ``max_pixels`` bytes of memory at a time.
 
     Args:
         max_bytes: the most bytes in a request's body.
@@ -64,40 +76,77 @@ class Uploads:
         self._timeout, self._warn = timeout, warn
         self._missing = set[str]()  # the packages that pictures would have needed
         self._pictures = Counter("thumbnet_pictures", "Uploaded pictures.", ["outcome"], registry=registry)
-        self._decoders = ThreadPoolExecutor(DECODERS, "decode")
+        self._decoders, self._idle = ThreadPoolExecutor(DECODERS, "decode"), asyncio.Semaphore(DECODERS)
+        self._memory = Budget(DECODING_BYTES_PER_PIXEL * max_pixels)
+        self._max_held, self._held = LARGEST_REQUESTS * max_bytes, 0
+        held = Gauge(
+            "thumbnet_request_bytes_in_flight",
+            "Bytes that requests hold: their bodies, and their pictures at the size that the network takes.",
+            registry=registry,
+        )
+        held.set_function(lambda: self._held)
 
-    async def read(self, request: Request) -> list[Upload]:
-        """The pictures in a request's body.
+    @asynccontextmanager
+    async def read(self, request: Request, decoded: int) -> AsyncIterator[list[Upload]]:
+        """Read the pictures in a request's body, which count as held until the end of the block.
+
+        Args:
+            request: the request.
+            decoded: the bytes of a picture at the size that the network takes.
 
         Raises:
-            HTTPException: there are none, too many, or they are not sent as they should be; see also
+            HTTPException: there are none, too many, or they are not sent as they should be; 429 if all
+                requests together would hold too many bytes; see also
                 :func:`~thumbnet.serving.protection.read_body`.
         """
+        own = 0
+
+        def hold(size: int) -> None:
+            nonlocal own
+            # A request that is alone is always taken, however large its decoded pictures are.
+            if self._held > own and self._held + size > self._max_held:
+                detail = "the service holds as many bytes of requests as it may: try again"
+                raise HTTPException(429, detail, {"Retry-After": "1"})
+            self._held += size
+            own += size
+
+        try:
+            uploads = await self._read(request, hold)
+            hold(len(uploads) * decoded)
+            yield uploads
+        finally:
+            self._held -= own
+
+    async def _read(self, request: Request, hold: Callable[[int], None]) -> list[Upload]:
+        """The pictures in a request's body; ``hold`` is called with the bytes of each part that arrives."""
         kind = request.headers.get("content-type", "").split(";")[0].strip().lower()
         multipart = kind == "multipart/form-data"
         if not (multipart or kind.startswith("image/") or kind == "application/octet-stream"):
             given = kind or "no Content-Type"
             raise HTTPException(415, f"{given}: send multipart/form-data, or a picture as image/jpeg etc.")
         advice = "send smaller or fewer pictures"
-        body = await read_body(request, self._max_bytes, self._timeout, advice)
+        body = await read_body(request, self._max_bytes, self._timeout, advice, hold)
         if not multipart:
             return [Upload(kind, body)]
         most = self._max_pictures
-        # The form parser needs a stream, so replay the body. Its size has been checked.
-        whole = Request(request.scope, _replayed(body))
+        # Not `request.form()`, which writes files of more than a megabyte to the disk.
         try:
-            async with whole.form(max_files=most, max_fields=most) as form:
-                files = [file for _, file in form.multi_items() if isinstance(file, UploadFile)]
-                uploads = [Upload(file.filename or "", await file.read()) for file in files]
-        except StarletteHTTPException as error:
-            if "Too many files" in str(error.detail):
+            async with aclosing(_stream(body)) as stream:
+                parser = MultiPartParser(request.headers, stream, max_files=most, max_fields=most)
+                parser.spool_max_size = len(body) + 1  # larger than any file in the form
+                form = await parser.parse()
+        except MultiPartException as error:
+            if "Too many files" in error.message:
                 advice = f"more than {most} pictures: send them in several requests"
                 raise HTTPException(422, advice) from None
-            if "Too many fields" in str(error.detail):
+            if "Too many fields" in error.message:
                 raise HTTPException(
                     422, f"more than {most} fields besides pictures: leave them out"
                 ) from None
-            raise
+            raise HTTPException(400, error.message) from None
+        files = [file for _, file in form.multi_items() if isinstance(file, UploadFile)]
+        uploads = [Upload(file.filename or "", await file.read()) for file in files]
+        await form.close()
         if not uploads:
             raise HTTPException(422, "no picture: send at least one file, for example curl -F file=@cat.jpg")
         return uploads
@@ -108,8 +157,7 @@ class Uploads:
         Raises:
             HTTPException: a picture cannot be read.
         """
-        run = asyncio.get_running_loop().run_in_executor
-        pending = [run(self._decoders, self._decode, classifier, one) for one in uploads]
+        pending = [self._in_thread(classifier, one) for one in uploads]
         results = await asyncio.gather(*pending, return_exceptions=True)
         errors = [one for one in results if isinstance(one, BaseException)]
         self._pictures.labels("read").inc(len(results) - len(errors))
@@ -139,12 +187,36 @@ class Uploads:
             "Send it as JPEG or PNG"
         )
 
+    async def _in_thread(self, classifier: Classifier, upload: Upload) -> np.ndarray:
+        """Decode a picture as soon as a thread is idle.
+
+        Pictures do not wait in the executor: it would keep those of clients that have left, uncounted.
+        """
+        await self._idle.acquire()
+        decoded = asyncio.get_running_loop().run_in_executor(self._decoders, self._decode, classifier, upload)
+        decoded.add_done_callback(self._has_decoded)
+        await asyncio.wait([decoded])  # cancels nothing: the thread is busy until the end, whoever leaves
+        return decoded.result()
+
+    def _has_decoded(self, decoded: asyncio.Future[np.ndarray]) -> None:
+        self._idle.release()
+        if not decoded.cancelled():
+            decoded.exception()  # taken, or asyncio would print the error of a picture whose client has left
+
     def _decode(self, classifier: Classifier, upload: Upload) -> np.ndarray:
+        error: UnreadableImageError
         try:
-            picture = load_picture(upload.content, upload.name, self._max_pixels)
-            return classifier.info.preprocessing.pixels(picture)
+            with self._memory.share() as claim:
+                return classifier.info.preprocessing.pixels(
+                    load_picture(upload.content, upload.name, self._max_pixels, claim)
+                )
         except MemoryError:
-            raise TooManyPixelsError(upload.name, "not enough memory to decode it") from None
+            error = TooManyPixelsError(upload.name, "not enough memory to decode it")
+        except UnreadableImageError as found:
+            error = found
+        # A traceback would hold what was decoded before the error, until the whole request is answered.
+        error.__context__ = None
+        raise error.with_traceback(None)
 
 
 def takes_pictures(most: int) -> dict[str, Any]:
@@ -160,11 +232,9 @@ def takes_pictures(most: int) -> dict[str, Any]:
     return {"requestBody": {"required": True, "content": content}}
 
 
-def _replayed(body: bytes) -> Receive:
-    async def receive() -> Message:
-        return {"type": "http.request", "body": body, "more_body": False}
-
-    return receive
+async def _stream(body: bytes) -> AsyncGenerator[bytes, None]:
+    """A body that has arrived, for the parser of forms."""
+    yield body
 
 
 def _status_of(error: BaseException) -> int:

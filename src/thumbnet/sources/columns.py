@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from thumbnet.errors import DataError, nearest, printable
+from thumbnet.errors import DataError, nearest, printable, some_of
 from thumbnet.recipes.settings import DataSettings
 from thumbnet.sources.column_names import label_candidates, path_candidates
 from thumbnet.sources.index import is_picture_name
@@ -106,8 +106,7 @@ def find_columns(table: Table, settings: DataSettings, labels: bool = True) -> C
 
 
 def _listing(names: Sequence[str]) -> str:
-    more = f" and {len(names) - 12} more" if len(names) > 12 else ""
-    return ", ".join(printable(name) for name in names[:12]) + more
+    return some_of([printable(name) for name in names], 12)
 
 
 def _path_column(table: Table) -> str:

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from thumbnet.data.reading import is_file, is_of_the_system, read_error
+from thumbnet.data.reading import damage_as_data_error, first_line, is_file
 from thumbnet.data.splits import BytesSplit, Data, Split
 from thumbnet.errors import DataError, MissingExtraError, nearest, printable
 from thumbnet.files import read_whole
@@ -53,12 +53,8 @@ def read(place: Place, source: str, settings: DataSettings) -> Data:
         DataError: the folder is damaged, or has no column of pictures or of labels.
     """
     library = _library("reading a folder saved by the library datasets")
-    try:
+    with damage_as_data_error(place.path, f"cannot load {printable(source)}"):
         loaded = library.load_from_disk(str(place.path))
-    except Exception as error:  # the library raises a different class for every way to fail
-        if is_of_the_system(error):
-            raise read_error(error, place.path) from None
-        raise DataError(f"cannot load {printable(source)}: {_first_line(error)}") from None
     tables = loaded if isinstance(loaded, dict) else {"train": loaded}
     return _read_tables(tables, "", source, settings, "saved by the library datasets")
 
@@ -87,8 +83,10 @@ def load_hub(
     path, _, config = path.partition(":")
     try:
         tables = library.load_dataset(path, config or None, cache_dir=str(cache) if cache else None)
+    except MemoryError:
+        raise
     except Exception as error:  # the library raises a different class for every way to fail
-        raise DataError(f"cannot load {printable(source)} from the Hub: {_first_line(error)}") from None
+        raise DataError(f"cannot load {printable(source)} from the Hub: {first_line(error)}") from None
     return _read_tables(tables, label_column, source, settings, "Hugging Face Hub")
 
 
@@ -224,27 +222,18 @@ def _read_pictures(
     """The encoded pictures at the rows ``chosen``, and names for them in messages."""
     library = _library("reading from the Hugging Face Hub")
     files, names = [], []
-    try:
+    # The column may hold anything, and a file may be missing.
+    with damage_as_data_error(where, f"{where}: cannot read pictures from the column {printable(image)!r}"):
         encoded = table.cast_column(image, library.Image(decode=False)).select(chosen)[image]
         for index, item in zip(chosen, encoded, strict=True):
             content, path = item["bytes"], item.get("path")
             files.append(content if content is not None else read_whole(path))
             names.append(f"{split}/{path}[{index}]" if path else f"{split}[{index}]")
-    except Exception as error:  # the column may hold anything, and a file may be missing
-        if is_of_the_system(error):
-            raise read_error(error, where) from None
-        raise DataError(
-            f"{where}: cannot read pictures from the column {printable(image)!r}: {_first_line(error)}"
-        ) from None
     return files, names
 
 
 def _listing(features: Mapping[str, Any]) -> str:
     return ", ".join(f"{printable(key)} ({type(kind).__name__})" for key, kind in features.items())
-
-
-def _first_line(error: Exception) -> str:
-    return printable(str(error).strip().split("\n")[0]) or type(error).__name__
 
 
 def _library(what: str) -> Any:

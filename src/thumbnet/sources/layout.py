@@ -6,7 +6,6 @@ tests share the same code. :mod:`thumbnet.sources.folders` lists the folder and 
 
 from __future__ import annotations
 
-import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
@@ -14,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from thumbnet.data import plugins
-from thumbnet.errors import DataError, printable
+from thumbnet.errors import DataError, printable, some_of
 from thumbnet.recipes.settings import DataSettings
 from thumbnet.sources import filenames
 from thumbnet.sources.spelling import name_key, nfc
@@ -25,19 +24,10 @@ from thumbnet.sources.split_folders import (
     Unlabelled,
     has_splits,
     picture_count,
+    sole,
 )
 from thumbnet.sources.split_names import SPLITS, split_name
 from thumbnet.sources.tree import Folder, is_known_tool
-
-# Names of folders that hold versions (color, grayscale) or parts (fold_1) of one data set. The class folders
-# are one level below them.
-_VERSION = re.compile(
-    r"(color|colour|gray|grey|grayscale|greyscale|rgb|segmented|segmentation|original|augmented|augmentation|"
-    r"raw|resized|cropped|cleaned|clean|processed|preprocessed|masks|images|noisy|denoised|bw|"
-    r"(fold|part|batch|session|subset|chunk|split|cv|run|set)[ _-]*\d+|\d+x\d+(px)?|with.*|without.*)"
-    r"([ _-]*(images|imgs|pictures|data|dataset|version))?",
-    re.IGNORECASE,
-)
 
 
 class Layout(NamedTuple):
@@ -179,7 +169,7 @@ class _Decision(SplitFinder):
         """The layout CLASS/train/* + CLASS/test/*, or None if no class folder contains splits."""
         if self.settings.classes_from != "top" or len(top.filled()) < 2:
             return None
-        outer = [each for each in top.filled() if has_splits(_sole(each))]
+        outer = [each for each in top.filled() if has_splits(sole(each))]
         if not outer:
             return None
         inner = [each for folder in top.filled() for each in folder.filled()]
@@ -203,27 +193,6 @@ class _Decision(SplitFinder):
             "each class folder has its own splits, such as " + self._short(top.filled()[0].filled()[0]) + "/"
         )
         return self._finish(shape, names, found, dict.fromkeys(found, top))
-
-    def _check_versions(self, top: Folder) -> None:
-        """Refuse or note folders with the same class folders inside, such as ``color`` and ``grayscale``."""
-        if self.settings.classes_from != "top" or len(top.filled()) < 2 or top.pictures:
-            return
-        inner = [{name_key(each.name) for each in _sole(folder).filled()} for folder in top.filled()]
-        if len(inner[0]) < 2 or any(names != inner[0] for names in inner):
-            return
-        found = ", ".join(f"{self._short(each)}/" for each in top.filled()[:5])
-        example = _sole(top.filled()[0]).filled()[0].name
-        if all(_VERSION.fullmatch(each.name) for each in top.filled()):
-            raise DataError(
-                f"{self.base}: {found} contain the same {len(inner[0])} folders, such as "
-                f"{printable(example)}/, so they look like versions or parts of one data set. Name one of "
-                f"them: {self._full(top.filled()[0])}. If they are the classes, say so: --depth 1"
-            )
-        self.notes.append(
-            f"warning: all class folders ({found}) contain the same {len(inner[0])} folders, such as "
-            f"{printable(example)}/, which were merged. If those are the classes, name one of the outer "
-            "folders as the data, or make each inner folder a class: --classes-from leaf"
-        )
 
     def _classes(self, folder: Folder) -> dict[str, list[Folder]]:
         """The folders that hold each class's pictures. Keys are paths below ``folder``, in NFC."""
@@ -391,8 +360,7 @@ class _Decision(SplitFinder):
             )
         lacking = [shown for name, shown in names.items() if name not in found]
         if lacking:
-            some = ", ".join(lacking[:5]) + (f" and {len(lacking) - 5} more" if len(lacking) > 5 else "")
-            self.notes.append(f"{split} has no pictures of {some}")
+            self.notes.append(f"{split} has no pictures of {some_of(lacking)}")
         return found
 
     # --- labels in names ---
@@ -516,13 +484,6 @@ class _Decision(SplitFinder):
         if by == "leaf":
             return ".../CLASS/*"
         return "*/" * (int(by) - 1) + "CLASS/*" if by.isdigit() else "CLASS/*"
-
-
-def _sole(folder: Folder) -> Folder:
-    """The innermost folder that holds all pictures of ``folder``."""
-    while not folder.pictures and len(folder.filled()) == 1:
-        folder = folder.filled()[0]
-    return folder
 
 
 def _base_names(paths: Sequence[str]) -> list[str]:

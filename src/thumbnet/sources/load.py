@@ -110,7 +110,7 @@ def load_data(
         data = _load_named(name, cache, chosen, progress)
     elif name.startswith(HUB):
         manifest.check_used(None, chosen, _USED[hub], name)
-        data = hub.load_hub(name.removeprefix(HUB), name, Path(data_dir) if data_dir else None, chosen)
+        data = hub.load_hub(name.removeprefix(HUB), name, cache if data_dir else None, chosen)
     else:
         data = _load_path(user_path(name), name, cache, chosen)
     data = replace(data, splits={name: data.splits[name] for name in SPLITS if name in data.splits})
@@ -315,3 +315,8 @@ def where_again(source: str) -> str | None:
         return None
     is_path = source not in NAMED and not source.startswith(HUB)
     return str(user_path(source).resolve()) if is_path else source
+
+
+def data_dir_again(data_dir: str | Path | None) -> str | None:
+    """The absolute path of a folder for downloads; None for the user's cache folder."""
+    return str(user_path(data_dir).resolve()) if data_dir else None

@@ -10,15 +10,14 @@ import math
 import re
 import sys
 import zipfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import IO
 
 import numpy as np
 from numpy.lib import format as npy
 
-from thumbnet.data.reading import inside, is_file, is_folder, is_of_the_system, read_error
+from thumbnet.data.reading import damage_as_data_error, inside, is_file, is_folder
 from thumbnet.data.splits import Data
 from thumbnet.errors import DataError, printable
 from thumbnet.files import open_whole, open_zip
@@ -129,7 +128,7 @@ def _chosen(path: Path) -> list[Path]:
 
 def _is_whole(path: Path) -> bool:
     """Whether a ``.npz`` has both pictures and labels, so that no other file is needed."""
-    with _damage_as_data_error(path), open_zip(path) as zipped:
+    with _damage_of(path), open_zip(path) as zipped:
         roles = {part_of(Path(info.filename).stem)[2] for info in zipped.infolist()}
         return {"images", "labels"} <= roles
 
@@ -141,7 +140,7 @@ def _read_npz(path: Path) -> dict[str, np.ndarray]:
         DataError: the file is damaged, is a decompression bomb, or holds Python objects.
     """
     arrays = {}
-    with _damage_as_data_error(path), open_zip(path) as zipped:
+    with _damage_of(path), open_zip(path) as zipped:
         infos = [info for info in zipped.infolist() if info.filename.endswith(".npy")]
         limit = MAX_EXPANSION * path.stat().st_size + _BLOCK
         if sum(info.file_size for info in infos) > limit:
@@ -172,7 +171,7 @@ def _read_npz(path: Path) -> dict[str, np.ndarray]:
 
 def _map(path: Path) -> np.ndarray:
     """Memory-map the array in a ``.npy`` file."""
-    with _damage_as_data_error(path):
+    with _damage_of(path):
         with open_whole(path) as file:
             shape, _, dtype = _header(file, str(path))
             held = path.stat().st_size - file.tell()
@@ -196,12 +195,15 @@ def _header(file: IO[bytes], where: str) -> tuple[tuple[int, ...], bool, np.dtyp
         ValueError: it is not a ``.npy`` file.
     """
     version = npy.read_magic(file)
-    if version == (1, 0):
-        shape, fortran, dtype = npy.read_array_header_1_0(file)
-    elif version in ((2, 0), (3, 0)):  # version 3 differs only in the encoding of field names
-        shape, fortran, dtype = npy.read_array_header_2_0(file)
-    else:
-        raise ValueError(f"unknown .npy version {version}")
+    try:
+        if version == (1, 0):
+            shape, fortran, dtype = npy.read_array_header_1_0(file)
+        elif version in ((2, 0), (3, 0)):  # version 3 differs only in the encoding of field names
+            shape, fortran, dtype = npy.read_array_header_2_0(file)
+        else:
+            raise ValueError(f"unknown .npy version {version}")
+    except MemoryError:  # Python's parser also raises it, for a header that is nested too deeply
+        raise ValueError("its header is too long or nested too deeply") from None
     if dtype.hasobject:
         raise DataError(
             f"{where} holds Python objects (a pickle) and is refused, because loading them can run any code. "
@@ -238,15 +240,6 @@ def _content(file: IO[bytes], expected: int, held: int, where: str) -> bytearray
     return content
 
 
-@contextmanager
-def _damage_as_data_error(path: Path) -> Iterator[None]:
-    """Raise the errors that a damaged file causes as :class:`DataError`."""
-    try:
-        yield
-    except DataError:
-        raise
-    except Exception as error:  # NumPy, zipfile and tokenize raise almost any exception for a damaged file
-        if is_of_the_system(error):
-            raise read_error(error, path) from None
-        reason = str(error).split("\n")[0] or type(error).__name__
-        raise DataError(f"{path} is not a NumPy file, or is damaged: {reason}") from None
+def _damage_of(path: Path) -> AbstractContextManager[None]:
+    """In this block, the errors that a damaged file causes are raised as :class:`DataError`."""
+    return damage_as_data_error(path, f"{path} is not a NumPy file, or is damaged")

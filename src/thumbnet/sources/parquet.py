@@ -6,14 +6,14 @@ import json
 import re
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from thumbnet.data.multilabel import MultiLabelSplit, as_matrix
-from thumbnet.data.reading import inside, is_file, is_folder, is_of_the_system, read_error
+from thumbnet.data.reading import damage_as_data_error, inside, is_file, is_folder
 from thumbnet.data.splits import BytesSplit, Data, Split
 from thumbnet.errors import DataError, MissingExtraError, nearest, printable
 from thumbnet.recipes.settings import DataSettings
@@ -70,7 +70,7 @@ def _batches(path: Path, size: int, names: Sequence[str]) -> Iterator[list[list[
         DataError: the file is damaged, or it holds far more than its size.
     """
     most = MAX_EXPANSION * path.stat().st_size + (1 << 20)
-    with _damage_as_data_error(path):
+    with _damage_of(path):
         file = _open(path)
         groups = [file.metadata.row_group(number) for number in range(file.metadata.num_row_groups)]
         chunks = [group.column(number) for group in groups for number in range(group.num_columns)]
@@ -122,20 +122,9 @@ def _size(cell: Any) -> int:
     return sum(map(_size, cell.values())) if isinstance(cell, dict) else 1
 
 
-@contextmanager
-def _damage_as_data_error(path: Path) -> Iterator[None]:
-    """Raise the errors that a damaged file causes as :class:`DataError`."""
-    try:
-        yield
-    except (DataError, MissingExtraError):
-        raise
-    except (
-        Exception
-    ) as error:  # each of Arrow's exceptions is one of Python's: KeyError, NotImplementedError, ...
-        if is_of_the_system(error):
-            raise read_error(error, path) from None
-        reason = printable(str(error).split("\n")[0]) or type(error).__name__
-        raise DataError(f"cannot read {printable(str(path))}: {reason}") from None
+def _damage_of(path: Path) -> AbstractContextManager[None]:
+    """In this block, the errors that a damaged file causes are raised as :class:`DataError`."""
+    return damage_as_data_error(path, f"cannot read {printable(str(path))}")
 
 
 def _holds_lists(kind: Any) -> bool:
@@ -157,7 +146,7 @@ def _is_nested(kind: Any) -> bool:
 
 
 def _open(path: Path) -> Any:
-    with _damage_as_data_error(path):
+    with _damage_of(path):
         file = _pyarrow().ParquetFile(path)
         twice = repeated_names(file.schema_arrow.names)
     if twice:

@@ -21,7 +21,7 @@ from PIL import Image
 
 from thumbnet.data.images import open_image, to_rgb
 from thumbnet.data.multilabel import MultiLabelSplit
-from thumbnet.data.reading import is_file, is_not_there, is_of_the_system, read_error
+from thumbnet.data.reading import first_line, is_file, is_not_there, is_of_the_system, read_error
 from thumbnet.data.splits import ArraySplit, Data, FileSplit, Split
 from thumbnet.errors import DataError, FailedReadError, UnreadableImageError, printable
 from thumbnet.recipes.settings import AUTO
@@ -240,13 +240,12 @@ def _item(dataset: Any, index: int, where: str) -> tuple[Any, Any]:
     """
     try:
         item = dataset[index]
-    except (UnreadableImageError, FailedReadError):
+    except (MemoryError, UnreadableImageError, FailedReadError):
         raise
     except Exception as error:
         if is_of_the_system(error) and not is_not_there(error):
             raise read_error(error, f"item {index} of {where}") from None
-        reason = str(error).split("\n")[0] or type(error).__name__
-        raise DataError(f"{where}: the data set fails at item {index}: {printable(reason)}") from None
+        raise DataError(f"{where}: the data set fails at item {index}: {first_line(error)}") from None
     if isinstance(item, Mapping):
         pictures = [item[key] for key in ("image", "img", "picture", "pixels") if key in item]
         labels = label_candidates(map(str, item))
@@ -412,7 +411,7 @@ class PicturesSplit(Split):
     def read(self, index: int) -> Image.Image:
         try:
             return to_rgb(self.pictures[index])
-        except (MemoryError, KeyboardInterrupt):
+        except MemoryError:
             raise
         except Exception as error:  # Pillow opens files lazily: they may fail here
             if is_of_the_system(error) and not is_not_there(error):
@@ -430,10 +429,6 @@ class PicturesSplit(Split):
     def subset(self, indices: np.ndarray) -> PicturesSplit:
         pictures = [self.pictures[i] for i in indices]
         return PicturesSplit(pictures, self.labels[indices], self.prefix, self._numbers[indices])
-
-    def stamp(self) -> Iterable[bytes]:
-        yield self.labels.tobytes()
-        yield from self.content_stamp()
 
     def content_stamp(self) -> Iterable[bytes]:
         return (self.content(index) for index in range(len(self)))
@@ -481,10 +476,6 @@ class DatasetSplit(Split):
     def subset(self, indices: np.ndarray) -> DatasetSplit:
         chosen = self._positions[indices]
         return DatasetSplit(self._dataset, chosen, self.labels[indices], self.prefix, self._digest)
-
-    def stamp(self) -> Iterable[bytes]:
-        yield self.labels.tobytes()
-        yield from self.content_stamp()
 
     def content_stamp(self) -> Iterable[bytes]:
         yield f"{self._digest}\0".encode()

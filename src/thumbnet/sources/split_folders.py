@@ -1,4 +1,4 @@
-"""Decide which folders are splits, and note the folders that are not used.
+"""Decide which folders are splits or versions of the data, and note the folders that are not used.
 
 This is the first part of the decision in :mod:`thumbnet.sources.layout`.
 """
@@ -9,9 +9,10 @@ import re
 from collections import defaultdict
 from typing import NamedTuple
 
-from thumbnet.errors import DataError, printable
+from thumbnet.errors import DataError, printable, some_of
 from thumbnet.recipes.settings import DataSettings
 from thumbnet.sources import filenames
+from thumbnet.sources.spelling import name_key
 from thumbnet.sources.split_names import SPLITS, SplitName, split_name
 from thumbnet.sources.tree import Folder, join
 
@@ -32,6 +33,15 @@ _COMPANION_WORDS = (
     "groundtruth samples sample examples docs unlabeled unlabelled"
 )
 _COMPANIONS = frozenset(_COMPANION_WORDS.split())
+# Names of folders that hold versions (color, grayscale) or parts (fold_1) of one data set. The class folders
+# are one level below them.
+_VERSION = re.compile(
+    r"(color|colour|gray|grey|grayscale|greyscale|rgb|segmented|segmentation|original|augmented|augmentation|"
+    r"raw|resized|cropped|cleaned|clean|processed|preprocessed|masks|images|noisy|denoised|bw|"
+    r"(fold|part|batch|session|subset|chunk|split|cv|run|set)[ _-]*\d+|\d+x\d+(px)?|with.*|without.*)"
+    r"([ _-]*(images|imgs|pictures|data|dataset|version))?",
+    re.IGNORECASE,
+)
 
 
 class Unlabelled(NamedTuple):
@@ -261,6 +271,27 @@ class SplitFinder:
                 missing = "" if name.split in chosen else f": there is no {name.split} split"
                 self.notes.append(f"{self._short(each)}/ has no pictures{missing}")
 
+    def _check_versions(self, top: Folder) -> None:
+        """Refuse or note folders with the same class folders inside, such as ``color`` and ``grayscale``."""
+        if self.settings.classes_from != "top" or len(top.filled()) < 2 or top.pictures:
+            return
+        inner = [{name_key(each.name) for each in sole(folder).filled()} for folder in top.filled()]
+        if len(inner[0]) < 2 or any(names != inner[0] for names in inner):
+            return
+        found = ", ".join(f"{self._short(each)}/" for each in top.filled()[:5])
+        example = sole(top.filled()[0]).filled()[0].name
+        if all(_VERSION.fullmatch(each.name) for each in top.filled()):
+            raise DataError(
+                f"{self.base}: {found} contain the same {len(inner[0])} folders, such as "
+                f"{printable(example)}/, so they look like versions or parts of one data set. Name one of "
+                f"them: {self._full(top.filled()[0])}. If they are the classes, say so: --depth 1"
+            )
+        self.notes.append(
+            f"warning: all class folders ({found}) contain the same {len(inner[0])} folders, such as "
+            f"{printable(example)}/, which were merged. If those are the classes, name one of the outer "
+            "folders as the data, or make each inner folder a class: --classes-from leaf"
+        )
+
     # --- notes and messages ---
 
     def _note_unlabelled(self, folder: Folder, split: str) -> None:
@@ -276,9 +307,8 @@ class SplitFinder:
 
     def _note_ignored(self, folders: list[Folder], why: str) -> None:
         if folders:
-            found = ", ".join(f"{self._short(each)}/ ({picture_count(each.count)})" for each in folders[:5])
-            more = f" and {len(folders) - 5} more" if len(folders) > 5 else ""
-            self.notes.append(f"ignored {why}: {found}{more}")
+            found = [f"{self._short(each)}/ ({picture_count(each.count)})" for each in folders]
+            self.notes.append(f"ignored {why}: {some_of(found)}")
 
     def _note_loose_pictures(self, folder: Folder, where: str) -> None:
         example = printable(join(folder.path, min(folder.pictures)))
@@ -305,6 +335,13 @@ def has_splits(folder: Folder) -> bool:
     names = [split_name(each.name) for each in folder.filled()]
     kinds = {name.split for name in names if name and name.rank < 2}
     return "train" in kinds and len(kinds) > 1
+
+
+def sole(folder: Folder) -> Folder:
+    """The innermost folder that holds all pictures of ``folder``."""
+    while not folder.pictures and len(folder.filled()) == 1:
+        folder = folder.filled()[0]
+    return folder
 
 
 def picture_count(count: int) -> str:

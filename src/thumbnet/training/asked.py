@@ -3,12 +3,13 @@
 A run's recipe does not say that, because it was fitted to the data. So the record has the recipe's name and
 the settings that the user named. It holds no setting of a recipe that comes with thumbnet, so a newer version
 with another default still knows the call. A recipe of the user's own is recorded by all settings that differ
-from the defaults.
+from the defaults. Code of the user's own is compared by the digest of its file, which the run records.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from thumbnet.recipes.tables import differences, flattened
 from thumbnet.runs.folder import Run
 from thumbnet.training.choose import asked_recipe
 from thumbnet.training.mirror_names import named_keys
+from thumbnet.training.own_loss import changed_code, code_digests
 from thumbnet.training.transfer import with_absolute_init
 
 DEFAULT, OWN = "default", "own"  # in place of the name of a recipe that comes with thumbnet
@@ -61,19 +63,26 @@ def check_same_asked(run: Run, asked: Mapping[str, Any], minutes: float | None) 
         minutes: the time that the new call gives.
 
     Raises:
-        RunError: it was begun with other settings; the message lists them.
+        RunError: it was begun with other settings, or the user's own code has changed; the message lists what
+            differs.
     """
     settings = run.settings
     changed = [] if settings.get("asked") is None else _changes(settings["asked"], asked)
     if settings.get("minutes") != minutes:
         changed.insert(0, f"minutes: was {_show(settings.get('minutes'))}, now {_show(minutes)}")
+    what, new, how = "other settings", "the new ones", "as it began"
+    if not changed and settings.get("code"):  # by the same call, which names the same code
+        recipe = run.recipe
+        keys = changed_code(settings["code"], code_digests(recipe))
+        changed = [f"{key}: the file with {attrgetter(key)(recipe)} has changed" for key in keys]
+        what, new, how = "other code", "the new code", "with the code as it is now"
     if not changed:
         return
     lines = "".join(f"\n  {printable(line)}" for line in changed)
-    advice = "To train with the new ones, name another folder with --out."
+    advice = f"To train with {new}, name another folder with --out."
     if not run.is_complete:
-        advice += f" To finish the run as it began: {command('train', '--resume', run.path)}"
-    raise RunError(f"the run {run.path} was begun with other settings:{lines}\n{advice}")
+        advice += f" To finish the run {how}: {command('train', '--resume', run.path)}"
+    raise RunError(f"the run {run.path} was begun with {what}:{lines}\n{advice}")
 
 
 def check_same_corrections(run: Run, corrections: Sequence[Correction]) -> None:

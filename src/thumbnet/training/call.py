@@ -16,6 +16,10 @@ from thumbnet.hardware import choose_device
 from thumbnet.runs.folder import Run
 from thumbnet.training.listener import Listener
 
+# Seconds that the last processes of a killed training may take to end. Workers notice after up to 5 s that
+# their parent is gone. Until then, with filelock before version 4, they hold the lock that they inherited.
+ENDING = 10.0
+
 
 def memory_of(work: str) -> AbstractContextManager[None]:
     """Turn a failed allocation into our error, wherever nothing closer to it does so with better advice."""
@@ -75,12 +79,15 @@ class Call:
             torch.cuda.set_device(device)  # else every process would also take memory on the first GPU
         return device
 
-    def lock(self, run: Run) -> AbstractContextManager[None]:
+    def lock(self, run: Run, *, resumes: bool = False) -> AbstractContextManager[None]:
         """Lock a run's folder for this training; the first process does so for all of them.
 
-        If torchrun has restarted it, it waits for earlier processes, which may still be ending.
+        If the run was begun before (``resumes``), or torchrun has restarted the training, this waits for
+        earlier processes, which may still be ending.
         """
-        wait = 0.0 if self.world.size == 1 and "TORCHELASTIC_RUN_ID" not in os.environ else 30.0  # seconds
+        wait = ENDING if resumes else 0.0
+        if self.world.size > 1 or "TORCHELASTIC_RUN_ID" in os.environ:
+            wait = 30.0  # seconds
         return run.locked(wait) if self.world.is_first else nullcontext()
 
     def check_same_data(self, fingerprint: str, source: str) -> None:

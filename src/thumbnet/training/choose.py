@@ -16,6 +16,7 @@ from thumbnet.invocation import command
 from thumbnet.recipes.networks import is_timm
 from thumbnet.recipes.recipe import Recipe, load_recipe, read_recipe
 from thumbnet.recipes.settings import DataSettings, GroupSettings
+from thumbnet.runs.any_weights import AnyWeights
 from thumbnet.sources.load import load_data
 from thumbnet.training.listener import Listener
 from thumbnet.training.loaded_data import with_loaded_settings
@@ -23,6 +24,7 @@ from thumbnet.training.mirror_names import named_keys, show_digits, without_mirr
 from thumbnet.training.multilabel import for_several_labels
 from thumbnet.training.own_loss import find_code, for_own_loss
 from thumbnet.training.pretrained import with_pretrained_settings
+from thumbnet.training.transfer import with_pixels_of_init
 
 FEW_PICTURES = 10_000  # with this many or fewer, the few epochs of `fast` have too few steps
 FASTNET = "fastnet"  # the network of `fast`, `small` and `digits`, whose rates suit no other
@@ -40,24 +42,27 @@ def choose_recipe(
     listener: Listener,
     labels: Sequence[Correction] | None = None,
     continues: bool = False,
+    initial: AnyWeights | None = None,
 ) -> tuple[Recipe, Data]:
     """Return the requested recipe, or the default one for the data, and the data that it loads.
 
     ``labels`` are corrections of the data's labels. ``continues`` says whether the training continues a
-    finished run.
+    finished run. ``initial`` is what ``training.init`` names, if it has been read already.
 
     The recipe is fitted to the data in five ways:
     :func:`~thumbnet.training.loaded_data.with_loaded_settings` (if :func:`thumbnet.load_data` has returned
     them), :func:`watching` (if the recipe chooses an epoch), :meth:`thumbnet.Recipe.fitted` (unless
     ``overrides`` name a batch size), :func:`~thumbnet.training.mirror_names.without_mirroring`, and
     :func:`~thumbnet.training.multilabel.for_several_labels`. It is fitted to pretrained weights by
-    :func:`~thumbnet.training.pretrained.with_pretrained_settings`, and to a loss of the user's own by
+    :func:`~thumbnet.training.pretrained.with_pretrained_settings`, to the weights of ``training.init`` by
+    :func:`~thumbnet.training.transfer.with_pixels_of_init`, and to a loss of the user's own by
     :func:`~thumbnet.training.own_loss.for_own_loss`.
 
     Raises:
         RecipeError: there is no such recipe, a setting is invalid, or the data are loaded already, by another
             setting.
-        RunError: the recipe needs a ``val`` split, and the finished run has trained on all pictures.
+        RunError: the recipe needs a ``val`` split, and the finished run has trained on all pictures; or the
+            weights in ``training.init`` cannot be read.
         DataError: the data cannot be loaded.
         ModelCodeError, OwnCodeError: the recipe's network, loss or augmentation is not registered, and cannot
             be imported.
@@ -86,6 +91,7 @@ def choose_recipe(
     base = start if isinstance(start, Recipe) else read_recipe(start)
     changed = notes_on_settings(base, chosen, overrides)
     chosen, begins = with_pretrained_settings(chosen)
+    chosen, pixels = with_pixels_of_init(chosen, named, initial)
     if "training.batch_size" not in named_keys(None, overrides):
         chosen = chosen.fitted(len(loaded.splits["train"]))
     # The recipe of a finished run has been through this. It mirrors only if its user wants that.
@@ -95,7 +101,7 @@ def choose_recipe(
     )
     chosen, smoothed = for_own_loss(chosen, named)
     chosen, more = for_several_labels(chosen, loaded)
-    told = (*changed, *watched, *begins, *note_on_patience(chosen), *notes, *more, *smoothed)
+    told = (*changed, *watched, *begins, *pixels, *note_on_patience(chosen), *notes, *more, *smoothed)
     return chosen, replace(loaded, notes=(*loaded.notes, *told))
 
 
@@ -121,15 +127,9 @@ def watching(
         RecipeError: the user asked for no ``val`` split, or for no evaluation before the end.
         RunError: the finished run has trained on all pictures that could be set aside.
     """
-    training, every = recipe.training, recipe.evaluation.every
-    if not training.must_choose:
+    what, every = recipe.training.choice, recipe.evaluation.every
+    if not what:
         return [], []
-    if training.patience:
-        what = f"training.patience = {training.patience}"
-    elif training.keep == "best":
-        what = "training.keep = 'best'"
-    else:
-        what = f"training.choose_by = {training.choose_by!r}"
     needed, notes = [], []
     if "val" not in loaded.splits:
         if continues:

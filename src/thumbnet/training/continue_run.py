@@ -2,10 +2,11 @@
 
 The finished run has reached the end of its schedule, where the learning rate is lowest. The new run repeats
 the last part of the schedule. To add N epochs to E, its rate starts where a training of E + N epochs would be
-after E of them, and falls to the end again. It starts from the weights that the finished run kept. The
-optimizer is new, because momentum gathered at a rate near zero says little. All layers learn from the first
-step on. The random numbers are new as well, because otherwise the same batches would come again. Only a
-random subset of the pictures (``data.subset_size``) stays the same. The finished run does not change.
+after E of them, and falls to the end again. All layers learn from the first step on: with
+``schedule.head_first``, the schedule is that of the part after the head. The new run starts from the weights
+that the finished run kept. The optimizer is new, because momentum gathered at a rate near zero says little.
+The random numbers are new as well, because otherwise the same batches would come again. Only a random subset
+of the pictures (``data.subset_size``) stays the same. The finished run does not change.
 """
 
 from __future__ import annotations
@@ -19,11 +20,12 @@ from thumbnet.data.corrections import Correction
 from thumbnet.errors import RecipeError, RunError
 from thumbnet.invocation import command
 from thumbnet.recipes.recipe import Recipe
-from thumbnet.runs.fields import number, table, text, wrong
+from thumbnet.runs.fields import flag, number, table, text, wrong
 from thumbnet.runs.finding import is_run, ways_on
 from thumbnet.runs.folder import Run
 from thumbnet.training.choose import notes_on_settings
 from thumbnet.training.mirror_names import named_keys
+from thumbnet.training.schedules import after_head
 
 
 @dataclass(frozen=True)
@@ -103,13 +105,38 @@ def _beginning_from(began: Any, run: Run) -> Beginning:
     """A recorded :class:`Beginning`."""
     try:
         values = table(began, "continues.began", ("pretrained", "init", "head_first"))
-        if not isinstance(values["pretrained"], bool):
-            raise wrong(values["pretrained"], "continues.began.pretrained", "true or false")
+        pretrained = flag(values["pretrained"], "continues.began.pretrained")
         init = text(values["init"], "continues.began.init")
         share = number(values["head_first"], "continues.began.head_first", 0, 1)
+        if share == 1:
+            raise wrong(share, "continues.began.head_first", "a fraction in [0, 1)")
     except ValueError as error:
         raise RunError(f"cannot read {run.path / 'run.json'}: {error}") from None
-    return Beginning(values["pretrained"], init, share)
+    return Beginning(pretrained, init, share)
+
+
+def _check_overrides(before: Recipe, after: Recipe, run: Path) -> None:
+    """Check that settings for more epochs leave alone what makes them a continuation of ``run``.
+
+    Args:
+        before, after: the planned recipe without these settings, and with them.
+        run: the finished run.
+
+    Raises:
+        RecipeError: they change the length or the initial weights.
+    """
+    length, start = "--more-epochs says how long to train", f"the new run starts from the weights of {run}"
+    fixed = {
+        "training.epochs": length,
+        "training.steps": length,
+        "training.init": start,
+        "model.pretrained": start,
+    }
+    for key, why in fixed.items():
+        section, _, name = key.partition(".")
+        value = getattr(getattr(after, section), name)
+        if value != getattr(getattr(before, section), name):
+            raise RecipeError(f"{key} = {value!r} does not go with --more-epochs: {why}. Leave it out")
 
 
 def continuation(path: str | Path, epochs: int, overrides: Sequence[str] = ()) -> Continuation:
@@ -123,7 +150,8 @@ def continuation(path: str | Path, epochs: int, overrides: Sequence[str] = ()) -
     Raises:
         RunError: there is no run, it is not finished, or its files, or those of a run that it continues, are
             damaged.
-        RecipeError: ``epochs`` or ``overrides`` are invalid.
+        RecipeError: ``epochs`` or ``overrides`` are invalid, or ``overrides`` change the length or the
+            initial weights.
     """
     run = Run.open(path)
     if epochs < 1:
@@ -145,14 +173,18 @@ def continuation(path: str | Path, epochs: int, overrides: Sequence[str] = ()) -
         same_pictures = replace(recipe.data, subset_seed=recipe.seed)
         recipe = replace(recipe, data=same_pictures)
     place, began = str(run.path.resolve()), beginning(run)
-    longer = replace(
+    head_first = recipe.schedule.head_first if began is None else began.head_first
+    whole = replace(recipe.schedule, head_first=head_first)
+    begin_at = after_head(whole, before / (before + epochs))
+    planned = replace(
         recipe,
         seed=(recipe.seed + before) % 2**63,
-        schedule=replace(recipe.schedule, begin_at=before / (before + epochs), head_first=0.0),
+        schedule=replace(recipe.schedule, begin_at=begin_at, head_first=0.0),
         model=replace(recipe.model, pretrained=False),
         training=replace(recipe.training, epochs=epochs, init=place),
     )
-    longer = longer.override(overrides)
+    longer = planned.override(overrides)
+    _check_overrides(planned, longer, run.path)
     must_choose_now = longer.training.must_choose and not recipe.training.must_choose
     if must_choose_now and "evaluation.every" not in named_keys(None, overrides):
         longer = longer.override(["evaluation.every=1"])  # as in a new training

@@ -2,8 +2,8 @@
 
 A network remembers the pictures that it was trained on. If such a picture is held out in a training that
 begins with this network, the accuracy on it is too high and its probability too sure. So it calibrates
-nothing, chooses nothing in :mod:`thumbnet.training.linear` and :mod:`thumbnet.tuning`, and a note says how
-many such pictures val and test have.
+nothing, chooses neither the epoch that is kept nor anything in :mod:`thumbnet.training.linear` and
+:mod:`thumbnet.tuning`, and a note says how many such pictures val and test have.
 
 Only runs know what they were trained on: each keeps digests of its training pictures, as its network saw
 them. A file of weights only names its data, so a warning says if these may be the data at hand. The run that
@@ -15,7 +15,7 @@ such (:mod:`thumbnet.batches.leaks`).
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ from thumbnet.data.repeats import picture_digests
 from thumbnet.data.splits import Data
 from thumbnet.errors import RecipeError, RunError, ThumbnetError
 from thumbnet.recipes.recipe import Recipe
+from thumbnet.recipes.settings import TrainingSettings
 from thumbnet.runs.any_weights import AnyWeights, read_any_weights
 from thumbnet.runs.data import source_name
 from thumbnet.runs.fields import items, whole
@@ -40,6 +41,7 @@ from thumbnet.runs.weights import find_weights, read_weights
 from thumbnet.runs.weights_info import WeightsInfo
 from thumbnet.sources.load import where_again
 
+KNOWN_CHOOSE_NOTHING = "known_choose_nothing"  # in run.json: see Prepared.known_choose_nothing
 _DECIDES_CALIBRATION = ("calibration_pictures", "split_seed", "group_by")  # which pictures calibrate
 
 
@@ -225,6 +227,50 @@ def known_at_start(
     if perhaps:
         notes.append(warning_of_perhaps(source, perhaps))
     return known, perhaps, notes
+
+
+def without_known_choice(recipe: Recipe, prepared: Prepared) -> tuple[Recipe, list[str]]:
+    """The recipe, which keeps the last epoch if ``val`` has too few pictures to choose the best one by.
+
+    A network is at its best on pictures that it was trained on before it has learned anything new, so these
+    would choose an early epoch.
+
+    Returns:
+        The recipe, and notes for the user.
+
+    Raises:
+        RunError: the user asks for a choice of the epoch, see :attr:`TrainingSettings.choice`.
+    """
+    training, source = recipe.training, recipe.training.init
+    chooses = training.keep != "last" or training.patience > 0
+    if training.frozen or not chooses or "val" not in prepared.evaluation:
+        return recipe, []
+    known, others = prepared.known.get("val"), len(prepared.unknown("val"))
+    if known is not None:
+        why = _known_pictures(source, "val", known)
+    elif "val" in prepared.perhaps_known:
+        why = f"the network in {source} may have been trained on some val pictures"
+    else:
+        return recipe, []
+    if known is not None and others >= FEWEST:
+        return recipe, [f"only the {others:,} other val pictures choose which epoch is best"]
+    if training.choice:
+        key = training.choice.partition(" = ")[0]
+        usual = getattr(TrainingSettings, key.removeprefix("training."))
+        raise RunError(
+            f"{training.choice} chooses the epoch by val, but {why}. It is best on these before it has "
+            f"learned anything new{_too_few(known, others)}. Without that setting (--set {key}={usual}), the "
+            "last epoch is kept. Or start from a network that was trained without these pictures"
+        )
+    note = f"{why}, so val chooses no epoch: the last one is kept (training.keep = last)"
+    return replace(recipe, training=replace(training, keep="last")), [note]
+
+
+def _too_few(known: np.ndarray | None, others: int) -> str:
+    """What an error says about the other pictures of ``val``, if there are some that can be told apart."""
+    if known is None or not others:
+        return ""
+    return f", and {others:,} other{'s are' if others > 1 else ' is'} too few to choose by (least: {FEWEST})"
 
 
 def warning_of_perhaps(source: str, splits: Sequence[str]) -> str:

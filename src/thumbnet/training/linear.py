@@ -6,19 +6,20 @@ regression on them (binary for several labels per picture), with weights held sm
 so L-BFGS finds the minimum without a learning rate, and the same features always give the same layer.
 
 How strong L2 should be is chosen by the loss on held-out pictures: those of ``val``, or else a fifth of each
-class, which are trained on again once it is chosen. Copies and pictures of one group are on the same side.
-Pictures that the network was trained on before choose nothing, because their features tell the classes too
-well.
+class, which are trained on again once it is chosen. Copies and pictures of one group are on the same side,
+and those of ``val`` that belong to training pictures choose nothing. Neither do pictures that the network was
+trained on before, because their features tell the classes too well.
 
 The layer goes back into the network, so the result is a run like any other.
 """
 
 from __future__ import annotations
 
+import hashlib
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -28,7 +29,7 @@ from torch import Tensor, nn
 from thumbnet.batches.batches import EvalBatches
 from thumbnet.batches.decoding import cached_array
 from thumbnet.batches.engines import Engine
-from thumbnet.batches.leaks import belonging
+from thumbnet.batches.leaks import belonging, belonging_to_training
 from thumbnet.batches.prepare import Prepared
 from thumbnet.classifiers.logits import predict_logits
 from thumbnet.data.calibration import FEWEST
@@ -39,6 +40,7 @@ from thumbnet.errors import NetworkError, RecipeError, RunError, memory_guard
 from thumbnet.hardware import seeded
 from thumbnet.models.registry import head_name, is_of_head
 from thumbnet.recipes.recipe import Recipe
+from thumbnet.recipes.settings import AUTO, AugmentSettings, OptimizerSettings, ScheduleSettings
 from thumbnet.runs.any_weights import AnyWeights
 from thumbnet.runs.weights import weights_digest
 from thumbnet.seeds import derive_seed
@@ -54,9 +56,26 @@ WORSE_BEFORE_END = 2  # candidates in a row that are worse than the best: weaker
 HELD_OUT = 5  # a fifth of the pictures
 ITERATIONS = 200  # of L-BFGS per candidate; each starts where the last one ended
 
+# Settings that a frozen training does not use, and why.
+_NO_RATES = "the last layer is the minimum of a convex loss, found without a learning rate"
+_NO_CHANGES = "every picture passes the network as it is, and mirrored unless augment.flip is none"
+_NO_CHOICE = "there is only one epoch, so none is chosen"
+_UNUSED = {
+    **{f"optimizer.{one.name}": _NO_RATES for one in fields(OptimizerSettings)},
+    **{f"schedule.{one.name}": _NO_RATES for one in fields(ScheduleSettings)},
+    **{f"augment.{one.name}": _NO_CHANGES for one in fields(AugmentSettings) if one.name != "flip"},
+    **{f"training.{key}": _NO_CHOICE for key in ("patience", "keep", "choose_by")},
+}
 
-def check_frozen(recipe: Recipe, minutes: float | None, world: World) -> None:
+
+def check_frozen(recipe: Recipe, named: frozenset[str], minutes: float | None, world: World) -> None:
     """Check that a recipe with ``training.frozen`` can be trained like this.
+
+    Args:
+        recipe: the requested recipe; one that is not frozen passes.
+        named: the keys that options and ``--set`` name.
+        minutes: the time for the training, if the user gives one.
+        world: the processes of the training.
 
     Raises:
         RecipeError: it names no trained network, or a setting has no meaning for it.
@@ -84,6 +103,27 @@ def check_frozen(recipe: Recipe, minutes: float | None, world: World) -> None:
         raise RecipeError(
             "data.skip_easy does not go with training.frozen, which uses every picture: set it to 0"
         )
+    _check_used(recipe, named)
+
+
+def _check_used(recipe: Recipe, named: frozenset[str]) -> None:
+    """Check that no option or ``--set`` names anything that a frozen training does not use.
+
+    What a file names may come from the recipe that it extends, and the file of a run names every setting. A
+    default value does no harm.
+
+    Raises:
+        RecipeError: a named setting has another value than the default one.
+    """
+    usual = Recipe()
+    for key, why in _UNUSED.items():
+        section, _, name = key.partition(".")
+        value, default = (getattr(getattr(one, section), name) for one in (recipe, usual))
+        if key in named and value != default:
+            raise RecipeError(
+                f"{key} = {value!r} does not go with training.frozen: {why}. Leave it out, or train all "
+                "layers with another recipe"
+            )
 
 
 def with_network_of_init(recipe: Recipe, named: frozenset[str], initial: AnyWeights | None) -> Recipe:
@@ -98,7 +138,7 @@ def with_network_of_init(recipe: Recipe, named: frozenset[str], initial: AnyWeig
         initial: what ``training.init`` names; None if that is empty.
 
     Raises:
-        RecipeError: the user set one of them to another value.
+        RecipeError: the user set one of them to another value than ``auto``.
     """
     if not recipe.training.frozen or initial is None or initial.info is None:
         return recipe
@@ -114,11 +154,16 @@ def with_network_of_init(recipe: Recipe, named: frozenset[str], initial: AnyWeig
     data |= {} if pre.range is None else {"range": pre.range}
     for key, value in data.items():
         given = getattr(recipe.data, key)
-        same = given == value or (key == "image_size" and _in_full(given) == value)
+        same = given in (AUTO, value) or (key == "image_size" and _in_full(given) == value)
         if f"data.{key}" in named and not same:
             raise RecipeError(
                 f"data.{key} is {given!r}, but the frozen network was trained with {value!r}: leave it out"
             )
+    stem = recipe.model.stem
+    if "model.stem" in named and AUTO not in (stem, info.model.stem) and stem != info.model.stem:
+        raise RecipeError(
+            f"model.stem is {stem!r}, but the frozen network has {info.model.stem!r}: leave it out"
+        )
     own = {key: getattr(recipe.model, key) for key in ("name", "width") if named & {"model", f"model.{key}"}}
     model = replace(info.model, **own)  # begin_from refuses another network
     return replace(recipe, data=replace(recipe.data, **data), model=model)
@@ -238,7 +283,7 @@ def last_layer(model: nn.Module, prepared: Prepared) -> tuple[nn.Linear, float]:
             # Its own weights may be zeros, which would hide the constant. Large ones show what is not linear.
             for tensor in head.parameters():
                 tensor.copy_(100 * torch.randn(tensor.shape))
-            images = normalise(next(iter(engine.fetch([torch.arange(min(2, len(engine.labels)))]))))
+            images = _first_pictures(engine, normalise)
             logits = model(images).cpu().double()
     finally:
         hook.remove()
@@ -256,6 +301,11 @@ def last_layer(model: nn.Module, prepared: Prepared) -> tuple[nn.Linear, float]:
     return head, scale
 
 
+def _first_pictures(engine: Engine, normalise: Callable[[Tensor], Tensor]) -> Tensor:
+    """The first two pictures of a split, or its only one, normalised: float32 [1 or 2, 3, H, W]."""
+    return normalise(next(iter(engine.fetch([torch.arange(min(2, len(engine.labels)))]))))
+
+
 def features(
     state: TrainingState,
     engine: Engine,
@@ -266,6 +316,8 @@ def features(
     """What reaches the last layer for each view of each picture: float32 [views, N, features], on the CPU.
 
     The views are the picture and, if ``augment.flip`` is on, its mirror image. The cache keeps the result.
+    Its key contains the features of the first two pictures, which are always computed: a network whose code
+    has changed computes other ones from the same weights.
     """
     model, size = state.model, prepared.train.batch_size
     flips = (False, True) if state.recipe.augment.flip != "none" else (False,)
@@ -273,24 +325,29 @@ def features(
     assert isinstance(head, nn.Linear)
     shape = (len(flips), len(engine.labels), head.in_features)
 
-    def compute() -> np.ndarray:
+    def reaching_head(images: Tensor) -> Tensor:
         found: list[Tensor] = []
-        keep = head.register_forward_pre_hook(lambda layer, inputs: found.append(inputs[0].float().cpu()))
-        made = torch.empty(shape)
+        hook = head.register_forward_pre_hook(lambda layer, inputs: found.append(inputs[0].float().cpu()))
         try:
-            start = 0
-            for batch in EvalBatches(engine, prepared.train.normalise, batch_size=size).epoch():
-                for view, flip in enumerate(flips):
-                    predict_logits(model, batch.images.flip(-1) if flip else batch.images, dtype=state.dtype)
-                    made[view, start : start + len(batch.labels)] = found.pop()
-                start += len(batch.labels)
-                on_batch(len(batch.labels))
+            predict_logits(model, images, dtype=state.dtype)
         finally:
-            keep.remove()
+            hook.remove()
+        return found.pop()
+
+    def compute() -> np.ndarray:
+        made, start = torch.empty(shape), 0
+        for batch in EvalBatches(engine, prepared.train.normalise, batch_size=size).epoch():
+            for view, flip in enumerate(flips):
+                images = batch.images.flip(-1) if flip else batch.images
+                made[view, start : start + len(batch.labels)] = reaching_head(images)
+            start += len(batch.labels)
+            on_batch(len(batch.labels))
         return made.numpy()
 
+    probe = reaching_head(_first_pictures(engine, prepared.train.normalise)).numpy().tobytes()
     depends = (
-        f"{_body_digest(model)} {prepared.preprocessing} {flips} {state.dtype} {state.device.type} {size}"
+        f"{_body_digest(model)} {state.recipe.model} {hashlib.blake2b(probe, digest_size=16).hexdigest()} "
+        f"{prepared.preprocessing} {flips} {state.dtype} {state.device.type} {size}"
     )
     what = f"features {depends} {torch.__version__}"
     made = torch.from_numpy(cached_array(split, what, shape, compute))
@@ -402,15 +459,27 @@ def _chosen_l2(
     fair = torch.zeros_like(chosen)
     fair[torch.from_numpy(prepared.unknown(split))] = True
     fair &= chosen
-    pictures, asked = int(fair.sum()), int(chosen.sum())
+    asked, copied = int(chosen.sum()), 0
+    learned = asked - int(fair.sum())
+    if split == "val" and prepared.known_choose_nothing:
+        trained_on = belonging_to_training(
+            engine, prepared.groups.get("val"), prepared.train.engine, prepared.groups.get("train")
+        )
+        copied = int((fair & torch.from_numpy(trained_on)).sum())
+        fair &= ~torch.from_numpy(trained_on)
+    pictures = int(fair.sum())
     if pictures < (FEWEST if pictures < asked else 1):
-        middle, why = L2[len(L2) // 2], "too few pictures to choose L2 on"
-        if pictures < asked:
-            why = (
-                f"{state.recipe.training.init} was trained on {asked - pictures:,} of the {asked:,} pictures "
-                "to choose L2 on"
+        middle, why = L2[len(L2) // 2], []
+        if learned:
+            init = state.recipe.training.init
+            why.append(f"{init} was trained on {learned:,} of the {asked:,} pictures to choose L2 on")
+        if copied:
+            why.append(
+                f"{copied:,} of the {asked:,} pictures to choose L2 on are copies of training pictures or in "
+                "their groups"
             )
-        on_note(f"last layer: {why}, so it is {middle:.2g}")
+        reason = " and ".join(why) or "too few pictures to choose L2 on"
+        on_note(f"last layer: {reason}, so it is {middle:.2g}")
         return middle
     held = held.part(fair.repeat(views))
     losses: list[float] = []
@@ -420,7 +489,8 @@ def _chosen_l2(
         if len(losses) - 1 - int(np.argmin(losses)) >= WORSE_BEFORE_END:
             break
     best = L2[int(np.argmin(losses))]
-    on_note(f"last layer: L2 {best:.2g}, chosen on {pictures:,} held-out pictures of {where}")
+    without = f", without {copied:,} that belong to training pictures" if copied else ""
+    on_note(f"last layer: L2 {best:.2g}, chosen on {pictures:,} held-out pictures of {where}{without}")
     return best
 
 

@@ -14,24 +14,7 @@ from typing import Any
 from thumbnet.data.splits import Data
 from thumbnet.errors import RecipeError
 from thumbnet.recipes.recipe import Recipe
-from thumbnet.recipes.settings import DataSettings
-
-READ_BY = (
-    "val_fraction",
-    "test_fraction",
-    "split_seed",
-    "folds",
-    "fold",
-    "classes_from",
-    "label_pattern",
-    "group_by",
-    "images",
-    "path_column",
-    "label_column",
-    "multilabel",
-    "on_bad_image",
-)
-"""The settings in ``data`` that decide which pictures are read, and which split and class each has."""
+from thumbnet.recipes.settings import READ_BY, DataSettings
 
 
 def with_loaded_settings(recipe: Recipe, data: Any, named: Set[str]) -> Recipe:

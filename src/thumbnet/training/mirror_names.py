@@ -106,14 +106,19 @@ def without_mirroring(
         are_digits: whether classes named 0, 1, 2, ... show these digits, and are not just numbered.
 
     Returns:
-        The recipe, changed where necessary, and notes for the user about the changes.
+        The recipe, changed where necessary, and notes for the user: what was changed, and warnings of
+        settings that go against the class names.
     """
-    notes = []
-    if recipe.augment.flip != "none" and "augment.flip" not in named:
-        reason = _reason(class_names, source, are_digits)
-        if reason:
-            recipe = replace(recipe, augment=replace(recipe.augment, flip="none"))
-            notes.append(f"{reason}, so pictures are not mirrored (augment.flip = none)")
+    notes, flip = [], recipe.augment.flip
+    reason = None if flip == "none" else _reason(class_names, source, are_digits)
+    if reason and "augment.flip" not in named:
+        recipe = replace(recipe, augment=replace(recipe.augment, flip="none"))
+        notes.append(f"{reason}, so pictures are not mirrored (augment.flip = none)")
+    elif reason:
+        notes.append(
+            f"warning: {reason}, but pictures are mirrored (augment.flip = {flip}). To leave that out: "
+            "--set augment.flip=none"
+        )
     if recipe.augment.flip == "none" and recipe.evaluation.tta != "none":
         if "evaluation.tta" not in named:
             recipe = replace(recipe, evaluation=replace(recipe.evaluation, tta="none"))

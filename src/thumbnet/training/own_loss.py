@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Set
+from collections.abc import Callable, Mapping, Set
+from contextlib import suppress
 from dataclasses import replace
+from operator import attrgetter
 
 import torch
 from torch import Tensor
 
 from thumbnet.batches.own_augmentation import own_augmentation
-from thumbnet.errors import OwnCodeError, RecipeError
-from thumbnet.models.registry import find_builder
-from thumbnet.recipes.functions import LOSSES, Function
-from thumbnet.recipes.own_code import failing, type_and_shape
+from thumbnet.errors import ModelCodeError, OwnCodeError, RecipeError
+from thumbnet.models.registry import find_builder, is_built_in
+from thumbnet.recipes.functions import AUGMENTATIONS, LOSSES, Function
+from thumbnet.recipes.networks import is_timm
+from thumbnet.recipes.own_code import TEXT, failing, source_digest, type_and_shape
 from thumbnet.recipes.recipe import Recipe
 
 SMOOTHING = "training.label_smoothing"
@@ -29,6 +32,48 @@ def find_code(recipe: Recipe) -> None:
     find_builder(recipe.model.name)
     LOSSES.find(recipe.training.loss)
     own_augmentation(recipe.augment.custom)
+
+
+def code_digests(recipe: Recipe) -> dict[str, str]:
+    """The :func:`~thumbnet.recipes.own_code.source_digest` of the user's code, by the key that names it.
+
+    The keys are ``model.name``, ``training.loss`` and ``augment.custom``. Code of thumbnet and timm, and code
+    that cannot be found or read, has none.
+    """
+    finders: dict[str, Callable[[str], Function | None]] = {
+        "model.name": _own_network,
+        LOSSES.key: LOSSES.find,
+        AUGMENTATIONS.key: AUGMENTATIONS.find,
+    }
+    digests = {}
+    for key, find in finders.items():
+        name = attrgetter(key)(recipe)
+        with suppress(ModelCodeError, OwnCodeError):
+            code = find(name)
+            digest = None if code is None else source_digest(code, name)
+            if digest is not None:
+                digests[key] = digest
+    return digests
+
+
+def _own_network(name: str) -> Function | None:
+    """The builder of a network of the user's own; None for one of thumbnet or timm."""
+    return None if is_built_in(name) or is_timm(name) else find_builder(name)
+
+
+def changed_code(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
+    """The keys of the user's code that has changed between two results of :func:`code_digests`.
+
+    What one of them lacks is unknown, and counts as unchanged. So does code that was in a script and is in a
+    module now: a digest of its text cannot be compared with one of its file.
+    """
+    return [
+        key
+        for key in before
+        if key in now
+        and before[key] != now[key]
+        and before[key].startswith(TEXT) == now[key].startswith(TEXT)
+    ]
 
 
 def for_own_loss(recipe: Recipe, named: Set[str]) -> tuple[Recipe, list[str]]:

@@ -27,7 +27,7 @@ def factor_at(settings: ScheduleSettings, step: int, total_steps: int) -> float:
     if settings.head_first:
         if trains_head_only(settings, step, total_steps):
             return 1.0
-        done, middle = (_after_head(settings, part) for part in (done, middle))
+        done, middle = (after_head(settings, part) for part in (done, middle))
     if middle < settings.warmup:
         risen = middle / settings.warmup
         if settings.name == "one-cycle":
@@ -49,7 +49,7 @@ def trains_head_only(settings: ScheduleSettings, step: int, total_steps: int) ->
     return round(done_at(settings, step, total_steps), 12) < settings.head_first
 
 
-def _after_head(settings: ScheduleSettings, done: float) -> float:
+def after_head(settings: ScheduleSettings, done: float) -> float:
     """The part of the schedule that is over when ``done`` of the training is; it begins after the head."""
     return max(0.0, (done - settings.head_first) / (1 - settings.head_first))
 

@@ -8,12 +8,14 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import NoReturn
 
+import numpy as np
 import torch
 from torch import nn
 
 from thumbnet.batches.batches import Batch, Batches, EvalBatches
 from thumbnet.batches.prepare import Prepared, all_unreadable
 from thumbnet.classifiers.logits import collect_logits
+from thumbnet.data.calibration import FEWEST
 from thumbnet.data.splits import Data
 from thumbnet.distributed import Meetings, World
 from thumbnet.errors import (
@@ -128,7 +130,7 @@ class Session:
             self.state,
             self.prepared,
             evaluate=None if self.prepared.watched is None else self._score,
-            evaluate_sample=None if sample is None else lambda model: self._score_on(model, sample)[0],
+            evaluate_sample=None if sample is None else lambda model: self._score_sample(model, sample),
             on_step=self._on_step,
             on_note=self.listener.on_note,
         )
@@ -154,22 +156,39 @@ class Session:
         wanted, watched = self.state.recipe.evaluation.sample, self.prepared.watched
         if watched is None or not wanted:
             return None
-        return self.prepared.evaluation[watched].sample(max(wanted, self.world.size))
+        judging = torch.from_numpy(self._judging(watched))
+        return self.prepared.evaluation[watched].sample(max(wanted, self.world.size), judging)
+
+    def _judging(self, watched: str) -> np.ndarray:
+        """Which pictures of the watched split the epochs' scores are of: int64 [M].
+
+        Those of ``val`` choose an epoch, so the ones that the initial weights know are left out. If too few
+        others remain, ``val`` chooses nothing (see :func:`~thumbnet.training.known.without_known_choice`),
+        and the scores are of all its pictures.
+        """
+        unknown = self.prepared.unknown(watched)
+        if watched == "val" and self.prepared.known_choose_nothing and len(unknown) >= FEWEST:
+            return unknown
+        return np.arange(len(self.prepared.splits[watched]))
 
     def _score(self, model: nn.Module) -> Score:
         watched = self.prepared.watched
         assert watched is not None
-        score, self._newest_logits = self._score_on(model, self.prepared.evaluation[watched])
-        return score
+        self._newest_logits, logits, labels = self._logits(model, self.prepared.evaluation[watched])
+        judging = self._judging(watched)
+        return score_of(watched, logits[judging], labels[judging], self.data.class_names)
 
-    def _score_on(self, model: nn.Module, batches: EvalBatches) -> tuple[Score, torch.Tensor]:
-        """The score on the pictures of all processes, and the logits of this process's pictures."""
+    def _score_sample(self, model: nn.Module, sample: EvalBatches) -> Score:
+        _, logits, labels = self._logits(model, sample)
+        return score_of(str(self.prepared.watched), logits, labels, self.data.class_names)
+
+    def _logits(self, model: nn.Module, batches: EvalBatches) -> tuple[torch.Tensor, np.ndarray, np.ndarray]:
+        """The logits of this process's pictures, and the logits and labels of those of all processes."""
         with self.evaluation_memory():
             logits, labels = collect_logits(
                 model, _Heard(batches, self._stop_if_asked), dtype=self.state.dtype
             )
-        gathered = self.world.gather(logits).numpy(), self.world.gather(labels).numpy()
-        return score_of(str(self.prepared.watched), *gathered, self.data.class_names), logits
+        return logits, self.world.gather(logits).numpy(), self.world.gather(labels).numpy()
 
     def evaluation_memory(self) -> AbstractContextManager[None]:
         """Within, turn refused memory into an error that names the setting for smaller batches."""

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -31,17 +32,24 @@ from thumbnet.models.registry import provide
 from thumbnet.recipes.recipe import Recipe
 from thumbnet.runs.finding import are_gone
 from thumbnet.runs.folder import Run
-from thumbnet.sources.load import where_again
+from thumbnet.sources.load import data_dir_again, where_again
 from thumbnet.training.asked import check_same_asked, check_same_corrections, what_was_asked
 from thumbnet.training.build import build_state
 from thumbnet.training.call import Call, memory_of
 from thumbnet.training.choose import asked_recipe, choose_recipe, load_for
 from thumbnet.training.continue_run import Continuation, continuation
-from thumbnet.training.known import known_at_start, known_from_record, known_record, perhaps_from_record
+from thumbnet.training.known import (
+    KNOWN_CHOOSE_NOTHING,
+    known_at_start,
+    known_from_record,
+    known_record,
+    perhaps_from_record,
+    without_known_choice,
+)
 from thumbnet.training.linear import check_frozen, with_network_of_init
 from thumbnet.training.listener import Listener
 from thumbnet.training.mirror_names import named_keys
-from thumbnet.training.own_loss import find_code
+from thumbnet.training.own_loss import changed_code, code_digests, find_code
 from thumbnet.training.pretrained import check_same, with_stem
 from thumbnet.training.session import Session
 from thumbnet.training.state import TrainingState
@@ -139,7 +147,7 @@ def train(
                 check_same_asked(Run.open(out), asked, minutes)
                 if corrections is not None:
                     check_same_corrections(Run.open(out), corrections)
-            return _resume(out, data, call, complete_is_fine=True)
+            return _resume(out, data, call, data_dir, complete_is_fine=True)
         plan = Plan(
             data=data,
             recipe=recipe,
@@ -162,6 +170,7 @@ def resume(
     out: str | Path | None = None,
     overrides: Sequence[str] = (),
     data: Any = None,
+    data_dir: str | Path | None = None,
     model: Callable[..., nn.Module] | None = None,
     finish: bool = False,
     complete_is_fine: bool = False,
@@ -180,6 +189,7 @@ def resume(
         out: with ``more_epochs``, the new run's folder.
         overrides: with ``more_epochs``, settings to change.
         data: the run's data, if they were in memory.
+        data_dir: folder for downloads and unpacked archives, if it is no longer the one that the run records.
         model: the class or function that builds the run's network, if it is one of your own.
         finish: end the training where its newest checkpoint is: measure that network, and write the weights
             and the summary, which says that the training was ended early.
@@ -208,7 +218,7 @@ def resume(
             name = world.from_first(Run.open(run_path).recipe.model.name if world.is_first else "")
             provide(name, model)
         if more_epochs is None:
-            return _resume(run_path, data, call, complete_is_fine, finish=finish)
+            return _resume(run_path, data, call, data_dir, complete_is_fine, finish)
         planned = continuation(run_path, more_epochs, overrides) if world.is_first else None
         more = world.from_first(planned)
         assert more is not None
@@ -217,7 +227,7 @@ def resume(
             recipe=more.recipe,
             overrides=[f"training.batch_size={more.recipe.training.batch_size}"],  # the same batches
             out=out,
-            data_dir=more.data_dir,
+            data_dir=data_dir or more.data_dir,
             labels=more.corrections,
             continued=more,
         )
@@ -234,9 +244,11 @@ def _begin(plan: Plan, call: Call) -> Run:
         # If the kernels are not compiled yet, gcc compiles them while the data load, which saves 2 s.
         threading.Thread(target=load_kernels).start()
     with world.one_per_machine_first():
-        asked = asked_recipe(plan.recipe, plan.overrides)
-        check_frozen(asked, plan.minutes, world)
+        asked, named = asked_recipe(plan.recipe, plan.overrides), named_keys(plan.recipe, plan.overrides)
+        check_frozen(asked, named_keys(None, plan.overrides), plan.minutes, world)
         find_initial(asked)
+        source = with_absolute_init(asked).training.init
+        initial = read_initial(source) if source else None
         before = plan.continued
         advice = nullcontext() if before is None else _explaining_moved_data(before.record["run"], plan.data)
         with advice:
@@ -248,11 +260,11 @@ def _begin(plan: Plan, call: Call) -> Run:
                 listener,
                 plan.labels,
                 continues=before is not None,
+                initial=initial,
             )
         loaded.check_trainable()
-        recipe, named = with_absolute_init(recipe), named_keys(plan.recipe, plan.overrides)
+        recipe = with_absolute_init(recipe)
         recipe.to_toml()  # a recipe that cannot be written is refused before the training
-        initial = read_initial(recipe.training.init) if recipe.training.init else None
         recipe = with_network_of_init(recipe, named, initial)
         fingerprint = loaded.fingerprint()  # of all training pictures, including those set aside below
         data = with_calibration_split(loaded, recipe.data)
@@ -267,6 +279,7 @@ def _begin(plan: Plan, call: Call) -> Run:
     call.check_same_skipped(prepared.skipped, data.source)
     known, perhaps, known_notes = world.from_first(found)
     prepared = replace(prepared, known=known, perhaps_known=perhaps)
+    recipe, choice_notes = without_known_choice(recipe, prepared)
     recipe, notes = with_stem(recipe, prepared.preprocessing.size)
     for note in (*notes, *(() if plan.continued is None else plan.continued.notes)):
         listener.on_note(note)
@@ -281,7 +294,7 @@ def _begin(plan: Plan, call: Call) -> Run:
         listener.on_note(note)
     state = build_state(recipe, prepared, data.class_names, device, world, initial=initial)
     if state.start is not None:
-        for note in (state.start.note(), *known_notes):
+        for note in (state.start.note(), *known_notes, *choice_notes):
             if note:
                 listener.on_note(note)
     run = Run.create(plan.out, data.source, recipe.name) if world.is_first else Run(Path())
@@ -307,7 +320,12 @@ def _begin(plan: Plan, call: Call) -> Run:
 
 
 def _resume(
-    path: str | Path, data: Any, call: Call, complete_is_fine: bool = False, finish: bool = False
+    path: str | Path,
+    data: Any,
+    call: Call,
+    data_dir: str | Path | None = None,
+    complete_is_fine: bool = False,
+    finish: bool = False,
 ) -> Run:
     """Train the rest of a run.
 
@@ -315,32 +333,25 @@ def _resume(
         path: the run's folder.
         data: the run's data if they were in memory, or where they are now; None for where they were.
         call: how it was called.
+        data_dir: the folder for downloads and unpacked archives; None for the one that the run records.
         complete_is_fine: return a run that is complete as it is, unless ``data`` are other ones.
         finish: end it where its newest checkpoint is.
     """
     world = call.world
     run = Run.open(path) if world.is_first else Run(Path(path))  # the folder need not exist on every machine
-    with call.lock(run):
-        complete = world.from_first(run.is_complete)
-        if complete and not complete_is_fine:
-            raise RunError(
-                f"{run.path} is complete already. Measure it: {command('evaluate', run.path)}\n"
-                f"Train it for longer: {command('train', '--resume', run.path, '--more-epochs', '10')}"
-            )
+    if world.from_first(run.is_complete):  # before the lock, which needs a folder that is writable
+        return _complete(run, data, call, data_dir, complete_is_fine)
+    with call.lock(run, resumes=True):
+        if world.from_first(run.is_complete):  # completed by the process that held the lock
+            return _complete(run, data, call, data_dir, complete_is_fine)
         kept = None
         if world.is_first:
-            checkpoint = None if complete else run.load_checkpoint()
-            kept = (run.recipe, run.settings, checkpoint, run.corrections, run.skipped)
+            kept = (run.recipe, run.settings, run.load_checkpoint(), run.corrections, run.skipped)
         kept = world.from_first(kept)
         assert kept is not None
         recipe, settings, checkpoint, corrections, skipped = kept
         if world.from_first(_is_place(data, settings.get("data"))):  # links may differ between machines
             data = None
-        if complete:
-            if data is not None:
-                _loaded_again(run, recipe, settings, data, call, corrections)
-            call.listener.on_note(f"{run.path} is complete already: nothing is trained")
-            return run
         if finish:
             _check_has_end(run, recipe, checkpoint)
         find_code(recipe)  # if its code is not allowed, say so before the data are read
@@ -349,7 +360,7 @@ def _resume(
         with world.one_per_machine_first():
             if begins_again:
                 find_initial(recipe)
-        loaded, fingerprint = _loaded_again(run, recipe, settings, data, call, corrections)
+        loaded, fingerprint = _loaded_again(run, recipe, settings, data, call, data_dir, corrections)
         with world.one_per_machine_first():
             prepared = prepare(loaded, recipe, device, call.listener.on_decode, world, skipped)
         prepared = _with_recorded_known(settings, prepared, run)
@@ -358,6 +369,9 @@ def _resume(
             state.start.check_same(settings.get("init"), run.path)
         check_same(state.pretrained, settings.get("pretrained"))
         earlier = 0.0 if checkpoint is None else _restore(state, checkpoint, run)
+        if world.is_first:
+            for note in _note_changes(run, state, settings, begins_again):
+                call.listener.on_note(note)
         session = Session(
             run=run,
             data=loaded,
@@ -370,12 +384,71 @@ def _resume(
         return session.train(finish)
 
 
+def _complete(run: Run, data: Any, call: Call, data_dir: str | Path | None, is_fine: bool) -> Run:
+    """A complete run as it is; the arguments are those of :func:`_resume`.
+
+    Raises:
+        RunError: that is not fine, or ``data`` are other ones than the run's.
+    """
+    world = call.world
+    if not is_fine:
+        raise RunError(
+            f"{run.path} is complete already. Measure it: {command('evaluate', run.path)}\n"
+            f"Train it for longer: {command('train', '--resume', run.path, '--more-epochs', '10')}"
+        )
+    kept = world.from_first((run.recipe, run.settings, run.corrections) if world.is_first else None)
+    assert kept is not None
+    recipe, settings, corrections = kept
+    if data is not None and not world.from_first(_is_place(data, settings.get("data"))):
+        _loaded_again(run, recipe, settings, data, call, data_dir, corrections)
+    call.listener.on_note(f"{run.path} is complete already: nothing is trained")
+    return run
+
+
+def _note_changes(
+    run: Run, state: TrainingState, settings: Mapping[str, Any], begins_again: bool
+) -> list[str]:
+    """Record in the run's folder where the training goes on and with which code; return what has changed.
+
+    Args:
+        run: the run, locked.
+        state: the state from which it goes on.
+        settings: those of the run.
+        begins_again: whether nothing of an earlier part is used.
+    """
+    before, now = dict(settings.get("code", {})), code_digests(state.recipe)
+    changed = changed_code(before, now)
+    updated = {**settings, "code": before | {key: now[key] for key in changed}}
+    if begins_again:
+        updated.pop("code_before", None)
+        run.write_environment(state.device)
+    elif changed:
+        earlier = settings.get("code_before", {})
+        added = {key: [*earlier.get(key, ()), before[key]] for key in changed}
+        updated["code_before"] = {**earlier, **added}
+    if before and updated != settings:
+        run.write_settings(updated)
+    if begins_again:
+        return []
+    notes = [
+        f"{key}: the file with {attrgetter(key)(state.recipe)} has changed since {run.path} began, and the "
+        "run goes on with it as it is now"
+        for key in changed
+    ]
+    moved = run.add_environment(state.device, state.step)
+    if moved:
+        rounding = "the result equals that of an uninterrupted training only to within rounding"
+        notes.append(f"resumed with {', '.join(moved)}: {rounding}")
+    return notes
+
+
 def _loaded_again(
     run: Run,
     recipe: Recipe,
     settings: dict[str, Any],
     given: Any,
     call: Call,
+    data_dir: str | Path | None,
     corrections: Sequence[Correction] | None,
 ) -> tuple[Data, str]:
     """Load a run's data again, with its corrections and calibration split; return them and their fingerprint.
@@ -387,7 +460,8 @@ def _loaded_again(
     with call.world.one_per_machine_first():
         source = _own_data(recorded, run.path, given)
         with _explaining_moved_data(run.path, source):
-            data = load_for(source, recipe, settings.get("data_dir"), call.listener, corrections)
+            folder = data_dir or settings.get("data_dir")
+            data = load_for(source, recipe, folder, call.listener, corrections)
     fingerprint = data.fingerprint()
     call.check_same_data(fingerprint, data.source)
     data = with_calibration_split(data, recipe.data, keep_classes=KEEPS_CLASSES in settings)
@@ -442,6 +516,7 @@ def _with_recorded_known(settings: dict[str, Any], prepared: Prepared, run: Run)
     Raises:
         RunError: what ``run.json`` says about them is damaged.
     """
+    prepared = replace(prepared, known_choose_nothing=KNOWN_CHOOSE_NOTHING in settings)
     started = settings.get("init")
     if not isinstance(started, dict):
         return prepared
@@ -459,10 +534,11 @@ def _settings(
     """The contents of ``run.json``."""
     settings: dict[str, Any] = {
         "data": where_again(data.source),
-        "data_dir": None if plan.data_dir is None else str(Path(plan.data_dir).resolve()),
+        "data_dir": data_dir_again(plan.data_dir),
         "fingerprint": fingerprint,
         "measured_fingerprint": data.fingerprint(data.measured_split()),
         KEEPS_CLASSES: True,
+        KNOWN_CHOOSE_NOTHING: True,
     }
     if data.measured_split() != "val" and "val" in data.splits:
         settings["val_fingerprint"] = data.fingerprint("val")
@@ -480,6 +556,9 @@ def _settings(
             settings["init"]["perhaps_known"] = list(prepared.perhaps_known)
     if plan.minutes is not None:
         settings["minutes"] = plan.minutes
+    code = code_digests(state.recipe)
+    if code:
+        settings["code"] = code
     settings["asked"] = what_was_asked(plan.recipe, plan.overrides)
     return settings if plan.continued is None else {**settings, "continues": plan.continued.record}
 

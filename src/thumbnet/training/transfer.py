@@ -12,17 +12,18 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from thumbnet.errors import RunError, printable
+from thumbnet.errors import RunError, printable, some_of
 from thumbnet.files import user_path
 from thumbnet.models.registry import is_of_head, same_network
 from thumbnet.models.resnet import ResNet
 from thumbnet.recipes.recipe import Recipe
-from thumbnet.recipes.settings import ModelSettings
+from thumbnet.recipes.settings import AUTO, ModelSettings
 from thumbnet.runs.any_weights import AnyWeights, read_any_weights
 from thumbnet.runs.weights import check_finite, find_weights
 from thumbnet.sources.known_names import HUB
 from thumbnet.training.renaming import COUNTER, Match, match
 
+PIXELS = ("mean", "std", "range", "background")  # settings in `data` that a network's layers are used to
 LEAST_SHARE = 0.75  # of the network's body, and of the file: with less, they are two different networks
 _LISTED = 4  # names in an error
 
@@ -104,6 +105,47 @@ def read_initial(source: str) -> AnyWeights:
         RunError: there is no such file, or it cannot be read.
     """
     return read_any_weights(find_weights(source))
+
+
+def with_pixels_of_init(
+    recipe: Recipe, named: frozenset[str], initial: AnyWeights | None = None
+) -> tuple[Recipe, list[str]]:
+    """A recipe that keeps layers of the initial weights at first, with the pixels that these layers expect.
+
+    With ``schedule.head_first``, the last layer learns on what frozen layers compute. So the settings in
+    ``PIXELS`` become those of the run that the weights are from, if they are ``auto``. A file that thumbnet
+    did not write says nothing about them.
+
+    Args:
+        recipe: any recipe; one without ``training.init`` or ``schedule.head_first`` is returned as it is.
+        named: the keys that the user set. A named ``auto`` stays.
+        initial: what ``training.init`` names, if it has been read already.
+
+    Returns:
+        The recipe, and notes for the user.
+
+    Raises:
+        RunError: the weights cannot be read.
+    """
+    source = recipe.training.init
+    if not source or not recipe.schedule.head_first or recipe.training.frozen:
+        return recipe, []
+    info = (initial or read_initial(source)).info
+    if info is None:
+        return recipe, []
+    pre = info.preprocessing
+    taken: dict[str, Any] = {
+        key: getattr(pre, key)
+        for key in PIXELS
+        if getattr(pre, key) is not None and getattr(recipe.data, key) == AUTO and f"data.{key}" not in named
+    }
+    if not taken:
+        return recipe, []
+    note = (
+        f"{', '.join(f'data.{key}' for key in taken)}: as the network in {source} was trained with, because "
+        "its layers stay as they are at first (schedule.head_first)"
+    )
+    return replace(recipe, data=replace(recipe.data, **taken)), [note]
 
 
 def begin_from(
@@ -238,8 +280,7 @@ def _too_little(
 
 
 def _some(names: Sequence[str]) -> str:
-    more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
-    return ", ".join(printable(name) for name in names[:_LISTED]) + more
+    return some_of([printable(name) for name in names], _LISTED)
 
 
 def _check_finite(

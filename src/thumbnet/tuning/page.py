@@ -17,8 +17,9 @@ from thumbnet.files import write_file
 from thumbnet.invocation import command
 from thumbnet.recipes.recipe import Recipe
 from thumbnet.reports.figures import new_figure
-from thumbnet.reports.summary import headline_key, percent
+from thumbnet.reports.summary import percent
 from thumbnet.runs.folder import CORRECTIONS_NAME, Run
+from thumbnet.runs.summaries import headline_key
 from thumbnet.tuning import pictures
 from thumbnet.tuning.space import Knob
 from thumbnet.tuning.study import FEWEST_FOR_IMPORTANCE, Record
@@ -119,6 +120,7 @@ def write_page(
     how: str,
     measure: str,
     found: Recipe,
+    kept: Recipe,
     run: Run | None,
     again: str,
 ) -> None:
@@ -136,7 +138,9 @@ def write_page(
         held_out: the number of pictures that judge a trial.
         how: which pictures these are, in words.
         measure: ``accuracy`` or ``mAP``.
-        found: the recipe that was found.
+        found: the recipe of the best trial.
+        kept: the recipe that the search leaves: the same with the width and the number of epochs of the final
+            training, once that is done.
         run: the final training; None before it.
         again: the command that trains with the result again.
 
@@ -169,18 +173,13 @@ def write_page(
         rows=_rows(varied, records, best),
         knobs=[knob.name for knob in varied],
         trials=len(records),
-        toml=found.to_toml(whole=False),
+        toml=kept.to_toml(whole=False),
         again=again,
         run=None if run is None else run.path.name,
-        wider=_wider(found, run),
+        wider="" if kept.model.width == found.model.width else f"{kept.model.width:g}",
+        epochs=(found.training.epochs, kept.training.epochs),
     )
     write_file(out, page)
-
-
-def _wider(found: Recipe, run: Run | None) -> str:
-    """The width of the final network if it is not the one that was found, else nothing."""
-    width = found.model.width if run is None else run.recipe.model.width
-    return "" if width == found.model.width else f"{width:g}"
 
 
 def _facts(

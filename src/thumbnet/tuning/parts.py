@@ -1,9 +1,10 @@
 """Decode the training pictures, and divide them into pictures to train on and pictures to judge by.
 
-A ``val`` split of the data is used as it is. Otherwise, a data set with fewer than ``SMALL`` training
-pictures is cross-validated, and a larger one gives a fifth of its pictures, at most about ``MOST_HELD_OUT``.
-Copies of a picture, and pictures of one group, stay together. Pictures that the weights in ``training.init``
-were trained on are not held out. The test pictures are neither decoded nor looked at.
+A ``val`` split of the data judges. Otherwise, a data set with fewer than ``SMALL`` training pictures is
+cross-validated, and a larger one gives a fifth of its pictures, at most about ``MOST_HELD_OUT``. Copies of a
+picture, and pictures of one group, stay together: if one of them is trained on, the others judge nothing.
+Pictures that the weights in ``training.init`` were trained on judge nothing either. The test pictures are
+neither decoded nor looked at.
 
 The division is the same for every input size and every way to fit pictures into it. Each of these is decoded
 when a trial first asks for it.
@@ -13,7 +14,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -21,12 +21,14 @@ import torch
 from thumbnet.batches.batches import EvalBatches, TrainBatches
 from thumbnet.batches.decoding import some_sizes
 from thumbnet.batches.engines import Engine, MemoryEngine, WorkerEngine
-from thumbnet.batches.leaks import belonging
+from thumbnet.batches.leaks import belonging, belonging_to_training
 from thumbnet.batches.prepare import Prepared, prepare
 from thumbnet.data.folds import fold_numbers, rarest_labels
 from thumbnet.data.splits import Data, Progress
 from thumbnet.errors import DataError, RunError
+from thumbnet.invocation import command
 from thumbnet.recipes.recipe import Recipe
+from thumbnet.runs.any_weights import AnyWeights
 from thumbnet.seeds import derive_seed
 from thumbnet.training.known import find_known
 from thumbnet.training.transfer import read_initial
@@ -37,10 +39,7 @@ FEWEST = 20  # training pictures; fewer cannot judge anything
 PARTS = 5  # of a larger data set, one part in this many is held out
 MOST_HELD_OUT = 5000  # pictures; more would cost time and decide nothing
 _WITHOUT_INIT = "Leave out --init (training.init), or start from a network that was trained on other pictures"
-
-
-_Folds: TypeAlias = list[np.ndarray]
-"""The held-out pictures of each network, bool [N]; empty if a ``val`` split judges."""
+_LEAKED = "are also in train, or share a group with a picture there"
 
 
 @dataclass(frozen=True)
@@ -51,23 +50,30 @@ class Parts:
         parts: for each network of a trial, its batches; ``evaluation`` has only ``val``.
         pictures: training pictures of the data, those that are held out included.
         held_out: pictures that judge a trial, over all parts.
+        together: a number for each of them, those of one part after those of another; equal numbers belong
+            together, as copies of a picture or as pictures of one group. Empty if none belong together.
+        left_out: why some pictures that could judge judge nothing; empty if all of them judge.
         watched: pictures of the split that the final training watches and measures.
         how: the division in words.
         size: height and width of the network's input.
         own: height and width of some pictures as they are stored.
         skipped: how many pictures cannot be read.
-        notes: what the user should know about the pixels.
+        notes: what the user should know about the pixels, and about pictures that judge nothing.
+        initial: the weights that ``training.init`` names, if any. All trials start from them.
     """
 
     parts: tuple[Prepared, ...]
     pictures: int
     held_out: int
+    together: tuple[int, ...]
+    left_out: str
     watched: int
     how: str
     size: tuple[int, int]
     own: tuple[tuple[int, int], ...]
     skipped: int
     notes: tuple[str, ...]
+    initial: AnyWeights | None
     _again: Callable[[Recipe], tuple[Prepared, ...]] = field(repr=False, compare=False)
 
     def for_recipe(self, recipe: Recipe) -> tuple[Prepared, ...]:
@@ -78,10 +84,32 @@ class Parts:
         """
         return self._again(recipe)
 
+
+@dataclass(frozen=True)
+class _Division:
+    """Which pictures judge.
+
+    Attributes:
+        folds: the held-out training pictures of each network, bool [N]; empty if a ``val`` split judges.
+        val: positions in ``val`` of the pictures that judge, int64 [M]; empty if training pictures judge.
+        together: for each picture that judges, in the order of the networks, a number that is equal for
+            pictures that belong together: int64 [M].
+        how: the division in words.
+        left_out: see :class:`Parts`.
+        notes: what the user should know about it.
+    """
+
+    folds: list[np.ndarray]
+    val: np.ndarray
+    together: np.ndarray
+    how: str
+    left_out: str = ""
+    notes: tuple[str, ...] = ()
+
     @property
-    def knows(self) -> bool:
-        """Whether the weights in ``training.init`` were trained on some of the pictures."""
-        return any(part.known for part in self.parts)
+    def sets(self) -> int:
+        """The number of independent sets of pictures among those that judge."""
+        return len(np.unique(self.together))
 
 
 def held_out_of(part: Prepared) -> int:
@@ -93,15 +121,19 @@ def divide(data: Data, recipe: Recipe, device: torch.device, progress: Progress 
     """Decode ``data`` without its test split, and divide it.
 
     Raises:
-        DataError: there are too few pictures to hold any out.
+        DataError: there are too few pictures to hold any out, or too many of ``val`` are also in ``train``.
         RunError: the weights in ``training.init`` cannot be read, or know too many of the pictures.
         UnreadableImagesError, OutOfMemoryError: as for :func:`thumbnet.batches.prepare.prepare`.
     """
+    initial = read_initial(recipe.training.init) if recipe.training.init else None
     kept = {name: split for name, split in data.splits.items() if name in ("train", "val")}
     judged = replace(data, splits=kept)
-    prepared = _with_known(prepare(judged, recipe, device, progress), recipe, data)
-    folds, how = _folds(data, prepared, recipe)
-    parts = _parts(prepared, recipe, folds)
+    prepared = _with_known(prepare(judged, recipe, device, progress), recipe, data, initial)
+    by_val = "val" in prepared.evaluation
+    division = (_by_val if by_val else _by_folds)(data, prepared, recipe)
+    parts = _parts(prepared, recipe, division)
+    held_out = sum(map(held_out_of, parts))
+    independent = division.sets == held_out
     start = (recipe.data.image_size, recipe.data.fit)
     latest: dict[tuple[str, str], tuple[Prepared, ...]] = {}  # only one, because each takes as much memory
 
@@ -112,34 +144,37 @@ def divide(data: Data, recipe: Recipe, device: torch.device, progress: Progress 
         if wanted not in latest:
             latest.clear()
             decoded = replace(prepare(judged, other, device, progress), known=prepared.known)
-            latest[wanted] = _parts(decoded, other, folds)
+            latest[wanted] = _parts(decoded, other, division)
         return latest[wanted]
 
     return Parts(
-        parts,
-        prepared.train.count,
-        sum(map(held_out_of, parts)),
-        next((len(data.splits[name]) for name in ("val", "test") if name in data.splits), 0),
-        how,
-        prepared.preprocessing.size,
-        tuple(some_sizes(prepared.splits["train"])),
-        len(prepared.skipped),
-        prepared.notes,
-        again,
+        parts=parts,
+        pictures=prepared.train.count,
+        held_out=held_out,
+        together=() if independent else tuple(division.together.tolist()),
+        left_out=division.left_out,
+        watched=next((len(data.splits[name]) for name in ("val", "test") if name in data.splits), 0),
+        how=division.how if independent else f"{division.how}, in {division.sets:,} independent sets",
+        size=prepared.preprocessing.size,
+        own=tuple(some_sizes(prepared.splits["train"])),
+        skipped=len(prepared.skipped),
+        notes=(*prepared.notes, *division.notes),
+        initial=initial,
+        _again=again,
     )
 
 
-def _with_known(prepared: Prepared, recipe: Recipe, data: Data) -> Prepared:
+def _with_known(prepared: Prepared, recipe: Recipe, data: Data, initial: AnyWeights | None) -> Prepared:
     """The same pictures, with those marked that the weights in ``training.init`` were trained on.
 
     Raises:
-        RunError: the weights cannot be read, or only the place says that they were trained on these data.
+        RunError: only the place of the data says that the weights were trained on them.
     """
-    init = recipe.training.init
-    if not init:
+    if initial is None:
         return prepared
+    init = recipe.training.init
     judging = "val" if "val" in prepared.evaluation else "train"
-    found = find_known(recipe, prepared, data, data.fingerprint(), [judging], read_initial(init))
+    found = find_known(recipe, prepared, data, data.fingerprint(), [judging], initial)
     if found.unsure and judging in ("train", *data.set_aside):
         raise RunError(
             f"the network in {init} may have been trained on the pictures that would judge the settings, "
@@ -168,12 +203,54 @@ def _check_enough_unknown(split: str, judging: int, prepared: Prepared, recipe: 
         )
 
 
-def _folds(data: Data, prepared: Prepared, recipe: Recipe) -> tuple[_Folds, str]:
-    """Which pictures are held out, each fold once or only the first one; and the same in words."""
-    if "val" in prepared.evaluation:
-        judging = len(prepared.unknown("val"))
-        _check_enough_unknown("val", judging, prepared, recipe)
-        return [], f"the val split, {judging:,} pictures"
+def _known_to(recipe: Recipe) -> str:
+    """Why pictures judge nothing that the weights in ``training.init`` were trained on."""
+    return f"{recipe.training.init} was trained on some of them"
+
+
+def _by_val(data: Data, prepared: Prepared, recipe: Recipe) -> _Division:
+    """Let the ``val`` split judge, without the pictures that belong together with a training picture.
+
+    Raises:
+        DataError: fewer than ``FEWEST`` are left.
+        RunError: the weights in ``training.init`` know too many of them.
+    """
+    val, train = prepared.evaluation["val"].engine, prepared.train.engine
+    groups = prepared.groups.get("val")
+    together = belonging(val, groups)
+    in_train = belonging_to_training(val, groups, train, prepared.groups.get("train"))
+    leaked = np.isin(together, together[in_train])
+    count = int(leaked.sum())
+    shared = f"{count:,} of the {len(leaked):,} val pictures {_LEAKED}"
+    if count and len(leaked) - count < FEWEST:
+        raise DataError(
+            f"{data.source}: {shared}, and at least {FEWEST} others are needed to compare settings. Remove "
+            f"the copies from one of the two splits ({command('data', data.source)} finds them), or do "
+            "without a val split (leave out --val-fraction and --patience): training pictures judge then, "
+            "and copies of one picture stay together"
+        )
+    unknown = prepared.unknown("val")
+    judging = unknown[~leaked[unknown]]
+    _check_enough_unknown("val", len(judging), prepared, recipe)
+    reasons = [_known_to(recipe)] if "val" in prepared.known else []
+    reasons += [f"some of them {_LEAKED}"] if count else []
+    return _Division(
+        folds=[],
+        val=judging,
+        together=together[judging],
+        how=f"the val split, {len(judging):,} pictures",
+        left_out=" and ".join(reasons),
+        notes=(f"{shared}: they judge nothing",) if count else (),
+    )
+
+
+def _by_folds(data: Data, prepared: Prepared, recipe: Recipe) -> _Division:
+    """Let training pictures judge: each fold once, or only the first one.
+
+    Raises:
+        DataError: there are too few pictures to hold any out.
+        RunError: the weights in ``training.init`` know too many of them.
+    """
     count = prepared.train.count
     if count < FEWEST:
         raise DataError(
@@ -202,17 +279,24 @@ def _folds(data: Data, prepared: Prepared, recipe: Recipe) -> tuple[_Folds, str]
         if small and known is None
         else f"{held_out:,} of the {count:,} training pictures"
     )
-    return [numbers == fold for fold in used], how
+    held = [numbers == fold for fold in used]
+    return _Division(
+        folds=held,
+        val=np.zeros(0, dtype=np.int64),
+        together=np.concatenate([together[chosen] for chosen in held]),
+        how=how,
+        left_out="" if known is None else _known_to(recipe),
+    )
 
 
-def _parts(prepared: Prepared, recipe: Recipe, folds: _Folds) -> tuple[Prepared, ...]:
+def _parts(prepared: Prepared, recipe: Recipe, division: _Division) -> tuple[Prepared, ...]:
     """The batches of each network of a trial."""
-    if folds:
-        return tuple(_part(prepared, recipe, held) for held in folds)
-    if "val" not in prepared.known:
+    if division.folds:
+        return tuple(_part(prepared, recipe, held) for held in division.folds)
+    if len(division.val) == len(prepared.splits["val"]):
         return (prepared,)
-    unknown = _engine_of(prepared, recipe, "val", prepared.unknown("val"))
-    return (_judged_by(unknown, prepared, recipe),)
+    judging = _engine_of(prepared, recipe, "val", division.val)
+    return (_judged_by(judging, prepared, recipe),)
 
 
 def _judged_by(engine: Engine, prepared: Prepared, recipe: Recipe) -> Prepared:

@@ -25,10 +25,12 @@ from thumbnet.errors import (
 from thumbnet.evaluation import wilson_interval
 from thumbnet.files import read_json, write_file, write_json
 from thumbnet.recipes.recipe import Recipe, recipe_from_toml, training_code
+from thumbnet.recipes.settings import AUTO
 from thumbnet.runs.finding import FINAL_RUN, SEARCH, is_run
 from thumbnet.runs.folder import Run
 from thumbnet.training.fit import StepResult
 from thumbnet.training.train import resume, train
+from thumbnet.training.transfer import PIXELS
 from thumbnet.tuning.listener import Progress, TuneListener
 from thumbnet.tuning.page import train_again, trials_csv, write_page
 from thumbnet.tuning.parts import Parts
@@ -51,13 +53,16 @@ class Tuned:
 
     Attributes:
         path: its folder.
-        recipe: the best settings.
+        recipe: the best settings, as in ``recipe.toml``: with the number of epochs, the width and the
+            evaluations of the final training.
         run: the network that was trained with them.
+        trial: the best settings as they were tried, with as many epochs as that trial had.
     """
 
     path: Path
     recipe: Recipe
     run: Run
+    trial: Recipe
 
     @property
     def start(self) -> Recipe:
@@ -109,7 +114,8 @@ class Tuner:
         self.search = search
         self.listener = search.listener
         self._options = training_code(search.recipe)  # of the command that goes on
-        self.study = Study(search.path, search.varied, search.recipe.seed, self._options)
+        together = search.parts.together
+        self.study = Study(search.path, search.varied, search.recipe.seed, self._options, together)
         self.records = self.study.records()
         earlier = max((one.elapsed for one in self.records), default=0.0)
         self.started = search.started - earlier
@@ -132,6 +138,7 @@ class Tuner:
         self.listener.on_search(search.path, [*search.parts.notes, judged, *notes, *resumed])
         if self._best() is None or not (search.path / FINAL_RUN).exists():
             self._try_settings()
+            self._write_found()
             self._write_page(None)
         best = best_of(self.records)
         began = time.perf_counter()
@@ -139,9 +146,10 @@ class Tuner:
         self._record(run)
         # The final training counts its own time, including what it took before it was interrupted.
         self.started -= max(0.0, run.summary["seconds_total"] - (time.perf_counter() - began))
+        self._write_found(run)
         write_json(search.path / "summary.json", self._summary(best, run))
         self._write_page(run)
-        return Tuned(search.path, self._recipe_to_keep(best), run)
+        return Tuned(search.path, self._recipe_to_keep(best, run), run, self._recipe_to_keep(best))
 
     def _try_settings(self) -> None:
         while not self._has_enough():
@@ -214,7 +222,13 @@ class Tuner:
             divided = search.parts.for_recipe(recipe)  # decodes, if this size has not been decoded
             self._trial_started = time.perf_counter()
             found = run_trial(
-                recipe, divided, search.data.class_names, search.device, suggestion.report, on_step
+                recipe,
+                divided,
+                search.data.class_names,
+                search.device,
+                suggestion.report,
+                on_step,
+                search.parts.initial,
             )
             suggestion.complete(found.value, found.losses, **times())
         except HopelessTrialError:
@@ -279,9 +293,22 @@ class Tuner:
         same_time = bool(search.settings["same_time"])
         return recipe_at(search.recipe, trial.point, size=search.parts.size, same_time=same_time)
 
-    def _recipe_to_keep(self, best: Record) -> Recipe:
-        """The best recipe: everything is decided, so nothing in it depends on the data any more."""
+    def _recipe_to_keep(self, best: Record, run: Run | None = None) -> Recipe:
+        """The best recipe: everything is decided, so nothing in it depends on the data any more.
+
+        A trial is much shorter than a final training that has the rest of the time. Once that is done
+        (``run``), the recipe has its number of epochs, its width and how often it was evaluated, so a
+        training with the recipe is one like it.
+        """
         found = self._recipe_of(best)
+        if run is not None and self.search.settings["same_time"]:
+            final = run.recipe
+            found = replace(
+                found,
+                model=replace(found.model, width=final.model.width),
+                training=replace(found.training, epochs=final.training.epochs),
+                evaluation=final.evaluation,
+            )
         source = printable(Path(self.search.data.source).name or self.search.data.source)
         return replace(
             found,
@@ -290,17 +317,16 @@ class Tuner:
             training=replace(found.training, min_steps=0),
         )
 
-    def _write_found(self) -> None:
-        """Write what is known, so that a kill loses nothing."""
+    def _write_found(self, run: Run | None = None) -> None:
+        """Write what is known, so that a kill loses nothing; ``run`` is the final training, if it is done."""
         best = self._best()
         if best is not None:
-            write_file(self.search.path / "recipe.toml", self._recipe_to_keep(best).to_toml())
+            write_file(self.search.path / "recipe.toml", self._recipe_to_keep(best, run).to_toml())
         used = [self._recipe_of(one) for one in self.records]
         write_file(self.search.path / "trials.csv", trials_csv(self.records, used))
 
     def _write_page(self, run: Run | None) -> None:
-        self._write_found()
-        search = self.search
+        search, best = self.search, best_of(self.records)
         write_page(
             search.path / "tune.html",
             name=search.path.resolve().name,
@@ -308,12 +334,13 @@ class Tuner:
             recipe=search.recipe,
             varied=search.varied,
             records=self.records,
-            best=best_of(self.records),
+            best=best,
             importances=self.study.importances(),
             held_out=search.parts.held_out,
             how=search.parts.how,
             measure="mAP" if search.data.multilabel else "accuracy",
-            found=self._recipe_to_keep(best_of(self.records)),
+            found=self._recipe_to_keep(best),
+            kept=self._recipe_to_keep(best, run),
             run=run,
             again=train_again(search.path, search.settings),
         )
@@ -333,6 +360,7 @@ class Tuner:
                     device=str(search.device),
                     listener=self.listener,
                     data=search.given,
+                    data_dir=search.settings["data_dir"],
                     complete_is_fine=True,
                 )
             return train(
@@ -353,24 +381,27 @@ class Tuner:
     def _record(self, run: Run) -> None:
         """Write into the final run which pictures judged the trials: its result on them is optimistic."""
         judged_on = "val" if "val" in self.search.data.splits else "train"
-        write_json(run.path / "run.json", {**run.settings, "search": {"judged_on": judged_on}})
+        run.write_settings({**run.settings, "search": {"judged_on": judged_on}})
 
     def _decided(self, recipe: Recipe) -> list[str]:
         """The settings that the final training must not choose anew: it keeps those that are named.
 
-        These are whether to mirror, which the search has decided, and how often to evaluate, if the user has
-        set that.
+        These are whether to mirror, which the search has decided; how often to evaluate, if the user has set
+        that; and the pixels that trials measured by themselves: in searches of earlier versions, also trials
+        with ``schedule.head_first``.
         """
         named = self.search.settings.get("named", ())
-        keys = ("augment.flip", "evaluation.tta", *(key for key in EVALUATIONS if key in named))
+        keys = ["augment.flip", "evaluation.tta", *(key for key in EVALUATIONS if key in named)]
+        keys += [f"data.{key}" for key in PIXELS if getattr(recipe.data, key) == AUTO]
         return [f"{key}={attrgetter(key)(recipe)}" for key in keys]
 
     def _summary(self, best: Record, run: Run) -> dict[str, Any]:
         search, first = self.search, self.records[0]
         states = [one.state for one in self.records]
         right = round(best.value * search.parts.held_out)
-        # It is known only how many pictures were right. With groups, that is not enough for an interval.
-        unknown = search.data.multilabel or bool(search.data.groups)
+        # It is known only how many pictures were right. If some belong together, an interval needs more than
+        # that.
+        unknown = search.data.multilabel or bool(search.parts.together)
         final = run.summary
         return {
             "measure": "map" if search.data.multilabel else "accuracy",

@@ -6,7 +6,8 @@ hundred pictures tell it more exactly than the accuracy (docs/notebook/tuning.md
 the median of the others at the same point are stopped, and the best trial is the one with the lowest. It has
 to be lower than the start's, on the same pictures, by at least two standard errors of the difference: the
 recipe where a search starts was chosen with care, and the best of seven trials without any effect gains more
-than one standard error in 70 of 100 searches, and more than two in 15.
+than one standard error in 70 of 100 searches, and more than two in 15. Copies of a picture, and pictures of
+one group, tell less than as many independent ones; :func:`paired_gain` takes that into account.
 
 The journal is Optuna's own: a line of JSON per change, appended and synced. It holds no pickles. A line that
 was cut off by a kill is removed when the search goes on, and so is the trial that was running.
@@ -20,6 +21,7 @@ from __future__ import annotations
 import math
 import statistics
 import warnings
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -91,7 +93,14 @@ def load_optuna() -> Any:
 class Study:
     """A search in a folder. Only one process may use it at a time."""
 
-    def __init__(self, folder: Path, varied: Sequence[Knob], seed: int, options: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        varied: Sequence[Knob],
+        seed: int,
+        options: Sequence[str] = (),
+        together: Sequence[int] = (),
+    ) -> None:
         """Open the journal in ``folder``, or begin one.
 
         Args:
@@ -99,13 +108,14 @@ class Study:
             varied: what the search varies.
             seed: decides what is suggested.
             options: what the command that goes on with the search also needs.
+            together: which held-out pictures belong together, see :func:`paired_gain`.
 
         Raises:
             RunError: the journal is damaged or cannot be written.
             MissingExtraError: Optuna is not installed.
         """
         self._optuna = load_optuna()
-        self._varied, self._seed = tuple(varied), seed
+        self._varied, self._seed, self._together = tuple(varied), seed, tuple(together)
         self._guesses = guesses(varied)
         self._file = folder / JOURNAL
         pruner = self._optuna.pruners.MedianPruner(n_startup_trials=UNPRUNED, n_warmup_steps=JUDGED_FROM)
@@ -161,7 +171,13 @@ class Study:
             trial = self._study.ask()
             point = {knob.name: _suggested(trial, knob) for knob in self._varied}
         return Suggestion(
-            number, point, self._losses_at_the_start(), trial, self._study, self._optuna.trial.TrialState
+            number,
+            point,
+            self._losses_at_the_start(),
+            self._together,
+            trial,
+            self._study,
+            self._optuna.trial.TrialState,
         )
 
     def _losses_at_the_start(self) -> tuple[float, ...]:
@@ -199,6 +215,7 @@ class Suggestion:
     number: int
     point: Point
     _reference: tuple[float, ...]  # losses of the first trial
+    _together: tuple[int, ...]  # see paired_gain
     _trial: Any
     _study: Any
     _states: Any
@@ -215,7 +232,7 @@ class Suggestion:
         loss = statistics.fmean(losses)
         result: dict[str, Any] = {"value": value, "loss": loss}
         if self._reference:
-            result["gain"], result["error"] = paired_gain(losses, self._reference)
+            result["gain"], result["error"] = paired_gain(losses, self._reference, self._together)
         else:
             result["losses"] = [round(one, 5) for one in losses]
         self._end("complete", {**result, **times})
@@ -250,17 +267,44 @@ def best_of(records: Sequence[Record]) -> Record:
     return min(complete, key=lambda one: (one.gain < SURE * one.error, one.loss, -one.value, one.number))
 
 
-def paired_gain(losses: Sequence[float], reference: Sequence[float]) -> tuple[float, float]:
+def paired_gain(
+    losses: Sequence[float], reference: Sequence[float], together: Sequence[int] = ()
+) -> tuple[float, float]:
     """How much lower ``losses`` are than ``reference``, those of the same pictures; and its standard error.
+
+    Where pictures belong together, the error is that of a mean over clusters (Liang and Zeger 1986): the
+    differences from the mean are summed within each cluster, and these sums vary independently. It is never
+    below the error for independent pictures, because few clusters may agree by chance.
 
     >>> paired_gain([0.1, 0.2, 0.3, 0.2], [0.2, 0.4, 0.4, 0.4])
     (0.15, 0.0289)
+    >>> paired_gain([0.1, 0.2, 0.3, 0.2], [0.2, 0.4, 0.4, 0.4], together=[0, 1, 0, 1])
+    (0.15, 0.05)
+
+    Args:
+        losses: of the held-out pictures in one trial.
+        reference: of the same pictures in the first trial.
+        together: a number for each picture, equal for those that belong together, such as copies of one
+            picture; empty if all are independent.
+
+    Returns:
+        The mean difference and its standard error. Fewer than two independent sets of pictures tell nothing:
+        then the gain is 0 and its error 1, so the first trial stays the best.
     """
     differences = [before - now for now, before in zip(losses, reference, strict=True)]
-    if len(differences) < 2:
-        return 0.0, 1.0  # a single picture tells nothing
-    error = statistics.stdev(differences) / math.sqrt(len(differences))
-    return float(f"{statistics.fmean(differences):.3g}"), float(f"{error:.3g}")
+    pictures = len(differences)
+    clusters = len(set(together)) if together else pictures
+    if clusters < 2:
+        return 0.0, 1.0
+    mean = statistics.fmean(differences)
+    error = statistics.stdev(differences) / math.sqrt(pictures)
+    if clusters < pictures:
+        sums: dict[int, float] = defaultdict(float)
+        for cluster, difference in zip(together, differences, strict=True):
+            sums[cluster] += difference - mean
+        squares = math.fsum(one**2 for one in sums.values())
+        error = max(error, math.sqrt(clusters / (clusters - 1) * squares) / pictures)
+    return float(f"{mean:.3g}"), float(f"{error:.3g}")
 
 
 def _suggested(trial: Any, knob: Knob) -> float | int | str:

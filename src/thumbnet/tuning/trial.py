@@ -18,6 +18,7 @@ from thumbnet.errors import memory_guard
 from thumbnet.evaluation import log_softmax
 from thumbnet.multilabel import binary_cross_entropy
 from thumbnet.recipes.recipe import Recipe
+from thumbnet.runs.any_weights import AnyWeights
 from thumbnet.seeds import derive_seed
 from thumbnet.training.build import build_state
 from thumbnet.training.epochs import Score
@@ -54,6 +55,7 @@ def run_trial(
     device: torch.device,
     report: Callable[[int, float], bool],
     on_step: Callable[[StepResult, int], None] = lambda step, part: None,
+    initial: AnyWeights | None = None,
 ) -> Outcome:
     """Train one network per part with ``recipe``; the last epoch counts.
 
@@ -65,6 +67,7 @@ def run_trial(
         report: called with a point (0 to ``POINTS * len(parts)``) and the mean loss so far, of calibrated
             probabilities as in :class:`Outcome`. If it returns True, the trial stops.
         on_step: called after every step, with the number of the part, from 0.
+        initial: what ``training.init`` names, if it has been read already.
 
     Raises:
         HopelessTrialError: ``report`` returned True.
@@ -76,7 +79,7 @@ def run_trial(
     for number, part in enumerate(parts):
         own = _for_part(recipe, number, len(parts))
         prepared = part.with_recipe(own)
-        state = build_state(own, prepared, class_names, device)
+        state = build_state(own, prepared, class_names, device, initial=initial)
         judge = _Judge(state, prepared, class_names)
         results = fit(
             state,

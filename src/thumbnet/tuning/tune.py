@@ -4,7 +4,8 @@
 tune.json       the data, the time, the recipe where the search started, and what it varies
 journal.jsonl   every trial, by Optuna: see thumbnet.tuning.study
 corrections.csv the corrections of labels, if there were any
-recipe.toml     the best settings so far, for `thumbnet train DATA --recipe`
+recipe.toml     the best settings so far, for `thumbnet train DATA --recipe`; at the end with the epochs and
+                the width of the final training
 trials.csv      the finished trials
 tune.html       what mattered
 run/            the final training
@@ -22,6 +23,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -38,14 +40,16 @@ from thumbnet.invocation import command, processes
 from thumbnet.kernels.library import load_kernels
 from thumbnet.models.registry import find_builder, provide
 from thumbnet.recipes.recipe import Recipe, recipe_from_toml
-from thumbnet.runs.fields import items, optional_text
+from thumbnet.recipes.settings import TrainingSettings
+from thumbnet.runs.fields import flag, items, optional_text, text
 from thumbnet.runs.finding import SEARCH, is_search
 from thumbnet.runs.folder import CORRECTIONS_NAME, LOCK_NAME, Run
-from thumbnet.sources.load import where_again
-from thumbnet.training.call import memory_of
+from thumbnet.sources.load import data_dir_again, where_again
+from thumbnet.training.call import ENDING, memory_of
 from thumbnet.training.choose import asked_recipe, choose_recipe, load_for
 from thumbnet.training.mirror_names import named_keys
-from thumbnet.training.own_loss import find_code
+from thumbnet.training.own_loss import changed_code, code_digests, find_code
+from thumbnet.training.pretrained import fetch
 from thumbnet.training.time_budget import check_minutes, may_choose_width
 from thumbnet.training.transfer import find_initial, with_absolute_init
 from thumbnet.tuning.listener import TuneListener
@@ -113,15 +117,18 @@ def tune(
         listener.on_data(loaded)
         if steps:
             listener.on_note(f"training.steps = {steps} of the recipe is left out: trials have whole epochs")
+        if base.training.must_choose:
+            listener.on_note(_for_the_end(base.training))
         base = with_absolute_init(base).without_plan()
         base.to_toml()  # a recipe that cannot be written is refused before the search
         called = _Call(data, corrections, chosen, listener, started)
         parts = divide(loaded, base, chosen, listener.on_decode)
+        weights = _weights_digest(base, parts)
         start = _planned(base, parts, len(loaded.class_names), called, minutes, trials, named)
         run = Run.create(out, loaded.source, "tune")
         settings = {
             "data": where_again(loaded.source),
-            "data_dir": None if data_dir is None else str(Path(data_dir).resolve()),
+            "data_dir": data_dir_again(data_dir),
             "fingerprint": loaded.fingerprint(),
             "corrected": loaded.corrected is not None,
             "minutes": minutes,
@@ -129,9 +136,11 @@ def tune(
             "same_time": start.same_time,
             "may_widen": start.same_time and may_choose_width(recipe, named, base),
             "held_out": parts.held_out,
+            "weights_sha256": weights,
             "named": sorted(named_keys(recipe, overrides)),
             "recipe": start.recipe.to_toml(),
             "knobs": [knob.to_dict() for knob in start.varied],
+            "code": code_digests(base),
         }
         if loaded.corrected is not None:
             write_file(run.path / CORRECTIONS_NAME, loaded.corrected.content)
@@ -145,6 +154,7 @@ def resume_tuning(
     device: str = "auto",
     listener: TuneListener | None = None,
     data: Any = None,
+    data_dir: str | Path | None = None,
     started: float | None = None,
     model: Callable[..., nn.Module] | None = None,
 ) -> Tuned:
@@ -156,11 +166,14 @@ def resume_tuning(
         path: the folder of the search.
         device, listener, started: see :func:`tune`.
         data: the data of the search, if they were in memory.
+        data_dir: folder for downloads and unpacked archives, if it is no longer the one that the search
+            records.
         model: the class or function that builds the search's network, if it is one of your own.
 
     Raises:
-        RunError: there is no search in ``path``, it is finished, its files are damaged, its data have
-            changed, another process searches there, or it needs a network of the user's own.
+        RunError: there is no search in ``path``, it is finished, its files are damaged, its data or
+            initial weights have changed, another process searches there, or it needs a network of the user's
+            own.
         DataError: its data cannot be loaded any more.
     """
     started = time.perf_counter() if started is None else started
@@ -174,15 +187,26 @@ def resume_tuning(
         try:
             base = recipe_from_toml(settings["recipe"])
             varied = tuple(Knob.from_dict(one) for one in settings["knobs"])
-            source, data_dir = (optional_text(settings[key], key) for key in ("data", "data_dir"))
-            corrected, fingerprint, _ = (settings[key] for key in ("corrected", "fingerprint", "same_time"))
+            source, recorded = (optional_text(settings[key], key) for key in ("data", "data_dir"))
+            corrected, fingerprint = settings["corrected"], settings["fingerprint"]
+            flag(settings["same_time"], "same_time")
+            # Earlier versions did not record these three.
+            flag(settings.get("may_widen", False), "may_widen")
             items(settings.get("named", []), "named")
+            weights = optional_text(settings.get("weights_sha256"), "weights_sha256")
+            code = {key: text(one, "code") for key, one in dict(settings.get("code", {})).items()}
             _check_asked(settings["minutes"], settings["trials"])
         except (KeyError, TypeError, AttributeError, ValueError, OverflowError, RecipeError) as error:
             raise RunError(f"{folder / SEARCH} is damaged ({error}). Start a new search") from None
+        settings = {**settings, "data_dir": data_dir_again(data_dir) or recorded}
         if model is not None:
             provide(base.model.name, model)
         find_code(base)  # if its code is not allowed, say so before the data are read
+        for key in changed_code(code, code_digests(base)):
+            listener.on_note(
+                f"{key}: the file with {attrgetter(key)(base)} has changed since {folder} began, so its "
+                "finished trials were trained with other code"
+            )
         given = source if data is None else data
         if given is None:
             raise RunError(
@@ -190,7 +214,7 @@ def resume_tuning(
                 "thumbnet.resume_tuning(FOLDER, data=(images, labels))"
             )
         corrections = read_corrections(folder / CORRECTIONS_NAME) if corrected else None
-        loaded = load_for(given, base, data_dir, listener, corrections)
+        loaded = load_for(given, base, settings["data_dir"], listener, corrections)
         if loaded.fingerprint() != fingerprint:
             raise RunError(
                 f"the data in {loaded.source} have changed since the search {folder} began: its trials could "
@@ -198,19 +222,7 @@ def resume_tuning(
             )
         listener.on_data(loaded)
         parts = divide(loaded, base, chosen, listener.on_decode)
-        if "named" not in settings and min(map(held_out_of, parts.parts)) < FEWEST:
-            raise RunError(
-                f"{folder} was begun by an earlier version, which judged trials by fewer than {FEWEST} "
-                "pictures in another way: new trials could not be compared with them. Start a new search"
-            )
-        # Earlier versions did not record how many pictures judge a trial, and held out known ones as well.
-        before = settings.get("held_out", None if parts.knows else parts.held_out)
-        if before != parts.held_out:
-            raise RunError(
-                f"{folder} has judged its trials by other pictures than it would now, because "
-                f"{base.training.init} was trained on some of them: new trials could not be compared with "
-                "the finished ones. Start a new search"
-            )
+        _check_comparable(folder, settings, weights, base, parts)
         cost = None
         if settings["minutes"] is not None:
             cost = Cost.measure(base, parts, len(loaded.class_names), chosen)
@@ -344,6 +356,65 @@ def _check_searchable(
         )
 
 
+def _for_the_end(training: TrainingSettings) -> str:
+    """Say that what chooses an epoch chooses none in a trial. ``training`` asks for such a choice."""
+    asked = [f"training.patience = {training.patience}"] if training.patience else []
+    asked += ["training.keep = best"] if training.keep == "best" else []
+    asked += [f"training.choose_by = {training.choose_by}"] if training.choose_by != "accuracy" else []
+    return (
+        f"{', '.join(asked)}: for the final training only. Trials run to their last epoch and are compared "
+        "by its loss"
+    )
+
+
+def _check_comparable(
+    folder: Path, settings: dict[str, Any], weights: str | None, recipe: Recipe, parts: Parts
+) -> None:
+    """Check that new trials start from the same weights as the finished ones, and are judged alike.
+
+    Args:
+        folder: the folder of the search.
+        settings: its ``tune.json``.
+        weights: the digest of the initial weights that it records, if any.
+        recipe: where the search started.
+        parts: what new trials would train on.
+
+    Raises:
+        RunError: they are not.
+    """
+    if weights is not None and weights != _weights_digest(recipe, parts):
+        raise RunError(
+            f"the weights of {recipe.training.init or recipe.model.name} have changed since the search "
+            f"{folder} began with them: new trials could not be compared with the finished ones. Put them "
+            "back, or start a new search"
+        )
+    if "named" not in settings and min(map(held_out_of, parts.parts)) < FEWEST:
+        raise RunError(
+            f"{folder} was begun by an earlier version, which judged trials by fewer than {FEWEST} "
+            "pictures in another way: new trials could not be compared with them. Start a new search"
+        )
+    # Earlier versions let pictures judge that are left out now. The first ones did not record how many.
+    before = settings.get("held_out", None if parts.left_out else parts.held_out)
+    if before != parts.held_out:
+        why = f", because {parts.left_out}" if parts.left_out else ""
+        raise RunError(
+            f"{folder} has judged its trials by other pictures than it would now{why}: new trials could "
+            "not be compared with the finished ones. Start a new search"
+        )
+
+
+def _weights_digest(recipe: Recipe, parts: Parts) -> str | None:
+    """SHA-256 of the file of weights from which all trials start; None if their weights are random.
+
+    Raises:
+        RunError: pretrained weights cannot be downloaded.
+        MissingExtraError: timm or huggingface_hub is not installed.
+    """
+    if parts.initial is not None:
+        return parts.initial.digest
+    return fetch(recipe.model.name).record["sha256"] if recipe.model.pretrained is True else None
+
+
 def _key(assignment: str) -> str:
     """The key of a ``"section.key=value"`` setting."""
     return assignment.partition("=")[0].strip()
@@ -368,7 +439,7 @@ def _search(
         started=call.started,
     )
     busy = f"another process searches in {folder}: wait for it, or stop it first"
-    with locked(folder / LOCK_NAME, busy):
+    with locked(folder / LOCK_NAME, busy, wait=ENDING):
         return Tuner(search).run(start.notes)
 
 
