@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 import shutil
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -186,12 +187,29 @@ def test_a_training_that_begins_again_has_only_the_code_that_it_begins_with(
 
     with pytest.raises(KeyboardInterrupt):
         train(data, "one-cycle", overrides=SETTINGS, out="run", device="cpu", listener=Stop())
+    shutil.copytree("run", "old")
     before = Run(Path("run")).settings["code"]
     edit(own)
-    run = resume("run", device="cpu")
-    assert run.settings["code"].keys() == before.keys()
-    assert run.settings["code"] != before
-    assert "code_before" not in run.settings
+    for call in (
+        partial(resume, "run"),
+        partial(train, data, "one-cycle", overrides=SETTINGS, out="old", auto_resume=True),
+    ):
+        run = call(device="cpu")
+        assert run.settings["code"].keys() == before.keys()
+        assert run.settings["code"] != before
+        assert "code_before" not in run.settings
+
+
+def test_a_run_without_a_record_of_its_code_has_one_once_it_begins_again(data: Path) -> None:
+    with pytest.raises(InterruptedRunError):
+        train(data, "one-cycle", overrides=SETTINGS, out="run", device="cpu", listener=StopAfter(1))
+    before = Run(Path("run"))
+    code = before.settings["code"]
+    before.write_settings({key: value for key, value in before.settings.items() if key != "code"})
+    shutil.copytree("run", "again")
+    (Path("again") / "checkpoint.pt").unlink()
+    assert "code" not in resume("run", device="cpu").settings  # unknown for its first part
+    assert resume("again", device="cpu").settings["code"] == code
 
 
 def test_both_functions_change_the_weights(data: Path) -> None:

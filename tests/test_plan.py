@@ -21,12 +21,12 @@ LAYERS = (
 # These start without torch: the commands that only read, and everything that an exported model needs.
 NO_TORCH = (
     "", "version", "invocation", "errors", "files", "seeds", "evaluation", "multilabel", "recipes", "data", "sources",
-    "kernels.library", "runs.data", "runs.finding", "runs.provenance", "runs.weights", "runs.weights_info",
-    "runs.certainty", "batches.cores", "batches.forked", "classifiers.base", "classifiers.given",
-    "classifiers.labels", "classifiers.load",
-    "classifiers.onnx_classifier", "classifiers.temperature", "classifiers.thresholds", "classifiers.unlike",
-    "classifiers.reading", "classifiers.placing", "classifiers.sorting", "classifiers.words", "reports.answers",
-    "cli", "tuning.listener", "__main__",
+    "kernels.library", "kernels.processor", "runs.data", "runs.finding", "runs.provenance", "runs.weights",
+    "runs.weights_info", "runs.certainty", "batches.cores", "batches.forked", "classifiers.base",
+    "classifiers.given", "classifiers.labels", "classifiers.load", "classifiers.onnx_classifier",
+    "classifiers.temperature", "classifiers.thresholds", "classifiers.unlike", "classifiers.reading",
+    "classifiers.placing", "classifiers.sorting", "classifiers.words", "reports.answers", "cli",
+    "tuning.listener", "__main__",
 )  # fmt: skip
 PRINT = ("cli", "__main__")
 USE_DISTRIBUTED = ("distributed",)

@@ -169,5 +169,7 @@ def test_held_out_pictures_belong_to_training_as_copies_or_by_their_group() -> N
     )
     assert belonging_to_training(here, own, there, their).tolist() == [False, True, True, False]
     assert belonging_to_training(here, own, there, None).tolist() == [False, True, False, False]
+    of_a_copy = np.array(["ann", "bob", "eve", "bob"], dtype=object)
+    assert belonging_to_training(here, of_a_copy, there, their).tolist() == [False, True, True, True]
     unread = WorkerEngine(train, (16, 16), "crop", 0)
     assert not belonging_to_training(here, None, unread, None).any()

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from kernel_helpers import CAN_RUN, gcc, needs_kernels
 from thumbnet.kernels import library
@@ -278,7 +277,7 @@ def test_the_name_depends_on_sources_flags_compiler_and_processor(
         compiler.write_text(f"#!/bin/sh\necho '{version}'\n")
         compiler.chmod(0o755)
         with monkeypatch.context() as changed:
-            changed.setattr(library, "_processor", lambda: ["model name : one"])
+            changed.setattr(library, "description", lambda: ["model name : one"])
             for key, value in changes.items():
                 changed.setattr(library, key, value)
             return library._name(str(compiler), changes.get("UNITS", library.UNITS))
@@ -296,7 +295,7 @@ def test_the_name_depends_on_sources_flags_compiler_and_processor(
         name_of(UNITS=library.needed_units(tiles=True)),
         name_of(SOURCES=headers),
         name_of(FLAGS=(*library.FLAGS, "-g")),
-        name_of(_processor=lambda: ["model name : two"]),
+        name_of(description=lambda: ["model name : two"]),
     ]
     assert len(set(names)) == len(names)
     assert name_of() == names[0]
@@ -373,13 +372,6 @@ def test_if_one_file_cannot_be_compiled_the_other_compilers_are_ended(
             os.kill(int(pid), 0)
 
 
-@needs_kernels
-def test_the_instructions_that_linux_names_are_those_that_pytorch_finds() -> None:
-    found = library.instructions()
-    assert ("amx_tile" in found) == torch.cpu._is_amx_tile_supported()
-    assert ("avx512_bf16" in found) == torch.cpu._is_avx512_bf16_supported()
-
-
 def test_the_sources_are_these() -> None:
     names = [path.name for path in library.SOURCES]
     assert names == [
@@ -420,21 +412,6 @@ def test_without_the_systems_leave_a_processor_with_tiles_computes_by_winograd(
     monkeypatch.setattr(library, "compile_library", compile_library)
     assert library.has_tiles() is granted
     assert asked == [path.name for path in library.needed_units(granted)]
-
-
-@pytest.mark.skipif(not Path("/proc/cpuinfo").exists(), reason="Linux only")
-def test_the_processor_is_described_by_its_model_and_its_instructions() -> None:
-    described = library._processor()
-    if os.uname().machine == "x86_64":
-        assert [line.split("\t")[0].split(":")[0].strip() for line in described] == ["model name", "flags"]
-
-
-def test_a_processor_that_linux_does_not_describe_has_no_instructions(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(library, "Path", lambda _: Path("/nowhere/cpuinfo"))
-    assert library._processor() == []
-    assert library.instructions() == set()
 
 
 @pytest.mark.parametrize(

@@ -244,10 +244,13 @@ def test_an_epoch_keeps_all_but_the_skipped_share() -> None:
 
 def test_a_choice_of_the_epoch_is_asked_for_by_each_setting_about_it() -> None:
     for without in (TrainingSettings(), TrainingSettings(keep="last")):
-        assert (without.choice, without.must_choose) == ("", False)
-    for training, choice in (
-        (TrainingSettings(keep="best"), "training.keep = 'best'"),
-        (TrainingSettings(choose_by="loss"), "training.choose_by = 'loss'"),
-        (TrainingSettings(choose_by="loss", keep="last", patience=2), "training.patience = 2"),
+        assert (without.choices, without.must_choose) == ((), False)
+    for training, choices in (
+        (TrainingSettings(keep="best"), ("training.keep = 'best'",)),
+        (TrainingSettings(choose_by="loss"), ("training.choose_by = 'loss'",)),
+        (
+            TrainingSettings(choose_by="loss", keep="last", patience=2),
+            ("training.patience = 2", "training.choose_by = 'loss'"),
+        ),
     ):
-        assert (training.choice, training.must_choose) == (choice, True)
+        assert (training.choices, training.must_choose) == (choices, True)

@@ -183,19 +183,34 @@ def test_a_double_click_decides_about_no_picture_that_nobody_has_seen(browser: A
         assert errors(browser) == []
 
 
+TYPE_AT_ONCE = (
+    "for (const key of arguments[0]) document.getElementById('main').dispatchEvent("
+    "new KeyboardEvent('keydown', { key, bubbles: true }))"
+)
+
+
+def test_a_suggestion_that_is_not_shown_yet_cannot_be_taken(browser: Any, tmp_path: Path) -> None:
+    review = made_review(tmp_path)
+    with served(review) as address:
+        visit(browser, address)
+        shown(browser, "0.png")
+        browser.execute_script(TYPE_AT_ONCE, "us")
+        shown(browser, "1.png")
+        press(browser, "s")
+        shown(browser, "2.png")
+        assert rows(review) == [("0.png", "", "unsure"), ("1.png", "green", "relabel")]
+        assert errors(browser) == []
+
+
 def test_a_digit_typed_ahead_is_dropped_if_it_means_a_class_of_a_list_not_seen(
     browser: Any, tmp_path: Path
 ) -> None:
     names = [f"class {number}" for number in range(11)]
     review = Review([item(number) for number in range(3)], names, tmp_path / "labels.csv")
-    type_at_once = (
-        "for (const key of arguments[0]) document.getElementById('main').dispatchEvent("
-        "new KeyboardEvent('keydown', { key, bubbles: true }))"
-    )
     with served(review) as address:
         visit(browser, address)
         shown(browser, "0.png")
-        browser.execute_script(type_at_once, "u2")
+        browser.execute_script(TYPE_AT_ONCE, "u2")
         shown(browser, "1.png")
         press(browser, "d")
         done(browser, 2, 3)

@@ -323,6 +323,31 @@ def test_new_pictures_are_named_relative_to_the_file_of_labels_if_they_are_below
     assert elsewhere.beyond == (("train", str(tmp_path.resolve() / "new" / "a.png")),)
 
 
+def test_each_folder_is_resolved_once_and_links_lead_to_their_pictures(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path.resolve()
+    (folder / "real" / "b").mkdir(parents=True)
+    (folder / "elsewhere.png").touch()
+    (folder / "real" / "b" / "link.png").symlink_to(folder / "elsewhere.png")
+    (folder / "new").symlink_to(folder / "real")
+    split = FileSplit(folder / "new", ["a.png", "b/link.png", "b/c.png", "b/d.png"], np.full(4, -1))
+    found: Any = Unlabelled(split, np.full((4, 2), 0.5, dtype=np.float32))
+    asked: list[str] = []
+    real = os.path.realpath
+
+    def counted(path: Any, **more: Any) -> str:
+        asked.append(str(path))
+        return real(path, **more)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os.path, "realpath", counted)
+        items = unlabelled_items(found, np.arange(4), 5, folder).items
+    assert [one.name for one in items] == ["real/a.png", "elsewhere.png", "real/b/c.png", "real/b/d.png"]
+    new = str(folder / "new")
+    assert asked == [new, f"{new}/b/link.png", f"{new}/b"]
+
+
 def test_suspects_whose_decision_the_data_contain_come_last_and_doubtful_ones_remain() -> None:
     reasons = [("label",), ("label",), ("label",), ("copy",), ("copy", "conflict"), ()]
     suspects: Any = [
@@ -373,3 +398,8 @@ def test_pictures_that_are_not_shown_remain_until_they_are_decided(tmp_path: Pat
     assert (review.remaining, review.decided) == (1, 0)
     again = made_review(tmp_path, shown=3, beyond=beyond)
     assert again.remaining == 1
+    again.undo()
+    assert again.remaining == 2
+    again.decide(1, "drop")  # one of the shown pictures
+    again.undo()
+    assert again.remaining == 2

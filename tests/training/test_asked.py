@@ -111,6 +111,8 @@ def test_other_code_of_the_users_own_is_another_call(
     run = begun(tmp_path, "fast", overrides, **({} if before is None else {"code": before}))
     run.write_recipe(load_recipe("fast", overrides))
     asked = what_was_asked("fast", overrides)
+    check_same_asked(run, asked, None)  # nothing has been trained with that code
+    (tmp_path / "checkpoint.pt").touch()
     if same:
         check_same_asked(run, asked, None)
         return
@@ -118,6 +120,22 @@ def test_other_code_of_the_users_own_is_another_call(
         check_same_asked(run, asked, None)
     assert f"training.loss: the file with {LOSS} has changed" in str(caught.value)
     assert "with the code as it is now: " in str(caught.value)
+
+
+def test_code_is_compared_once_something_that_it_has_trained_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    digest = {"model.name": "b"}
+    monkeypatch.setattr("thumbnet.training.asked.code_digests", lambda recipe: digest)
+    run = begun(tmp_path, "linear", [], code={"model.name": "a"})
+    run.write_recipe(load_recipe("linear", []))
+    asked = what_was_asked("linear", [])
+    (tmp_path / "checkpoint.pt").touch()
+    check_same_asked(run, asked, None)  # a run whose last layer is fitted as a whole begins again
+    for name in ("summary.json", "model.safetensors"):
+        (tmp_path / name).touch()
+    with pytest.raises(RunError, match="was begun with other code"):
+        check_same_asked(run, asked, None)
 
 
 def test_another_time_is_another_call_also_for_runs_without_a_record(tmp_path: Path) -> None:

@@ -273,15 +273,33 @@ def test_a_choice_that_only_known_pictures_could_make_is_refused(
     assert chosen(range(40, 80), tiny_run.path, asked)[1]
 
 
-def test_pictures_that_the_weights_may_know_choose_no_epoch_either(tiny_run: Run) -> None:
+def test_the_refusal_names_every_setting_that_asks_for_a_choice(tiny_run: Run) -> None:
+    asked = ("training.patience=5", "training.keep=best", "training.choose_by=loss")
+    with pytest.raises(RunError) as caught:
+        chosen(range(40, 60), tiny_run.path, *asked)
+    said = str(caught.value)
+    assert (
+        "training.patience = 5 and training.keep = 'best' and training.choose_by = 'loss' choose the epoch"
+        in said
+    )
+    usual = ("training.patience=0", "training.keep=auto", "training.choose_by=accuracy")
+    assert " ".join(f"--set {one}" for one in usual) in said
+    assert chosen(range(40, 60), tiny_run.path, *usual)[0] == "last"
+
+
+def test_pictures_that_the_weights_may_know_choose_no_epoch_unless_asked(tiny_run: Run) -> None:
     recipe = recipe_from(tiny_run.path)
     data = pictures(train=range(100, 160), val=range(200, 230))
     prepared = replace(prepare(data, recipe, CPU), perhaps_known=("val",))
     kept, (note,) = without_known_choice(recipe, prepared)
     assert kept.training.keep == "last"
     assert "may have been trained on some val pictures" in note
-    with pytest.raises(RunError, match="may have been trained on some val pictures"):
-        without_known_choice(recipe.override(["training.patience=1"]), prepared)
+    for asked in ("training.patience=1", "training.keep=best", "training.choose_by=loss"):
+        asking = recipe.override([asked])
+        kept, (note,) = without_known_choice(asking, prepared)
+        assert kept == asking
+        assert "val may hold pictures that the network in" in note
+        assert note.endswith("was trained on: the epoch that it chooses may be too early")
     assert without_known_choice(recipe, replace(prepared, perhaps_known=("test",))) == (recipe, [])
 
 

@@ -256,12 +256,17 @@ def test_l2_is_not_chosen_on_val_pictures_that_belong_to_training_pictures(
     data = with_copies_in_val()
     said = "chosen on 60 held-out pictures of val, without 10 that belong to training pictures"
     assert chosen_on(tiny_run, tmp_path / "copies", data).endswith(said)
-    groups = {"train": ["ann"] * 60, "val": ["ann"] * 45 + ["bob"] * 25}
+    groups = {"train": ["ann"] * 60, "val": ["ann"] * 45 + ["bob"] * 15 + ["eve"] * 10}
     grouped = replace(data, groups={name: np.array(own, dtype=object) for name, own in groups.items()})
     assert chosen_on(tiny_run, tmp_path / "groups", grouped) == (
         "last layer: 55 of the 70 pictures to choose L2 on are copies of training pictures or in their groups, so "
         "it is 0.0032"
     )
+    others = [*(f"v{number}" for number in range(60)), *(f"v{number}" for number in range(10))]
+    groups = {"train": [f"t{number}" for number in range(60)], "val": others}
+    grouped = replace(data, groups={name: np.array(own, dtype=object) for name, own in groups.items()})
+    said = "chosen on 50 held-out pictures of val, without 20 that belong to training pictures"
+    assert chosen_on(tiny_run, tmp_path / "group-of-a-copy", grouped).endswith(said)
 
 
 def test_a_run_of_an_earlier_version_chooses_l2_on_copies_as_it_began(
@@ -382,6 +387,10 @@ def test_settings_that_do_not_go_with_it_are_refused(
     with pytest.raises(ThumbnetError, match=words):
         linear(tiny_run, tmp_path / "run", setting)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_setting_that_asks_for_what_it_does_passes(tiny_run: Run, tmp_path: Path) -> None:
+    assert linear(tiny_run, tmp_path / "run", "training.keep=last").recipe.training.keep == "last"
 
 
 def test_the_recipe_of_a_run_names_every_setting_and_repeats_it(

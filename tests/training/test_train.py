@@ -548,11 +548,12 @@ def test_the_folder_for_downloads_may_be_another_one_when_a_run_goes_on(
         job(auto_resume=True, data_dir=tmp_path / "1", listener=StopAfter(1))
     with pytest.raises(InterruptedRunError):
         job(auto_resume=True, data_dir=tmp_path / "2", listener=StopAfter(2))
+    assert Run(tmp_path / "run").settings["data_dir"] == str((tmp_path / "2").resolve())
     with pytest.raises(InterruptedRunError):
         resume(tmp_path / "run", data=data, data_dir=tmp_path / "3", device="cpu", listener=StopAfter(3))
     run = resume(tmp_path / "run", data=data, device="cpu")
-    assert used == [tmp_path / "2", tmp_path / "3", str((tmp_path / "1").resolve())]
-    assert run.settings["data_dir"] == str((tmp_path / "1").resolve())
+    assert used == [tmp_path / "2", tmp_path / "3", str((tmp_path / "3").resolve())]
+    assert run.settings["data_dir"] == str((tmp_path / "3").resolve())
     more = resume(
         run.path, data=data, data_dir=tmp_path / "4", more_epochs=1, out=tmp_path / "more", device="cpu"
     )

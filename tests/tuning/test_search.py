@@ -444,21 +444,49 @@ def test_a_search_with_a_network_of_ones_own_goes_on_with_its_class(
     assert resume_tuning("search", data=data, device="cpu", model=net).summary["trials"] == 2
 
 
-def test_a_search_that_goes_on_with_other_code_says_so(pretend: Pretend, own: OwnPackage) -> None:
+@pytest.mark.parametrize("trial", [1, 2, 0])
+def test_a_search_goes_on_with_other_code_unless_new_trials_would_follow_finished_ones(
+    trial: int, pretend: Pretend, own: OwnPackage
+) -> None:
     data, nets = coloured_data(24), own.folder / "mypackage" / "nets.py"
     asked = [one for one in SHORTEST if not one.startswith("model.width")]
     asked.append(f"model.name={OwnPackage.path}")
     with pytest.raises(InterruptedTuneError):
-        tune(data, "one-cycle", trials=2, overrides=asked, out="search", device="cpu", listener=Stop(2))
+        tune(data, "one-cycle", trials=2, overrides=asked, out="search", device="cpu", listener=Stop(trial))
     shutil.copytree("search", "same")
-    same, other = Watch(), Watch()
-    resume_tuning("same", data=data, device="cpu", listener=same)
-    assert not any("has changed" in note for note in same.notes)
+    begun = json.loads(Path("same/tune.json").read_text())
+    resume_tuning("same", data=data, device="cpu")
+    assert json.loads(Path("same/tune.json").read_text()) == begun
     own.forget()
     own.write("mypackage/nets.py", nets.read_text() + "# edited\n")
-    resume_tuning("search", data=data, device="cpu", listener=other, model=own.import_it().TinyNet)
-    changed = f"model.name: the file with {OwnPackage.path} has changed since search began"
-    assert sum(note.startswith(changed) for note in other.notes) == 1
+    net = own.import_it().TinyNet
+    changed = (
+        rf"the file with {OwnPackage.path} \(model.name\) has changed since the search search began: new"
+    )
+    with pytest.raises(RunError, match=changed) if trial == 2 else nullcontext():
+        resume_tuning("search", data=data, device="cpu", model=net)
+    code = {"model.name": file_digest(nets)} if trial == 1 else begun["code"]
+    assert json.loads(Path("search/tune.json").read_text()) == {**begun, "code": code}
+
+
+@pytest.mark.parametrize(
+    ("trial", "grouped", "again"), [(2, True, False), (2, False, True), (1, True, True), (0, True, True)]
+)
+def test_an_older_search_that_took_copies_for_independent_pictures_is_not_mixed_with_new_trials(
+    trial: int, grouped: bool, again: bool, pretend: Pretend, tmp_path: Path
+) -> None:
+    data, out = coloured_data(24), tmp_path / "search"
+    groups = {"train": np.array([f"p{number // 3}" for number in range(24)], dtype=object)}
+    data = replace(data, groups=groups) if grouped else data
+    with pytest.raises(InterruptedTuneError):
+        tune(data, "small", trials=2, overrides=SHORTEST, out=out, device="cpu", listener=Stop(trial))
+    settings = json.loads((out / "tune.json").read_text())
+    assert settings.pop("independent_sets")
+    (out / "tune.json").write_text(json.dumps(settings))
+    with nullcontext() if again else pytest.raises(RunError, match=r"took copies .* for independent ones"):
+        resume_tuning(out, data=data, device="cpu")
+    now = json.loads((out / "tune.json").read_text())
+    assert now.get("independent_sets", False) == (trial == 1)  # all its trials are of the new kind
 
 
 def test_data_in_memory_need_to_be_given_again(pretend: Pretend, tmp_path: Path) -> None:
@@ -482,7 +510,7 @@ def test_the_downloads_of_a_search_that_goes_on_may_be_in_another_folder(
     found = resume_tuning(out, data=data, device="cpu", data_dir=new)
     assert found.summary["trials"] == 2
     assert pretend.final["data_dir"] == str(new.resolve())
-    assert json.loads((out / "tune.json").read_text())["data_dir"] == str(old.resolve())
+    assert json.loads((out / "tune.json").read_text())["data_dir"] == str(new.resolve())
 
 
 def test_no_interval_is_recorded_for_pictures_that_belong_together(pretend: Pretend, tmp_path: Path) -> None:
@@ -623,8 +651,8 @@ def test_a_choice_of_the_epoch_is_for_the_final_training_and_the_user_is_told(
         device="cpu",
     )
     assert watch.notes == [
-        "training.patience = 2, training.choose_by = balanced-accuracy: for the final training only. Trials run "
-        "to their last epoch and are compared by its loss"
+        "training.patience = 2, training.choose_by = 'balanced-accuracy': for the final training only. Trials "
+        "run to their last epoch and are compared by its loss"
     ]
     assert pretend.final["recipe"].training.patience == 2
 

@@ -157,7 +157,7 @@ def test_damaged_settings_are_an_error_that_names_the_file(
         resume_tuning(unfinished)
 
 
-@pytest.mark.parametrize("key", ["may_widen", "same_time"])
+@pytest.mark.parametrize("key", ["may_widen", "same_time", "independent_sets"])
 def test_a_recorded_answer_that_is_neither_true_nor_false_is_damaged(unfinished: Path, key: str) -> None:
     settings = json.loads((unfinished / "tune.json").read_text())
     (unfinished / "tune.json").write_text(json.dumps({**settings, key: 3}))

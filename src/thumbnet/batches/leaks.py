@@ -204,9 +204,11 @@ def are_among(digests: np.ndarray, known: np.ndarray) -> np.ndarray:
 def belonging_to_training(
     engine: Engine, groups: np.ndarray | None, train: Engine, train_groups: np.ndarray | None
 ) -> np.ndarray:
-    """Which held-out pictures are copies of training pictures, or of one of their groups: bool [N].
+    """Which held-out pictures belong together with a training picture: bool [N].
 
-    Copies are found only if all pictures are in memory.
+    These are copies of training pictures, pictures of one of their groups, and the held-out pictures that
+    belong together with one of these (see :func:`belonging`). Copies are found only if all pictures are in
+    memory.
 
     Args:
         engine, train: deliver the held-out pictures and those of the training split.
@@ -218,7 +220,8 @@ def belonging_to_training(
         found |= are_among(here, there)
     if groups is not None and train_groups is not None:
         found |= np.isin(groups.astype(str), train_groups.astype(str))
-    return found
+    together = belonging(engine, groups)
+    return np.isin(together, together[found])
 
 
 def lines_about(

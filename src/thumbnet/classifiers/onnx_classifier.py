@@ -20,7 +20,7 @@ from thumbnet.data.images import Picture
 from thumbnet.data.rendering import is_deep
 from thumbnet.errors import MissingExtraError, OutOfMemoryError, RecipeError, RunError, is_out_of_memory
 from thumbnet.files import user_path
-from thumbnet.kernels.library import instructions
+from thumbnet.kernels.processor import instructions
 from thumbnet.runs.finding import no_run
 from thumbnet.runs.weights_info import WeightsInfo
 

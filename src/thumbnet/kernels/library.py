@@ -26,6 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from thumbnet.files import cache_folder, clear_leftovers
+from thumbnet.kernels.processor import description, instructions
 
 SOURCES = tuple(sorted(Path(__file__).parent.glob("*.[ch]")))
 UNITS = tuple(path for path in SOURCES if path.suffix == ".c")
@@ -165,11 +166,6 @@ def _obstacle() -> str | None:
     return None
 
 
-def instructions() -> set[str]:
-    """The instruction sets of the first processor, as Linux calls them."""
-    return {name for line in _processor() if line.startswith("flags") for name in line.split()}
-
-
 def _tiles_granted() -> bool:
     """Whether there are matrix tiles. A process gets their registers from Linux only on request."""
     return "amx_tile" in instructions() and _ask_for_tiles()
@@ -285,17 +281,8 @@ def _name(compiler: str, units: Sequence[Path]) -> str:
     headers = [path for path in SOURCES if path.suffix == ".h"]
     sources = [(path.name, path.read_bytes()) for path in (*units, *headers)]
     asked = subprocess.run([compiler, "--version"], check=True, capture_output=True, timeout=_LONGEST)
-    described = repr((sources, FLAGS, asked.stdout, _processor()))
+    described = repr((sources, FLAGS, asked.stdout, description()))
     return f"kernels-{hashlib.sha256(described.encode()).hexdigest()[:16]}.so"
-
-
-def _processor() -> list[str]:
-    """The lines with the model and the instruction sets of the first processor, from Linux; or none."""
-    try:
-        first = Path("/proc/cpuinfo").read_text("utf-8", errors="replace").split("\n\n")[0]
-    except OSError:  # a container may hide it
-        return []
-    return [line for line in first.splitlines() if line.startswith(("model name", "flags"))]
 
 
 def _run_together(commands: Iterable[list[str]]) -> None:

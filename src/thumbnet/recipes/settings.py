@@ -545,21 +545,22 @@ class TrainingSettings:
             check(value == only, f"training.{key}", f"{only!r} where training.frozen is true", value)
 
     @property
-    def choice(self) -> str:
-        """The setting that asks for a choice of the epoch, such as ``training.patience = 5``; empty for none.
+    def choices(self) -> tuple[str, ...]:
+        """The settings that ask for a choice of the epoch, such as ``training.patience = 5``.
 
         With ``keep = "auto"`` alone, an epoch is chosen only if there is a ``val`` split anyway.
         """
-        if self.patience:
-            return f"training.patience = {self.patience}"
-        if self.keep == "best":
-            return "training.keep = 'best'"
-        return "" if self.choose_by == "accuracy" else f"training.choose_by = {self.choose_by!r}"
+        asking = (
+            ("patience", self.patience > 0),
+            ("keep", self.keep == "best"),
+            ("choose_by", self.choose_by != "accuracy"),
+        )
+        return tuple(f"training.{key} = {getattr(self, key)!r}" for key, asks in asking if asks)
 
     @property
     def must_choose(self) -> bool:
         """Whether the user asks for a choice of the epoch, and so for a ``val`` split and its evaluations."""
-        return bool(self.choice)
+        return bool(self.choices)
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,8 @@ or the computer may stop at any moment. The next review of the same pictures con
 
 from __future__ import annotations
 
+import functools
+import os
 import threading
 from collections.abc import Collection, Iterable, Sequence
 from contextlib import AbstractContextManager
@@ -116,7 +118,14 @@ def unlabelled_items(
 
     All further pictures are worth a decision, except those in ``settled``; these come after all others.
     """
-    named = [(index, _name_in(folder, found.split.file(index).resolve())) for index in order.tolist()]
+    real = functools.cache(
+        os.path.realpath
+    )  # most pictures share a folder, and resolving it asks the system for each part
+
+    def name_of(file: Path) -> str:
+        return _name_in(folder, file.resolve() if file.is_symlink() else Path(real(file.parent), file.name))
+
+    named = [(index, name_of(found.split.file(index))) for index in order.tolist()]
     named.sort(key=lambda one: (TRAIN, one[1]) in settled)
     items = []
     for index, name in named[:first]:
@@ -200,12 +209,13 @@ class Review:
     ) -> None:
         self.items, self.class_names, self.path = tuple(items), tuple(class_names), path
         self.shown = len(self.items) if shown is None else min(shown, len(self.items))
-        self._beyond = tuple(beyond)
         self.revision = 0
         self._lock = threading.Lock()
         self._inherited = {_key(one): one for one in inherited}
         self._stamp = _stamp(path)
         self._decisions = _decisions(path, inherited)
+        self._beyond = frozenset(beyond)
+        self._remaining = set(self._beyond - self._decisions.keys())
         position = {_key(item): number for number, item in enumerate(self.items)}
         # What undo brings back, newest last: a picture's position and the decision before.
         self._past: list[tuple[int, Correction | None]] = [
@@ -222,7 +232,7 @@ class Review:
     @property
     def remaining(self) -> int:
         """How many further pictures are worth a decision and have none."""
-        return sum(key not in self._decisions for key in self._beyond)
+        return len(self._remaining)
 
     @property
     def can_undo(self) -> bool:
@@ -306,6 +316,10 @@ class Review:
             changed[key] = correction
         write_corrections(self.path, list(changed.values()))
         self._decisions, self._stamp = changed, _stamp(self.path)
+        if correction is not None:
+            self._remaining.discard(key)
+        elif key in self._beyond:
+            self._remaining.add(key)
         self.revision += 1
 
 

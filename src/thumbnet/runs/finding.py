@@ -49,14 +49,17 @@ def ways_on(folder: Path, verb: str = "Resume") -> str:
     Only a run that has a checkpoint can be ended there, and none whose last layer is fitted as a whole.
     """
     resumed = f"{verb} it: {command('train', '--resume', folder)}"
-    if not _has_end(folder):
+    if not has_end(folder):
         return resumed
     ended = command("train", "--resume", folder, "--finish")
     return f"{resumed}\nOr end it where its newest checkpoint is: {ended}"
 
 
-def _has_end(folder: Path) -> bool:
-    """Tell whether ``train --finish`` can end the unfinished run in ``folder``."""
+def has_end(folder: Path) -> bool:
+    """Tell whether the run in ``folder`` has a checkpoint to go on from, or to end at by ``--finish``.
+
+    A run whose last layer is fitted as a whole begins again in any case.
+    """
     from thumbnet.recipes.recipe import read_recipe
 
     if not (folder / "checkpoint.pt").is_file():

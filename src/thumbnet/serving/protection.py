@@ -47,27 +47,18 @@ def accepted_hosts(listener: socket.socket, named: str, more: Sequence[str] = ()
     return ("localhost", "127.0.0.1", "::1", "[::1]", named, *more)
 
 
-def protect(
-    app: FastAPI,
-    hosts: tuple[str, ...] | None,
-    option: str = "",
-    origins: Sequence[str] = (),
-    origin_option: str = "",
-) -> None:
-    """Refuse what pages of other sites send, and add ``HEADERS`` to every response.
+def refuse_other_sites(app: FastAPI, origins: Sequence[str], option: str) -> None:
+    """Refuse POST requests that come from a page of another site, as the browser says.
 
-    This refuses requests for host names other than ``hosts``, and POST requests that come from a page of
-    another site, as the browser says.
+    Call :func:`protect` afterwards, so that its headers are in the refusals, too.
 
     Args:
         app: the application.
-        hosts: the accepted host names; None for any.
-        option: the option that adds a host name; the refusal names it.
         origins: the origins, such as ``https://shop.example``, whose pages may send POST requests and read
             the answers; ``*`` for all. The application answers their preflight requests.
-        origin_option: the option that adds an origin; the refusal names it.
+        option: the option that adds an origin; the refusal names it.
     """
-    app.add_middleware(_OnlyFrom, origins=origins, option=origin_option)
+    app.add_middleware(_OnlyFrom, origins=origins, option=option)
     if origins:
         # The policy in HEADERS does not concern these pages: browsers apply it only to what a page embeds
         # without asking for permission (CORS), such as an image of another site.
@@ -80,6 +71,16 @@ def protect(
             # Some browsers ask before a page of the Internet reaches a service on this machine or network.
             allow_private_network=True,
         )
+
+
+def protect(app: FastAPI, hosts: tuple[str, ...] | None, option: str = "") -> None:
+    """Refuse requests for host names other than ``hosts``, and add ``HEADERS`` to every response.
+
+    Args:
+        app: the application.
+        hosts: the accepted host names; None for any.
+        option: the option that adds a host name; the refusal names it.
+    """
     if hosts is not None:
         app.add_middleware(_OnlyFor, hosts=hosts, option=option)
     app.add_middleware(_WithHeaders)
@@ -148,8 +149,7 @@ class _OnlyFrom:
             await self._app(scope, receive, send)
             return
         detail = "this request comes from a page of another site, which may not use this service"
-        if self._option:
-            detail += f". To accept it, start the service with {self._option} and the origin of that page"
+        detail += f". To accept it, start the service with {self._option} and the origin of that page"
         await JSONResponse({"detail": detail}, 403)(scope, receive, send)
 
     def _accepts(self, headers: Headers) -> bool:

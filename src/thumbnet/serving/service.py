@@ -31,7 +31,7 @@ from thumbnet.serving.identity import Identity, describe
 from thumbnet.serving.keeping import Keeper
 from thumbnet.serving.metrics import Measured
 from thumbnet.serving.network import Network, Source, check_memory, try_batch
-from thumbnet.serving.protection import page_policy, protect
+from thumbnet.serving.protection import page_policy, protect, refuse_other_sites
 from thumbnet.serving.reloading import Reloads
 from thumbnet.serving.schemas import (
     Explanation,
@@ -59,7 +59,7 @@ class ServiceSettings:
     Attributes:
         max_bytes: the most bytes in a request's body. All requests together may hold 16 times as many.
         max_pixels: the most pixels in a picture. Decoding takes at most 40 times as many bytes of memory.
-        max_pictures: the most pictures in a request.
+        max_pictures: the most pictures in a request. All requests together may hold 16 times as many.
         max_queue: the most requests with pictures, running or waiting, at a time; more are refused.
         max_batch: the most pictures in a forward pass.
         timeout: seconds that a request's body may take to arrive, and that its answer may then take.
@@ -131,7 +131,8 @@ def build_service(
     )
     app.state.reload = service.reloads.ask
     app.add_middleware(Measured, registry=service.registry)
-    protect(app, settings.hosts, "--accept-host", settings.origins, "--allow-origin")
+    refuse_other_sites(app, settings.origins, "--allow-origin")
+    protect(app, settings.hosts, "--accept-host")
     app.add_exception_handler(RequestValidationError, _describe_invalid)
     app.add_exception_handler(OutOfMemoryError, service.describe_full)
     if access_log is not None:  # the outermost middleware, which also sees requests that others refuse
@@ -248,7 +249,7 @@ REFUSALS = {
     413: "too many bytes or pixels",
     415: "neither multipart/form-data nor a picture, or a picture in an unknown format",
     422: "no picture, too many pictures, a damaged picture, or a parameter out of range",
-    429: "the queue is full, or requests hold too many bytes: try again",
+    429: "the queue is full, or requests hold too many bytes or pictures: try again",
     503: "no answer in time, or too little memory: try again",
 }
 
@@ -373,10 +374,9 @@ class _Service:
         """Read the pictures of a request. The request counts towards ``max_queue`` until it is answered."""
         if self._active >= self.settings.max_queue:
             raise HTTPException(429, "the queue is full: try again", {"Retry-After": "1"})
-        height, width = self.network.classifier.info.preprocessing.size
         self._active += 1
         try:
-            async with self.uploads.read(request, decoded=3 * height * width) as uploads:
+            async with self.uploads.read(request) as uploads:
                 request.scope[PICTURES] = len(uploads)
                 yield uploads
         finally:

@@ -36,7 +36,7 @@ DECODERS = 4  # threads
 # Bytes of memory for decoding, for each pixel that the largest picture may have: enough to decode one of any
 # format (images.BYTES_PER_PIXEL), also if it is rather narrow (images.BYTES_PER_LINE).
 DECODING_BYTES_PER_PIXEL = 40
-LARGEST_REQUESTS = 16  # all requests together may hold as many bytes as so many of the largest ones
+LARGEST_REQUESTS = 16  # all requests together may hold as much as so many of the largest ones
 
 
 @dataclass(frozen=True)
@@ -50,8 +50,9 @@ class Upload:
 class Uploads:
     """Reads and decodes the pictures of requests.
 
-    All requests together may hold ``LARGEST_REQUESTS`` times ``max_bytes``, and decoding takes at most
-    ``DECODING_BYTES_PER_PIXEL`` times ``max_pixels`` bytes of memory at a time.
+    All requests together may hold ``LARGEST_REQUESTS`` times ``max_bytes`` in their bodies, and as many times
+    ``max_pictures`` pictures. Decoding takes at most ``DECODING_BYTES_PER_PIXEL`` times ``max_pixels`` bytes
+    of memory at a time.
 
     Args:
         max_bytes: the most bytes in a request's body.
@@ -78,44 +79,40 @@ class Uploads:
         self._pictures = Counter("thumbnet_pictures", "Uploaded pictures.", ["outcome"], registry=registry)
         self._decoders, self._idle = ThreadPoolExecutor(DECODERS, "decode"), asyncio.Semaphore(DECODERS)
         self._memory = Budget(DECODING_BYTES_PER_PIXEL * max_pixels)
-        self._max_held, self._held = LARGEST_REQUESTS * max_bytes, 0
+        self._held_bytes, self._held_pictures = 0, 0
         held = Gauge(
-            "thumbnet_request_bytes_in_flight",
-            "Bytes that requests hold: their bodies, and their pictures at the size that the network takes.",
-            registry=registry,
+            "thumbnet_request_bytes_in_flight", "Bytes of the bodies of requests.", registry=registry
         )
-        held.set_function(lambda: self._held)
+        held.set_function(lambda: self._held_bytes)
 
     @asynccontextmanager
-    async def read(self, request: Request, decoded: int) -> AsyncIterator[list[Upload]]:
+    async def read(self, request: Request) -> AsyncIterator[list[Upload]]:
         """Read the pictures in a request's body, which count as held until the end of the block.
-
-        Args:
-            request: the request.
-            decoded: the bytes of a picture at the size that the network takes.
 
         Raises:
             HTTPException: there are none, too many, or they are not sent as they should be; 429 if all
-                requests together would hold too many bytes; see also
+                requests together would hold too many bytes or pictures; see also
                 :func:`~thumbnet.serving.protection.read_body`.
         """
-        own = 0
+        own_bytes, own_pictures = 0, 0
 
         def hold(size: int) -> None:
-            nonlocal own
-            # A request that is alone is always taken, however large its decoded pictures are.
-            if self._held > own and self._held + size > self._max_held:
-                detail = "the service holds as many bytes of requests as it may: try again"
-                raise HTTPException(429, detail, {"Retry-After": "1"})
-            self._held += size
-            own += size
+            nonlocal own_bytes
+            if self._held_bytes + size > LARGEST_REQUESTS * self._max_bytes:
+                raise _full("bytes")
+            self._held_bytes += size
+            own_bytes += size
 
         try:
             uploads = await self._read(request, hold)
-            hold(len(uploads) * decoded)
+            if self._held_pictures + len(uploads) > LARGEST_REQUESTS * self._max_pictures:
+                raise _full("pictures")
+            own_pictures = len(uploads)
+            self._held_pictures += own_pictures
             yield uploads
         finally:
-            self._held -= own
+            self._held_bytes -= own_bytes
+            self._held_pictures -= own_pictures
 
     async def _read(self, request: Request, hold: Callable[[int], None]) -> list[Upload]:
         """The pictures in a request's body; ``hold`` is called with the bytes of each part that arrives."""
@@ -187,23 +184,23 @@ class Uploads:
             "Send it as JPEG or PNG"
         )
 
-    async def _in_thread(self, classifier: Classifier, upload: Upload) -> np.ndarray:
+    async def _in_thread(self, classifier: Classifier, upload: Upload) -> np.ndarray | UnreadableImageError:
         """Decode a picture as soon as a thread is idle.
 
         Pictures do not wait in the executor: it would keep those of clients that have left, uncounted.
         """
         await self._idle.acquire()
         decoded = asyncio.get_running_loop().run_in_executor(self._decoders, self._decode, classifier, upload)
-        decoded.add_done_callback(self._has_decoded)
+        decoded.add_done_callback(lambda _: self._idle.release())
         await asyncio.wait([decoded])  # cancels nothing: the thread is busy until the end, whoever leaves
         return decoded.result()
 
-    def _has_decoded(self, decoded: asyncio.Future[np.ndarray]) -> None:
-        self._idle.release()
-        if not decoded.cancelled():
-            decoded.exception()  # taken, or asyncio would print the error of a picture whose client has left
+    def _decode(self, classifier: Classifier, upload: Upload) -> np.ndarray | UnreadableImageError:
+        """The pixels of a picture, or the error that says why there are none.
 
-    def _decode(self, classifier: Classifier, upload: Upload) -> np.ndarray:
+        It is returned, because a raised one holds this frame, which holds the picture and the error: a cycle
+        that keeps the picture's bytes, uncounted, until Python looks for garbage.
+        """
         error: UnreadableImageError
         try:
             with self._memory.share() as claim:
@@ -216,7 +213,7 @@ class Uploads:
             error = found
         # A traceback would hold what was decoded before the error, until the whole request is answered.
         error.__context__ = None
-        raise error.with_traceback(None)
+        return error.with_traceback(None)
 
 
 def takes_pictures(most: int) -> dict[str, Any]:
@@ -235,6 +232,12 @@ def takes_pictures(most: int) -> dict[str, Any]:
 async def _stream(body: bytes) -> AsyncGenerator[bytes, None]:
     """A body that has arrived, for the parser of forms."""
     yield body
+
+
+def _full(of: str) -> HTTPException:
+    return HTTPException(
+        429, f"the service holds as many {of} of requests as it may: try again", {"Retry-After": "1"}
+    )
 
 
 def _status_of(error: BaseException) -> int:

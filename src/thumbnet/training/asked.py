@@ -3,7 +3,8 @@
 A run's recipe does not say that, because it was fitted to the data. So the record has the recipe's name and
 the settings that the user named. It holds no setting of a recipe that comes with thumbnet, so a newer version
 with another default still knows the call. A recipe of the user's own is recorded by all settings that differ
-from the defaults. Code of the user's own is compared by the digest of its file, which the run records.
+from the defaults. Code of the user's own is compared by the digest of its file, which the run records, once
+a part of the training is kept.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from thumbnet.files import finite
 from thumbnet.invocation import command
 from thumbnet.recipes.recipe import Recipe, has_effect, recipe_names
 from thumbnet.recipes.tables import differences, flattened
+from thumbnet.runs.finding import has_end
 from thumbnet.runs.folder import Run
 from thumbnet.training.choose import asked_recipe
 from thumbnet.training.mirror_names import named_keys
@@ -63,15 +65,16 @@ def check_same_asked(run: Run, asked: Mapping[str, Any], minutes: float | None) 
         minutes: the time that the new call gives.
 
     Raises:
-        RunError: it was begun with other settings, or the user's own code has changed; the message lists what
-            differs.
+        RunError: it was begun with other settings, or has been trained with other code of the user's own; the
+            message lists what differs.
     """
     settings = run.settings
     changed = [] if settings.get("asked") is None else _changes(settings["asked"], asked)
     if settings.get("minutes") != minutes:
         changed.insert(0, f"minutes: was {_show(settings.get('minutes'))}, now {_show(minutes)}")
     what, new, how = "other settings", "the new ones", "as it began"
-    if not changed and settings.get("code"):  # by the same call, which names the same code
+    # The same call names the same code. A run that begins again uses nothing that earlier code has trained.
+    if not changed and settings.get("code") and (run.is_complete or has_end(run.path)):
         recipe = run.recipe
         keys = changed_code(settings["code"], code_digests(recipe))
         changed = [f"{key}: the file with {attrgetter(key)(recipe)} has changed" for key in keys]

@@ -127,9 +127,9 @@ def watching(
         RecipeError: the user asked for no ``val`` split, or for no evaluation before the end.
         RunError: the finished run has trained on all pictures that could be set aside.
     """
-    what, every = recipe.training.choice, recipe.evaluation.every
-    if not what:
+    if not recipe.training.must_choose:
         return [], []
+    what, every = recipe.training.choices[0], recipe.evaluation.every
     needed, notes = [], []
     if "val" not in loaded.splits:
         if continues:

@@ -233,13 +233,14 @@ def without_known_choice(recipe: Recipe, prepared: Prepared) -> tuple[Recipe, li
     """The recipe, which keeps the last epoch if ``val`` has too few pictures to choose the best one by.
 
     A network is at its best on pictures that it was trained on before it has learned anything new, so these
-    would choose an early epoch.
+    would choose an early epoch. If that is not certain, the choice is made where the user asks for it.
 
     Returns:
         The recipe, and notes for the user.
 
     Raises:
-        RunError: the user asks for a choice of the epoch, see :attr:`TrainingSettings.choice`.
+        RunError: the user asks for a choice of the epoch, see :attr:`TrainingSettings.choices`, and most of
+            ``val`` is known.
     """
     training, source = recipe.training, recipe.training.init
     chooses = training.keep != "last" or training.patience > 0
@@ -248,29 +249,32 @@ def without_known_choice(recipe: Recipe, prepared: Prepared) -> tuple[Recipe, li
     known, others = prepared.known.get("val"), len(prepared.unknown("val"))
     if known is not None:
         why = _known_pictures(source, "val", known)
+        if others >= FEWEST:
+            return recipe, [f"only the {others:,} other val pictures choose which epoch is best"]
+        if training.must_choose:
+            raise _no_choice(training, why, others)
     elif "val" in prepared.perhaps_known:
+        if training.must_choose:
+            held = f"val may hold pictures that the network in {source} was trained on"
+            return recipe, [f"{held}: the epoch that it chooses may be too early"]
         why = f"the network in {source} may have been trained on some val pictures"
     else:
         return recipe, []
-    if known is not None and others >= FEWEST:
-        return recipe, [f"only the {others:,} other val pictures choose which epoch is best"]
-    if training.choice:
-        key = training.choice.partition(" = ")[0]
-        usual = getattr(TrainingSettings, key.removeprefix("training."))
-        raise RunError(
-            f"{training.choice} chooses the epoch by val, but {why}. It is best on these before it has "
-            f"learned anything new{_too_few(known, others)}. Without that setting (--set {key}={usual}), the "
-            "last epoch is kept. Or start from a network that was trained without these pictures"
-        )
     note = f"{why}, so val chooses no epoch: the last one is kept (training.keep = last)"
     return replace(recipe, training=replace(training, keep="last")), [note]
 
 
-def _too_few(known: np.ndarray | None, others: int) -> str:
-    """What an error says about the other pictures of ``val``, if there are some that can be told apart."""
-    if known is None or not others:
-        return ""
-    return f", and {others:,} other{'s are' if others > 1 else ' is'} too few to choose by (least: {FEWEST})"
+def _no_choice(training: TrainingSettings, why: str, others: int) -> RunError:
+    """The error for settings that ask for a choice by ``val``, of which only ``others`` are not known."""
+    keys = [one.partition(" = ")[0] for one in training.choices]
+    without = " ".join(f"--set {key}={getattr(TrainingSettings, key.partition('.')[2])}" for key in keys)
+    chooses, these = ("choose", "these settings") if len(keys) > 1 else ("chooses", "that setting")
+    few = f", and {others:,} other{'s are' if others > 1 else ' is'} too few to choose by (least: {FEWEST})"
+    return RunError(
+        f"{' and '.join(training.choices)} {chooses} the epoch by val, but {why}. It is best on these before "
+        f"it has learned anything new{few if others else ''}. Without {these} ({without}), the last epoch is "
+        "kept. Or start from a network that was trained without these pictures"
+    )
 
 
 def warning_of_perhaps(source: str, splits: Sequence[str]) -> str:

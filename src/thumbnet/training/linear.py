@@ -66,6 +66,7 @@ _UNUSED = {
     **{f"augment.{one.name}": _NO_CHANGES for one in fields(AugmentSettings) if one.name != "flip"},
     **{f"training.{key}": _NO_CHOICE for key in ("patience", "keep", "choose_by")},
 }
+_HARMLESS = {"training.keep": "last"}  # what a frozen training does in any case
 
 
 def check_frozen(recipe: Recipe, named: frozenset[str], minutes: float | None, world: World) -> None:
@@ -110,16 +111,16 @@ def _check_used(recipe: Recipe, named: frozenset[str]) -> None:
     """Check that no option or ``--set`` names anything that a frozen training does not use.
 
     What a file names may come from the recipe that it extends, and the file of a run names every setting. A
-    default value does no harm.
+    default value does no harm, and neither does keeping the last epoch.
 
     Raises:
-        RecipeError: a named setting has another value than the default one.
+        RecipeError: a named setting has a value that would do nothing.
     """
     usual = Recipe()
     for key, why in _UNUSED.items():
         section, _, name = key.partition(".")
         value, default = (getattr(getattr(one, section), name) for one in (recipe, usual))
-        if key in named and value != default:
+        if key in named and value not in (default, _HARMLESS.get(key, default)):
             raise RecipeError(
                 f"{key} = {value!r} does not go with training.frozen: {why}. Leave it out, or train all "
                 "layers with another recipe"

@@ -189,7 +189,8 @@ def resume(
         out: with ``more_epochs``, the new run's folder.
         overrides: with ``more_epochs``, settings to change.
         data: the run's data, if they were in memory.
-        data_dir: folder for downloads and unpacked archives, if it is no longer the one that the run records.
+        data_dir: folder for downloads and unpacked archives, if it is no longer the one that the run records,
+            which then records this one.
         model: the class or function that builds the run's network, if it is one of your own.
         finish: end the training where its newest checkpoint is: measure that network, and write the weights
             and the summary, which says that the training was ended early.
@@ -370,7 +371,7 @@ def _resume(
         check_same(state.pretrained, settings.get("pretrained"))
         earlier = 0.0 if checkpoint is None else _restore(state, checkpoint, run)
         if world.is_first:
-            for note in _note_changes(run, state, settings, begins_again):
+            for note in _note_changes(run, state, settings, begins_again, data_dir):
                 call.listener.on_note(note)
         session = Session(
             run=run,
@@ -406,7 +407,11 @@ def _complete(run: Run, data: Any, call: Call, data_dir: str | Path | None, is_f
 
 
 def _note_changes(
-    run: Run, state: TrainingState, settings: Mapping[str, Any], begins_again: bool
+    run: Run,
+    state: TrainingState,
+    settings: Mapping[str, Any],
+    begins_again: bool,
+    data_dir: str | Path | None,
 ) -> list[str]:
     """Record in the run's folder where the training goes on and with which code; return what has changed.
 
@@ -415,18 +420,25 @@ def _note_changes(
         state: the state from which it goes on.
         settings: those of the run.
         begins_again: whether nothing of an earlier part is used.
+        data_dir: the folder for downloads, if one was given.
     """
     before, now = dict(settings.get("code", {})), code_digests(state.recipe)
     changed = changed_code(before, now)
-    updated = {**settings, "code": before | {key: now[key] for key in changed}}
+    updated = dict(settings)
+    if data_dir:
+        updated["data_dir"] = data_dir_again(data_dir)
     if begins_again:
-        updated.pop("code_before", None)
+        for key in ("code", "code_before"):
+            updated.pop(key, None)
+        if now:
+            updated["code"] = now
         run.write_environment(state.device)
     elif changed:
         earlier = settings.get("code_before", {})
         added = {key: [*earlier.get(key, ()), before[key]] for key in changed}
+        updated["code"] = before | {key: now[key] for key in changed}
         updated["code_before"] = {**earlier, **added}
-    if before and updated != settings:
+    if updated != settings:
         run.write_settings(updated)
     if begins_again:
         return []

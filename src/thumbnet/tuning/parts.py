@@ -217,9 +217,7 @@ def _by_val(data: Data, prepared: Prepared, recipe: Recipe) -> _Division:
     """
     val, train = prepared.evaluation["val"].engine, prepared.train.engine
     groups = prepared.groups.get("val")
-    together = belonging(val, groups)
-    in_train = belonging_to_training(val, groups, train, prepared.groups.get("train"))
-    leaked = np.isin(together, together[in_train])
+    leaked = belonging_to_training(val, groups, train, prepared.groups.get("train"))
     count = int(leaked.sum())
     shared = f"{count:,} of the {len(leaked):,} val pictures {_LEAKED}"
     if count and len(leaked) - count < FEWEST:
@@ -237,7 +235,7 @@ def _by_val(data: Data, prepared: Prepared, recipe: Recipe) -> _Division:
     return _Division(
         folds=[],
         val=judging,
-        together=together[judging],
+        together=belonging(val, groups)[judging],
         how=f"the val split, {len(judging):,} pictures",
         left_out=" and ".join(reasons),
         notes=(f"{shared}: they judge nothing",) if count else (),

@@ -128,6 +128,11 @@ class Tuner:
         minutes = self.search.settings["minutes"]
         return None if minutes is None else self.started + 60 * float(minutes)
 
+    @property
+    def tries(self) -> bool:
+        """Whether there may be new trials: the final training has not begun."""
+        return self._best() is None or not (self.search.path / FINAL_RUN).exists()
+
     def run(self, notes: Sequence[str]) -> Tuned:
         """Search, write what was found, and train the final network."""
         search = self.search
@@ -136,7 +141,7 @@ class Tuner:
         if search.parts.skipped:
             resumed.append(f"{search.parts.skipped} picture(s) cannot be read and are left out")
         self.listener.on_search(search.path, [*search.parts.notes, judged, *notes, *resumed])
-        if self._best() is None or not (search.path / FINAL_RUN).exists():
+        if self.tries:
             self._try_settings()
             self._write_found()
             self._write_page(None)

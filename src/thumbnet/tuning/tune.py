@@ -60,6 +60,8 @@ from thumbnet.tuning.search import Search, Tuned, Tuner
 from thumbnet.tuning.space import Knob, knobs
 from thumbnet.tuning.study import load_optuna
 
+SETS = "independent_sets"  # in tune.json: whether copies and groups count as one in the error of a gain
+
 
 def tune(
     data: Any,
@@ -137,6 +139,7 @@ def tune(
             "may_widen": start.same_time and may_choose_width(recipe, named, base),
             "held_out": parts.held_out,
             "weights_sha256": weights,
+            SETS: True,
             "named": sorted(named_keys(recipe, overrides)),
             "recipe": start.recipe.to_toml(),
             "knobs": [knob.to_dict() for knob in start.varied],
@@ -167,18 +170,18 @@ def resume_tuning(
         device, listener, started: see :func:`tune`.
         data: the data of the search, if they were in memory.
         data_dir: folder for downloads and unpacked archives, if it is no longer the one that the search
-            records.
+            records, which then records this one.
         model: the class or function that builds the search's network, if it is one of your own.
 
     Raises:
-        RunError: there is no search in ``path``, it is finished, its files are damaged, its data or
-            initial weights have changed, another process searches there, or it needs a network of the user's
-            own.
+        RunError: there is no search in ``path``, it is finished, its files are damaged, its data, its
+            initial weights or the user's own code have changed, another process searches there, or it needs a
+            network of the user's own.
         DataError: its data cannot be loaded any more.
     """
     started = time.perf_counter() if started is None else started
     folder = user_path(path)
-    settings = _settings_of(folder)
+    settings = before = _settings_of(folder)
     load_optuna()
     check_page()
     with deterministic(), memory_of("search"):
@@ -190,11 +193,13 @@ def resume_tuning(
             source, recorded = (optional_text(settings[key], key) for key in ("data", "data_dir"))
             corrected, fingerprint = settings["corrected"], settings["fingerprint"]
             flag(settings["same_time"], "same_time")
-            # Earlier versions did not record these three.
+            # Earlier versions did not record these.
+            flag(settings.get(SETS, False), SETS)
             flag(settings.get("may_widen", False), "may_widen")
             items(settings.get("named", []), "named")
             weights = optional_text(settings.get("weights_sha256"), "weights_sha256")
-            code = {key: text(one, "code") for key, one in dict(settings.get("code", {})).items()}
+            for one in dict(settings.get("code", {})).values():
+                text(one, "code")
             _check_asked(settings["minutes"], settings["trials"])
         except (KeyError, TypeError, AttributeError, ValueError, OverflowError, RecipeError) as error:
             raise RunError(f"{folder / SEARCH} is damaged ({error}). Start a new search") from None
@@ -202,11 +207,6 @@ def resume_tuning(
         if model is not None:
             provide(base.model.name, model)
         find_code(base)  # if its code is not allowed, say so before the data are read
-        for key in changed_code(code, code_digests(base)):
-            listener.on_note(
-                f"{key}: the file with {attrgetter(key)(base)} has changed since {folder} began, so its "
-                "finished trials were trained with other code"
-            )
         given = source if data is None else data
         if given is None:
             raise RunError(
@@ -227,7 +227,7 @@ def resume_tuning(
         if settings["minutes"] is not None:
             cost = Cost.measure(base, parts, len(loaded.class_names), chosen)
         called = _Call(given, corrections, chosen, listener, started)
-        return _search(folder, settings, loaded, parts, _Start(base, varied, cost=cost), called)
+        return _search(folder, settings, loaded, parts, _Start(base, varied, cost=cost), called, before)
 
 
 @dataclass(frozen=True)
@@ -358,12 +358,9 @@ def _check_searchable(
 
 def _for_the_end(training: TrainingSettings) -> str:
     """Say that what chooses an epoch chooses none in a trial. ``training`` asks for such a choice."""
-    asked = [f"training.patience = {training.patience}"] if training.patience else []
-    asked += ["training.keep = best"] if training.keep == "best" else []
-    asked += [f"training.choose_by = {training.choose_by}"] if training.choose_by != "accuracy" else []
     return (
-        f"{', '.join(asked)}: for the final training only. Trials run to their last epoch and are compared "
-        "by its loss"
+        f"{', '.join(training.choices)}: for the final training only. Trials run to their last epoch and are "
+        "compared by its loss"
     )
 
 
@@ -421,9 +418,18 @@ def _key(assignment: str) -> str:
 
 
 def _search(
-    folder: Path, settings: dict[str, Any], data: Data, parts: Parts, start: _Start, call: _Call
+    folder: Path,
+    settings: dict[str, Any],
+    data: Data,
+    parts: Parts,
+    start: _Start,
+    call: _Call,
+    before: dict[str, Any] | None = None,
 ) -> Tuned:
-    """Search in a folder in which no other process searches."""
+    """Search in a folder in which no other process searches.
+
+    A search that goes on had the settings ``before``.
+    """
     search = Search(
         path=folder,
         settings=settings,
@@ -440,7 +446,40 @@ def _search(
     )
     busy = f"another process searches in {folder}: wait for it, or stop it first"
     with locked(folder / LOCK_NAME, busy, wait=ENDING):
-        return Tuner(search).run(start.notes)
+        tuner = Tuner(search)
+        if before is not None:
+            settings.update(_of_its_trials(tuner))
+            if settings != before:
+                write_json(folder / SEARCH, settings)
+        return tuner.run(start.notes)
+
+
+def _of_its_trials(tuner: Tuner) -> dict[str, Any]:
+    """What ``tune.json`` has to record anew for a search that goes on; nothing once a trial is finished.
+
+    Raises:
+        RunError: new trials could not be compared with the finished ones.
+    """
+    search, now = tuner.search, code_digests(tuner.search.recipe)
+    if not tuner.records:
+        return {"code": now, SETS: True}
+    if not tuner.tries:
+        return {}
+    changed = changed_code(dict(search.settings.get("code", {})), now)
+    if changed:
+        files = " and ".join(f"the file with {attrgetter(key)(search.recipe)} ({key})" for key in changed)
+        have = "have" if len(changed) > 1 else "has"
+        raise RunError(
+            f"{files} {have} changed since the search {search.path} began: new trials could not be compared "
+            "with the finished ones. Undo the change, or start a new search"
+        )
+    if search.parts.together and not search.settings.get(SETS):
+        raise RunError(
+            f"{search.path} was begun by an earlier version, which took copies of a picture and pictures of "
+            "one group for independent ones: new trials could not be compared with the finished ones. Start "
+            "a new search"
+        )
+    return {}
 
 
 def _as_named(data: Any) -> str:
