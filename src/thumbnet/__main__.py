@@ -20,7 +20,9 @@ def main() -> int:
 
         open_standard_files()
         status = cli.main()
-    except KeyboardInterrupt:  # before or during these imports; `cli.main` handles it otherwise
+    except BaseException as error:
+        if not _is_of_interrupt(error):
+            raise
         _say_stopped()
         return 130
     if processes() > 1:
@@ -55,6 +57,17 @@ def _interrupt(signum: int, frame: FrameType | None) -> None:
             os._exit(130)
         frame = frame.f_back
     raise KeyboardInterrupt
+
+
+def _is_of_interrupt(error: BaseException | None) -> bool:
+    """Whether this is a KeyboardInterrupt, or an error that came up while one was handled.
+
+    Libraries put things in order when they are interrupted, and may fail at that: argparse does, in one of
+    some thousand command lines that were interrupted.
+    """
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__cause__ or error.__context__
+    return error is not None
 
 
 def _say_stopped() -> None:

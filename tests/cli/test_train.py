@@ -156,6 +156,31 @@ def test_ctrl_c_before_the_first_step_ends_without_a_traceback(
     assert "Error" not in stderr
 
 
+INTERRUPTED_PARSER = """
+import argparse, os, signal, sys
+from thumbnet.__main__ import main
+
+def parse(*_):
+    try:
+        os.kill(os.getpid(), signal.SIGINT)
+    finally:
+        raise AttributeError("'_StoreAction' object has no attribute 'save_nargs'")
+
+argparse.ArgumentParser.parse_known_intermixed_args = parse
+sys.exit(main())
+"""
+
+
+def test_an_error_while_ctrl_c_is_handled_is_no_traceback(folder: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", INTERRUPTED_PARSER, "train", str(folder)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert (done.returncode, done.stderr) == (130, "\nthumbnet: stopped\n")
+
+
 IMPORTED = {
     "abort": "try:\n    stop()\nexcept BaseException:\n    os.abort()\n",
     "another error": (
