@@ -21,7 +21,7 @@ from thumbnet.reports.comparison import group_runs
 from thumbnet.runs.folder import Run
 from thumbnet.training.listener import Listener
 from thumbnet.training.train import resume, train
-from training_helpers import StopAfter
+from training_helpers import Noting, StopAfter
 
 OWN = """
 from pathlib import Path
@@ -144,14 +144,6 @@ def edit(own: OwnPackage) -> None:
 def test_a_training_that_is_resumed_with_other_code_says_so_and_is_no_repetition(
     own: OwnPackage, data: Path
 ) -> None:
-    class Noting(StopAfter):
-        def __init__(self, steps: int) -> None:
-            super().__init__(steps)
-            self.notes: list[str] = []
-
-        def on_note(self, text: str) -> None:
-            self.notes.append(text)
-
     def start(out: str, listener: Listener) -> Run:
         return train(
             data, "one-cycle", overrides=SETTINGS, out=out, device="cpu", listener=listener, auto_resume=True

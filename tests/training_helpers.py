@@ -27,6 +27,17 @@ class StopAfter(Listener):
         return self.step >= self.steps
 
 
+class Noting(StopAfter):
+    """Stops like :class:`StopAfter`, and keeps the notes."""
+
+    def __init__(self, steps: int) -> None:
+        super().__init__(steps)
+        self.notes: list[str] = []
+
+    def on_note(self, text: str) -> None:
+        self.notes.append(text)
+
+
 class _Explode(torch.autograd.Function):
     @staticmethod
     def forward(ctx: object, x: Tensor) -> Tensor:

@@ -38,7 +38,7 @@ from thumbnet.training.time_budget import (
     watch_less,
 )
 from thumbnet.training.train import resume, train
-from training_helpers import Clock, StopAfter
+from training_helpers import Clock, Noting, StopAfter
 
 CPU = torch.device("cpu")
 SPEED = Speed({(16, 16): 0.001, (20, 20): 0.002, (24, 24): 0.003, (32, 32): 0.004}, 0.01, 0.0005)
@@ -353,17 +353,6 @@ def test_a_recipe_of_ones_own_becomes_wider_only_if_it_may(
         with pytest.raises(Begun) as begun:
             train(coloured_data(), recipe, minutes=1, may_widen=may_widen, out=tmp_path / "run", device="cpu")
         assert begun.value.args == (least,)
-
-
-class Noting(StopAfter):
-    """Stops, and keeps the notes."""
-
-    def __init__(self, steps: int) -> None:
-        super().__init__(steps)
-        self.notes: list[str] = []
-
-    def on_note(self, text: str) -> None:
-        self.notes.append(text)
 
 
 def test_a_repeat_and_a_resume_do_what_was_planned_without_a_clock(tmp_path: Path) -> None:

@@ -3,7 +3,6 @@ from __future__ import annotations
 import hashlib
 import importlib
 import json
-import re
 import shutil
 import time
 from collections.abc import Iterator
@@ -32,7 +31,7 @@ from thumbnet.errors import (
 from thumbnet.runs.folder import Run
 from thumbnet.runs.weights import read_weights
 from thumbnet.training import session as session_module
-from thumbnet.training.choose import default_recipe, load_for
+from thumbnet.training.choose import default_recipe
 from thumbnet.training.epochs import EpochResult
 from thumbnet.training.fit import StepResult
 from thumbnet.training.listener import Listener
@@ -531,35 +530,6 @@ def test_a_call_that_asks_for_another_result_does_not_get_an_earlier_one(
         call(other)
 
 
-def test_the_folder_for_downloads_may_be_another_one_when_a_run_goes_on(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Such as a scheduler's local disk, which each job has at another place."""
-    data = coloured_data()
-    used: list[object] = []
-
-    def recorded(source: Any, recipe: Any, data_dir: Any, *rest: Any) -> Data:
-        used.append(data_dir)
-        return load_for(source, recipe, data_dir, *rest)
-
-    monkeypatch.setattr("thumbnet.training.train.load_for", recorded)
-    job = partial(train, data, "fast", overrides=SMALLEST, out=tmp_path / "run", device="cpu")
-    with pytest.raises(InterruptedRunError):
-        job(auto_resume=True, data_dir=tmp_path / "1", listener=StopAfter(1))
-    with pytest.raises(InterruptedRunError):
-        job(auto_resume=True, data_dir=tmp_path / "2", listener=StopAfter(2))
-    assert Run(tmp_path / "run").settings["data_dir"] == str((tmp_path / "2").resolve())
-    with pytest.raises(InterruptedRunError):
-        resume(tmp_path / "run", data=data, data_dir=tmp_path / "3", device="cpu", listener=StopAfter(3))
-    run = resume(tmp_path / "run", data=data, device="cpu")
-    assert used == [tmp_path / "2", tmp_path / "3", str((tmp_path / "3").resolve())]
-    assert run.settings["data_dir"] == str((tmp_path / "3").resolve())
-    more = resume(
-        run.path, data=data, data_dir=tmp_path / "4", more_epochs=1, out=tmp_path / "more", device="cpu"
-    )
-    assert more.settings["data_dir"] == str((tmp_path / "4").resolve())
-
-
 def test_a_complete_run_needs_no_lock(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     call = partial(train, folder, "fast", overrides=SMALLEST, out=tmp_path / "run", device="cpu")
     run = call(auto_resume=True)
@@ -584,50 +554,6 @@ def test_a_complete_run_needs_no_lock(folder: Path, tmp_path: Path, monkeypatch:
     written = run.weights_path.stat().st_mtime_ns
     assert call(auto_resume=True).path == run.path
     assert run.weights_path.stat().st_mtime_ns == written
-
-
-def test_a_run_that_goes_on_elsewhere_says_so(folder: Path, tmp_path: Path) -> None:
-    class Noting(StopAfter):
-        def __init__(self, steps: int) -> None:
-            super().__init__(steps)
-            self.notes: list[str] = []
-
-        def on_note(self, text: str) -> None:
-            self.notes.append(text)
-
-    out = tmp_path / "run"
-    with pytest.raises(InterruptedRunError):
-        train(folder, "fast", overrides=SMALLEST, out=out, device="cpu", listener=StopAfter(1))
-    with pytest.raises(InterruptedRunError):
-        resume(out, device="cpu", listener=(same := Noting(2)))
-    assert "resumed" not in Run(out).environment
-    assert not any("resumed with" in note for note in same.notes)
-    first = Run(out).environment
-    first["packages"]["torch"] = "2.0"
-    (out / "environment.json").write_text(json.dumps(first))
-    with pytest.raises(InterruptedRunError):
-        resume(out, device="cpu", listener=(other := Noting(3)))
-    (note,) = (note for note in other.notes if "resumed with" in note)
-    assert re.match(r"resumed with PyTorch \S+ instead of 2\.0: .*to within rounding$", note)
-    (added,) = Run(out).environment["resumed"]
-    assert added["step"] == 2
-    assert Run(out).environment == {**first, "resumed": [added]}
-
-
-def test_a_run_that_begins_again_records_where_it_begins(folder: Path, tmp_path: Path) -> None:
-    class Stop(Listener):
-        def on_start(self, *_: object) -> None:
-            raise KeyboardInterrupt  # before the first checkpoint
-
-    out = tmp_path / "run"
-    with pytest.raises(KeyboardInterrupt):
-        train(folder, "fast", overrides=SMALLEST, out=out, device="cpu", listener=Stop())
-    first = Run(out).environment
-    moved = {**first, "packages": {**first["packages"], "torch": "2.0"}}
-    (out / "environment.json").write_text(json.dumps(moved))
-    run = resume(out, device="cpu")
-    assert run.environment["packages"] == first["packages"]
-    assert "resumed" not in run.environment
 
 
 def test_a_complete_run_is_left_alone_without_its_data(folder: Path, tmp_path: Path) -> None:
@@ -740,7 +666,9 @@ def test_a_run_of_an_earlier_version_resumes_with_the_calibration_pictures_that_
 
     with pytest.raises(InterruptedRunError):
         train(data, "one-cycle", overrides=TINY, out=out, device="cpu", listener=StopAfter(2))
-    monkeypatch.setattr(importlib.import_module("thumbnet.training.train"), "with_calibration_split", noted)
+    monkeypatch.setattr(
+        importlib.import_module("thumbnet.training.resuming"), "with_calibration_split", noted
+    )
     with pytest.raises(InterruptedRunError):
         resume(out, data=data, device="cpu", listener=StopAfter(4))
     settings = json.loads((out / "run.json").read_text())

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -23,34 +22,41 @@ from thumbnet.data.calibration import KEEPS_CLASSES, with_calibration_split
 from thumbnet.data.corrections import Correction, Labels, corrections_of
 from thumbnet.data.splits import Data
 from thumbnet.distributed import joined
-from thumbnet.errors import DataError, RunError, ThumbnetError, memory_guard
+from thumbnet.errors import RunError, ThumbnetError
 from thumbnet.files import user_path
 from thumbnet.hardware import deterministic
 from thumbnet.invocation import command
 from thumbnet.kernels.library import load_kernels
 from thumbnet.models.registry import provide
 from thumbnet.recipes.recipe import Recipe
-from thumbnet.runs.finding import are_gone
 from thumbnet.runs.folder import Run
 from thumbnet.sources.load import data_dir_again, where_again
 from thumbnet.training.asked import check_same_asked, check_same_corrections, what_was_asked
 from thumbnet.training.build import build_state
 from thumbnet.training.call import Call, memory_of
-from thumbnet.training.choose import asked_recipe, choose_recipe, load_for
+from thumbnet.training.choose import asked_recipe, choose_recipe
 from thumbnet.training.continue_run import Continuation, continuation
 from thumbnet.training.known import (
     KNOWN_CHOOSE_NOTHING,
     known_at_start,
-    known_from_record,
     known_record,
-    perhaps_from_record,
     without_known_choice,
 )
 from thumbnet.training.linear import check_frozen, with_network_of_init
 from thumbnet.training.listener import Listener
 from thumbnet.training.mirror_names import named_keys
-from thumbnet.training.own_loss import changed_code, code_digests, find_code
+from thumbnet.training.own_loss import code_digests, find_code
 from thumbnet.training.pretrained import check_same, with_stem
+from thumbnet.training.resuming import (
+    check_has_end,
+    explaining_moved_data,
+    is_place,
+    loaded_again,
+    note_changes,
+    own_data,
+    restore,
+    with_recorded_known,
+)
 from thumbnet.training.session import Session
 from thumbnet.training.state import TrainingState
 from thumbnet.training.time_budget import (
@@ -224,7 +230,7 @@ def resume(
         more = world.from_first(planned)
         assert more is not None
         plan = Plan(
-            data=_own_data(more.data, more.record["run"], data),
+            data=own_data(more.data, more.record["run"], data),
             recipe=more.recipe,
             overrides=[f"training.batch_size={more.recipe.training.batch_size}"],  # the same batches
             out=out,
@@ -251,7 +257,7 @@ def _begin(plan: Plan, call: Call) -> Run:
         source = with_absolute_init(asked).training.init
         initial = read_initial(source) if source else None
         before = plan.continued
-        advice = nullcontext() if before is None else _explaining_moved_data(before.record["run"], plan.data)
+        advice = nullcontext() if before is None else explaining_moved_data(before.record["run"], plan.data)
         with advice:
             recipe, loaded = choose_recipe(
                 plan.data,
@@ -351,27 +357,27 @@ def _resume(
         kept = world.from_first(kept)
         assert kept is not None
         recipe, settings, checkpoint, corrections, skipped = kept
-        if world.from_first(_is_place(data, settings.get("data"))):  # links may differ between machines
+        if world.from_first(is_place(data, settings.get("data"))):  # links may differ between machines
             data = None
         if finish:
-            _check_has_end(run, recipe, checkpoint)
+            check_has_end(run, recipe, checkpoint)
         find_code(recipe)  # if its code is not allowed, say so before the data are read
         device = call.choose_device()
         begins_again = checkpoint is None or recipe.training.frozen
         with world.one_per_machine_first():
             if begins_again:
                 find_initial(recipe)
-        loaded, fingerprint = _loaded_again(run, recipe, settings, data, call, data_dir, corrections)
+        loaded, fingerprint = loaded_again(run, recipe, settings, data, call, data_dir, corrections)
         with world.one_per_machine_first():
             prepared = prepare(loaded, recipe, device, call.listener.on_decode, world, skipped)
-        prepared = _with_recorded_known(settings, prepared, run)
+        prepared = with_recorded_known(settings, prepared, run)
         state = build_state(recipe, prepared, loaded.class_names, device, world, restored=not begins_again)
         if state.start is not None:
             state.start.check_same(settings.get("init"), run.path)
         check_same(state.pretrained, settings.get("pretrained"))
-        earlier = 0.0 if checkpoint is None else _restore(state, checkpoint, run)
+        earlier = 0.0 if checkpoint is None else restore(state, checkpoint, run)
         if world.is_first:
-            for note in _note_changes(run, state, settings, begins_again, data_dir):
+            for note in note_changes(run, state, settings, begins_again, data_dir):
                 call.listener.on_note(note)
         session = Session(
             run=run,
@@ -400,144 +406,10 @@ def _complete(run: Run, data: Any, call: Call, data_dir: str | Path | None, is_f
     kept = world.from_first((run.recipe, run.settings, run.corrections) if world.is_first else None)
     assert kept is not None
     recipe, settings, corrections = kept
-    if data is not None and not world.from_first(_is_place(data, settings.get("data"))):
-        _loaded_again(run, recipe, settings, data, call, data_dir, corrections)
+    if data is not None and not world.from_first(is_place(data, settings.get("data"))):
+        loaded_again(run, recipe, settings, data, call, data_dir, corrections)
     call.listener.on_note(f"{run.path} is complete already: nothing is trained")
     return run
-
-
-def _note_changes(
-    run: Run,
-    state: TrainingState,
-    settings: Mapping[str, Any],
-    begins_again: bool,
-    data_dir: str | Path | None,
-) -> list[str]:
-    """Record in the run's folder where the training goes on and with which code; return what has changed.
-
-    Args:
-        run: the run, locked.
-        state: the state from which it goes on.
-        settings: those of the run.
-        begins_again: whether nothing of an earlier part is used.
-        data_dir: the folder for downloads, if one was given.
-    """
-    before, now = dict(settings.get("code", {})), code_digests(state.recipe)
-    changed = changed_code(before, now)
-    updated = dict(settings)
-    if data_dir:
-        updated["data_dir"] = data_dir_again(data_dir)
-    if begins_again:
-        for key in ("code", "code_before"):
-            updated.pop(key, None)
-        if now:
-            updated["code"] = now
-        run.write_environment(state.device)
-    elif changed:
-        earlier = settings.get("code_before", {})
-        added = {key: [*earlier.get(key, ()), before[key]] for key in changed}
-        updated["code"] = before | {key: now[key] for key in changed}
-        updated["code_before"] = {**earlier, **added}
-    if updated != settings:
-        run.write_settings(updated)
-    if begins_again:
-        return []
-    notes = [
-        f"{key}: the file with {attrgetter(key)(state.recipe)} has changed since {run.path} began, and the "
-        "run goes on with it as it is now"
-        for key in changed
-    ]
-    moved = run.add_environment(state.device, state.step)
-    if moved:
-        rounding = "the result equals that of an uninterrupted training only to within rounding"
-        notes.append(f"resumed with {', '.join(moved)}: {rounding}")
-    return notes
-
-
-def _loaded_again(
-    run: Run,
-    recipe: Recipe,
-    settings: dict[str, Any],
-    given: Any,
-    call: Call,
-    data_dir: str | Path | None,
-    corrections: Sequence[Correction] | None,
-) -> tuple[Data, str]:
-    """Load a run's data again, with its corrections and calibration split; return them and their fingerprint.
-
-    Raises:
-        RunError: the data have changed since the run began.
-    """
-    recorded = settings.get("data")
-    with call.world.one_per_machine_first():
-        source = _own_data(recorded, run.path, given)
-        with _explaining_moved_data(run.path, source):
-            folder = data_dir or settings.get("data_dir")
-            data = load_for(source, recipe, folder, call.listener, corrections)
-    fingerprint = data.fingerprint()
-    call.check_same_data(fingerprint, data.source)
-    data = with_calibration_split(data, recipe.data, keep_classes=KEEPS_CLASSES in settings)
-    call.listener.on_data(data)
-    if fingerprint != settings.get("fingerprint"):
-        other = "" if given is None or recorded is None else f" with those in {recorded}"
-        raise RunError(
-            f"the data in {data.source} have changed since the run {run.path} began{other}: its result could "
-            "not be trusted. Put them back, or start a new run."
-        )
-    return data, fingerprint
-
-
-def _is_place(data: Any, recorded: str | None) -> bool:
-    """Tell whether ``data`` name the place where a run recorded its data."""
-    named = isinstance(data, str | Path)
-    return named and recorded in (str(data), str(user_path(data).resolve()))
-
-
-def _check_has_end(run: Run, recipe: Recipe, checkpoint: dict[str, Any] | None) -> None:
-    """Check that an unfinished run can be ended at its checkpoint.
-
-    Raises:
-        RunError: it has none, or its last layer is fitted as a whole.
-    """
-    resumed = command("train", "--resume", run.path)
-    if recipe.training.frozen:
-        raise RunError(
-            f"{run.path} fits its last layer as a whole, so there is no earlier end. Resume it: {resumed}"
-        )
-    if checkpoint is None:
-        raise RunError(
-            f"{run.path} has no checkpoint yet, so there is nothing to finish. Resume it: {resumed}"
-        )
-
-
-def _restore(state: TrainingState, checkpoint: dict[str, Any], run: Run) -> float:
-    """Load a checkpoint into ``state``; return the seconds that the run had taken until then."""
-    advice = "The run needs as much memory as when it began"
-    try:
-        with memory_guard(str(state.device), "restoring the checkpoint", advice):
-            state.load_state_dict(checkpoint["state"])
-        return float(checkpoint["seconds_total"])
-    except (KeyError, ValueError, TypeError, RuntimeError, AttributeError) as error:
-        reason = str(error).split("\n")[0]
-        raise RunError(f"the checkpoint in {run.path} does not belong to its recipe: {reason}") from None
-
-
-def _with_recorded_known(settings: dict[str, Any], prepared: Prepared, run: Run) -> Prepared:
-    """The pictures, with those that the initial weights of a run knew; see :mod:`thumbnet.training.known`.
-
-    Raises:
-        RunError: what ``run.json`` says about them is damaged.
-    """
-    prepared = replace(prepared, known_choose_nothing=KNOWN_CHOOSE_NOTHING in settings)
-    started = settings.get("init")
-    if not isinstance(started, dict):
-        return prepared
-    try:
-        known = known_from_record(started.get("known", {}), prepared)
-        perhaps = perhaps_from_record(started.get("perhaps_known", []), prepared)
-    except ValueError as error:
-        raise RunError(f"cannot read {run.path / 'run.json'}: {error}") from None
-    return replace(prepared, known=known, perhaps_known=perhaps)
 
 
 def _settings(
@@ -573,31 +445,3 @@ def _settings(
         settings["code"] = code
     settings["asked"] = what_was_asked(plan.recipe, plan.overrides)
     return settings if plan.continued is None else {**settings, "continues": plan.continued.record}
-
-
-def _own_data(source: str | None, run: str | Path, given: Any) -> Any:
-    """Where to load a run's data from: ``given``, else the ``source`` that the run recorded.
-
-    Raises:
-        RunError: the run's data were in memory, and ``given`` is None.
-    """
-    if given is None and source is None:
-        raise RunError(
-            f"the data of {run} were in memory, so only Python can resume it: "
-            "thumbnet.resume(RUN, data=(images, labels))"
-        )
-    return source if given is None else given
-
-
-@contextmanager
-def _explaining_moved_data(run: str | Path, source: Any) -> Iterator[None]:
-    """Within, an error about data that are gone also says what to do if a run that goes on needs them."""
-    try:
-        yield
-    except DataError as error:
-        if not isinstance(source, str) or not are_gone(source):
-            raise
-        raise DataError(
-            f"{error}\nThese are the data of {run}, which goes on only with them. If they have moved, move "
-            "them back, or put a symbolic link there"
-        ) from None
