@@ -90,8 +90,7 @@ def _how_chosen(training: TrainingSettings, measured: Set[str]) -> str:
         text += f"; the training stops after {training.patience} epoch(s) without a better one on val"
     if "test" in measured:
         return f"{text}; test is looked at once, at the end"
-    chosen = training.patience or training.keep != "last"
-    return f"{text}; its accuracy is optimistic, as it was chosen by it" if chosen else text
+    return f"{text}; its accuracy is optimistic, as it was chosen by it" if training.chooses else text
 
 
 class _RateColumn(ProgressColumn):

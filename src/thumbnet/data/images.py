@@ -223,9 +223,14 @@ def _admit(
     plain: bool = False,
 ) -> None:
     """Refuse a picture of more than ``max_pixels``; claim the memory for any other one."""
+    _check_pixels(size, name, max_pixels)
+    claim(memory_to_decode(size, plain=plain))
+
+
+def _check_pixels(size: tuple[int, int], name: str, max_pixels: int) -> None:
+    """Refuse a picture of more than ``max_pixels``; ``size`` is its width and height."""
     if size[0] * size[1] > max_pixels:
         raise _too_many_pixels(name, max_pixels, size)
-    claim(memory_to_decode(size, plain=plain))
 
 
 def _size_to_decode(image: Image.Image) -> tuple[int, int]:
@@ -275,7 +280,7 @@ def peek_image(stream: IO[bytes], name: str) -> tuple[tuple[int, int], str]:
     try:
         is_icon = stream.read(len(ICON_START)) == ICON_START
         if is_icon:  # Pillow decodes an icon while it opens it
-            _admit(_size_in_icon(stream), name, MAX_PIXELS, lambda memory: None)
+            _check_pixels(_size_in_icon(stream), name, MAX_PIXELS)
         stream.seek(0)
         return _peek(stream, name, FORMATS)
     except (MemoryError, UnreadableImageError):
@@ -292,8 +297,7 @@ def _peek(stream: IO[bytes], name: str, formats: list[str]) -> tuple[tuple[int, 
     try:
         with Image.open(stream, formats=formats) as image:
             width, height = image.size
-            if width * height > MAX_PIXELS:
-                raise _too_many_pixels(name, MAX_PIXELS, image.size)
+            _check_pixels(image.size, name, MAX_PIXELS)
             if _lies_on_its_side(image):
                 width, height = height, width
             return (height, width), image.mode
@@ -389,7 +393,7 @@ def _sixteen_bits(upper: Image.Image, lower: Image.Image, grey: bool) -> np.ndar
     has_key = isinstance(key, tuple)
     channels = 3 if upper.mode == "RGB" and not has_key else 4
     whole = np.empty((upper.height, upper.width, channels), np.uint16)
-    for box in bands(upper):
+    for box in bands(*upper.size):
         band, low = whole[box[1] : box[3]], np.asarray(lower.crop(box))
         if grey:  # `low` has both bytes of grey and of alpha
             both = np.ascontiguousarray(low).view(">u2")
@@ -404,7 +408,7 @@ def _sixteen_bits(upper: Image.Image, lower: Image.Image, grey: bool) -> np.ndar
 
 
 def _is_finite(image: Image.Image) -> bool:
-    return all(bool(np.isfinite(np.asarray(image.crop(box))).all()) for box in bands(image))
+    return all(bool(np.isfinite(np.asarray(image.crop(box))).all()) for box in bands(*image.size))
 
 
 def _other_formats(stream: IO[bytes], start: int, name: str, formats: list[str]) -> list[str]:

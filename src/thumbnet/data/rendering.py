@@ -54,13 +54,13 @@ class Rendering:
 
     def _array(self, picture: np.ndarray) -> np.ndarray:
         """Render an array, in bands if it is large: uint8 [H, W, 3]."""
-        rows = max(1, BAND_PIXELS // max(1, picture.shape[1]))
         colour = picture.ndim == 3
-        if rows >= len(picture):
+        boxes = bands(picture.shape[1], picture.shape[0])
+        if len(boxes) <= 1:
             return np.asarray(self.arrays(picture[None], colour=colour)[0])
         whole = np.empty((*picture.shape[:2], 3), np.uint8)
-        for top in range(0, len(picture), rows):
-            whole[top : top + rows] = self.arrays(picture[None, top : top + rows], colour=colour)[0]
+        for _, top, _, bottom in boxes:
+            whole[top:bottom] = self.arrays(picture[None, top:bottom], colour=colour)[0]
         return whole
 
     def arrays(self, images: np.ndarray, *, colour: bool) -> np.ndarray:
@@ -143,15 +143,15 @@ def _table(low: float, high: float) -> np.ndarray:
     return _straight(np.arange(65536), low, high)
 
 
-def bands(image: Image.Image) -> list[tuple[int, int, int, int]]:
+def bands(width: int, height: int) -> list[tuple[int, int, int, int]]:
     """Cut a picture into boxes of full width, to limit the memory for intermediate results."""
-    rows = max(1, BAND_PIXELS // image.width)
-    return [(0, y, image.width, min(y + rows, image.height)) for y in range(0, image.height, rows)]
+    rows = max(1, BAND_PIXELS // max(1, width))
+    return [(0, y, width, min(y + rows, height)) for y in range(0, height, rows)]
 
 
 def _in_bands(image: Image.Image, convert: Callable[[Image.Image], Image.Image]) -> Image.Image:
     """``convert`` a picture to RGB, band by band if it is large."""
-    boxes = bands(image)
+    boxes = bands(*image.size)
     if len(boxes) == 1:
         return convert(image)
     whole = Image.new("RGB", image.size)

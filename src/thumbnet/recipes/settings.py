@@ -535,7 +535,7 @@ class TrainingSettings:
         check(ok, "training.label_smoothing", "a number in [0, 1)", self.label_smoothing)
         LOSSES.check_name(self.loss)
         check(0 <= self.ema_decay < 1, "training.ema_decay", "a number in [0, 1)", self.ema_decay)
-        ok = self.choose_by == "accuracy" or self.keep != "last" or self.patience > 0
+        ok = self.choose_by == "accuracy" or self.chooses
         expected = (
             "'accuracy' where training.keep is 'last' and no training.patience is set: nothing is chosen"
         )
@@ -543,6 +543,11 @@ class TrainingSettings:
         for key, only in FROZEN if self.frozen else ():
             value = getattr(self, key)
             check(value == only, f"training.{key}", f"{only!r} where training.frozen is true", value)
+
+    @property
+    def chooses(self) -> bool:
+        """Whether a ``val`` split, if there is one, chooses the epoch or ends the training early."""
+        return self.keep != "last" or self.patience > 0
 
     @property
     def choices(self) -> tuple[str, ...]:

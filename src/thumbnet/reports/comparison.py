@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import statistics
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -247,7 +248,10 @@ def group_runs(runs: Sequence[Run], split: str | None = None) -> list[Group]:
     groups = []
     names: dict[str, int] = {}
     firsts = [same[0] for same in members.values()]
-    differences = differing(firsts, [code for _, code in members])
+    alike = Counter(one for one, _ in members)
+    # Code of another name is another setting, which says enough.
+    told = [code if alike[one] > 1 else None for one, code in members]
+    differences = differing(firsts, told)
     for same, settings in zip(members.values(), differences, strict=True):
         name = same[0].recipe.name
         if same[0].settings.get("labels"):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -115,23 +114,17 @@ def differing(runs: Sequence[Run], codes: Sequence[str | None]) -> list[dict[str
 
     Args:
         runs: one of each group.
-        codes: their code, see :func:`code_of`.
+        codes: the code of each, see :func:`code_of`; None where other settings tell the groups apart.
 
     Returns:
         one dictionary per run; all have the same keys.
     """
     described = [description(run) for run in runs]
-    alike = Counter(json.dumps(one, sort_keys=True) for one in described)
-    # Code of another name is another setting, which says enough.
-    told = [
-        code if alike[json.dumps(one, sort_keys=True)] > 1 else None
-        for one, code in zip(described, codes, strict=True)
-    ]
-    asked = [_flat(one) | {"code": code} for one, code in zip(described, told, strict=True)]
+    asked = [_flat(one) | {"code": code} for one, code in zip(described, codes, strict=True)]
     used = [
         _flat(run.recipe.to_dict() | {key: one[key] for key in ("minutes", "fingerprint", "ended")})
         | {"code": code}
-        for run, one, code in zip(runs, described, told, strict=True)
+        for run, one, code in zip(runs, described, codes, strict=True)
     ]
     named: dict[str, list[int]] = {}
     for position, run in enumerate(runs):

@@ -11,7 +11,7 @@ from typing import Any, get_args
 from thumbnet.data.rendering import WHITE, Fit, Preprocessing
 from thumbnet.recipes.settings import LARGEST_SIDE, PRECISIONS, SMALLEST_SIDE, ModelSettings
 from thumbnet.runs.certainty import Thresholds, Unlikeness, thresholds_from, unlikeness_from
-from thumbnet.runs.fields import items, number, numbers, shown, table, text, whole, wrong
+from thumbnet.runs.fields import flag, items, number, numbers, shown, table, text, whole, wrong
 from thumbnet.sources.known_names import HUB
 from thumbnet.version import __version__
 
@@ -76,8 +76,7 @@ class WeightsInfo:
         self._check_labels()
 
     def _check_labels(self) -> None:
-        if type(self.multilabel) is not bool:
-            raise wrong(self.multilabel, "multilabel", "true or false")
+        flag(self.multilabel, "multilabel")
         count = len(self.label_thresholds)
         if count and not (self.multilabel and count == len(self.class_names)):
             raise ValueError(f"it has {count} thresholds for {len(self.class_names)} labels")

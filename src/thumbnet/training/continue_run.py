@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -133,9 +134,8 @@ def _check_overrides(before: Recipe, after: Recipe, run: Path) -> None:
         "model.pretrained": start,
     }
     for key, why in fixed.items():
-        section, _, name = key.partition(".")
-        value = getattr(getattr(after, section), name)
-        if value != getattr(getattr(before, section), name):
+        value = attrgetter(key)(after)
+        if value != attrgetter(key)(before):
             raise RecipeError(f"{key} = {value!r} does not go with --more-epochs: {why}. Leave it out")
 
 

@@ -243,8 +243,7 @@ def without_known_choice(recipe: Recipe, prepared: Prepared) -> tuple[Recipe, li
             ``val`` is known.
     """
     training, source = recipe.training, recipe.training.init
-    chooses = training.keep != "last" or training.patience > 0
-    if training.frozen or not chooses or "val" not in prepared.evaluation:
+    if training.frozen or not training.chooses or "val" not in prepared.evaluation:
         return recipe, []
     known, others = prepared.known.get("val"), len(prepared.unknown("val"))
     if known is not None:

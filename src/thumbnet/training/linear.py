@@ -20,6 +20,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
+from operator import attrgetter
 from typing import Any
 
 import numpy as np
@@ -118,8 +119,7 @@ def _check_used(recipe: Recipe, named: frozenset[str]) -> None:
     """
     usual = Recipe()
     for key, why in _UNUSED.items():
-        section, _, name = key.partition(".")
-        value, default = (getattr(getattr(one, section), name) for one in (recipe, usual))
+        value, default = (attrgetter(key)(one) for one in (recipe, usual))
         if key in named and value not in (default, _HARMLESS.get(key, default)):
             raise RecipeError(
                 f"{key} = {value!r} does not go with training.frozen: {why}. Leave it out, or train all "
@@ -463,11 +463,13 @@ def _chosen_l2(
     asked, copied = int(chosen.sum()), 0
     learned = asked - int(fair.sum())
     if split == "val" and prepared.known_choose_nothing:
-        trained_on = belonging_to_training(
-            engine, prepared.groups.get("val"), prepared.train.engine, prepared.groups.get("train")
+        trained_on = torch.from_numpy(
+            belonging_to_training(
+                engine, prepared.groups.get("val"), prepared.train.engine, prepared.groups.get("train")
+            )
         )
-        copied = int((fair & torch.from_numpy(trained_on)).sum())
-        fair &= ~torch.from_numpy(trained_on)
+        copied = int((fair & trained_on).sum())
+        fair &= ~trained_on
     pictures = int(fair.sum())
     if pictures < (FEWEST if pictures < asked else 1):
         middle, why = L2[len(L2) // 2], []

@@ -197,7 +197,7 @@ def resume_tuning(
             flag(settings.get(SETS, False), SETS)
             flag(settings.get("may_widen", False), "may_widen")
             items(settings.get("named", []), "named")
-            weights = optional_text(settings.get("weights_sha256"), "weights_sha256")
+            optional_text(settings.get("weights_sha256"), "weights_sha256")
             for one in dict(settings.get("code", {})).values():
                 text(one, "code")
             _check_asked(settings["minutes"], settings["trials"])
@@ -222,7 +222,7 @@ def resume_tuning(
             )
         listener.on_data(loaded)
         parts = divide(loaded, base, chosen, listener.on_decode)
-        _check_comparable(folder, settings, weights, base, parts)
+        _check_comparable(folder, settings, base, parts)
         cost = None
         if settings["minutes"] is not None:
             cost = Cost.measure(base, parts, len(loaded.class_names), chosen)
@@ -364,21 +364,19 @@ def _for_the_end(training: TrainingSettings) -> str:
     )
 
 
-def _check_comparable(
-    folder: Path, settings: dict[str, Any], weights: str | None, recipe: Recipe, parts: Parts
-) -> None:
+def _check_comparable(folder: Path, settings: dict[str, Any], recipe: Recipe, parts: Parts) -> None:
     """Check that new trials start from the same weights as the finished ones, and are judged alike.
 
     Args:
         folder: the folder of the search.
         settings: its ``tune.json``.
-        weights: the digest of the initial weights that it records, if any.
         recipe: where the search started.
         parts: what new trials would train on.
 
     Raises:
         RunError: they are not.
     """
+    weights = settings.get("weights_sha256")
     if weights is not None and weights != _weights_digest(recipe, parts):
         raise RunError(
             f"the weights of {recipe.training.init or recipe.model.name} have changed since the search "
