@@ -86,6 +86,7 @@ PARTS = (
     Part("command", "`thumbnet train` from start to end, with a cold and a warm cache", 120),
     Part("turns", "fast and its rivals in turns on the same pictures, warm", 420),
     Part("speed", "pictures per second, fraction of the bf16 peak, peak memory, kernels of a step", 120),
+    Part("compiled", "PASS or FAIL: fast trains with torch.compile", 180),
     Part("budgets", "fast for 3, 8 and 20 times the work: the 95 % and 96 % classes", 240),
     Part("resnet18", "resnet18 for 26, 45 and 80 epochs", 420),
 )

@@ -2,20 +2,20 @@
 
 Each check trains ``fast`` on a few thousand pictures for a few epochs. A check that finds something wrong
 raises an exception; what it returns is noted with its PASS. A check that does not apply to the device is
-skipped.
+skipped. A check fails if CUDA refuses to record a training that can run as graphs: thumbnet then trains
+without them, and only says so.
 After an error that makes CUDA unusable in this process, or that may leave a capture half done, the remaining
 checks run in a new one.
 """
 
 from __future__ import annotations
 
-import importlib
 import os
 import sys
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,20 +24,21 @@ from unittest import mock
 
 import torch
 from gpu import Options
-from gpu_trainer import Trainer, loaded
+from gpu_trainer import Taken, Trainer, loaded, watched_steps
 from measure import wait
 from torch import Tensor
 
 from thumbnet.classifiers.load import load_run
 from thumbnet.data.splits import Data
 from thumbnet.errors import InterruptedRunError, OutOfMemoryError
-from thumbnet.hardware import choose_device, deterministic
-from thumbnet.recipes.recipe import Recipe, load_recipe
-from thumbnet.recipes.tables import known_keys
+from thumbnet.hardware import choose_device, deterministic, why_not_compile
+from thumbnet.recipes.recipe import load_recipe
 from thumbnet.runs.folder import Run
 from thumbnet.runs.weights import read_weights
+from thumbnet.training import graphed as graphed_module
 from thumbnet.training.fit import LOOK_EVERY, StepResult, fit
 from thumbnet.training.listener import Listener
+from thumbnet.training.recording import Recorder
 from thumbnet.training.train import resume, train
 
 FEW = ("data.subset_size=6000", "training.epochs=4", "training.batch_size=250", "training.min_steps=0")
@@ -47,6 +48,7 @@ CLOSE = 5e-3  # relative
 STEPS_LEFT = 4  # where a training is stopped, within its last epoch: fewer than are worth recording
 EAGER = "training.graph=off"
 TINY_MEMORY = 0.004  # of the card's memory: 0.3 of 80 GB
+BLOCK = 1 << 30  # bytes
 GRAPHS = "fast runs as CUDA graphs, with the losses of single operations"
 
 
@@ -104,13 +106,11 @@ def first_losses(bench: Bench) -> str:
 def graphed(bench: Bench) -> str:
     if bench.device.type != "cuda":
         raise SkipCheck("only CUDA has graphs")
-    if "training.graph" not in known_keys(Recipe):
-        raise SkipCheck("this version of thumbnet records no graphs")
-    module, trainer = importlib.import_module("thumbnet.training.graphed"), bench.trainer()
-    reason = module.why_not_graphed(trainer.state, trainer.prepared.train)
+    trainer = bench.trainer()
+    reason = graphed_module.why_not_graphed(trainer.state, trainer.prepared.train)
     assert reason is None, f"it does not: {reason}"
     with deterministic():  # a failure is CUDA's own error, with the line of the call that it refused
-        module.GraphedSteps(trainer.state, trainer.prepared.train)
+        graphed_module.GraphedSteps(trainer.state, trainer.prepared.train)
     with exact_convolutions():
         found = (losses(bench.trainer("training.precision=fp32", *more), FIRST) for more in ((), (EAGER,)))
         return close(*found)
@@ -211,8 +211,7 @@ VARIANTS = {
     "AdamW": ("optimizer.name=adamw", "optimizer.lr=0.001", "optimizer.groups=[]"),
     "class-balanced sampling": ("data.sampling=balanced", "data.skip_easy=0"),
     "pictures decoded by workers": ("data.engine=workers", "training.epochs=1"),
-    "resnet18": ("model.name=resnet18", "optimizer.name=sgd", "optimizer.lr=0.05", "optimizer.groups=[]",
-                 "training.epochs=2"),
+    "resnet18": ("model.name=resnet18", "optimizer.name=sgd", "optimizer.lr=0.05", "optimizer.groups=[]"),
     COMPILED: ("training.compile=true",),
 }  # fmt: skip
 
@@ -221,7 +220,10 @@ def learns(bench: Bench, name: str) -> str:
     """Train with one of ``VARIANTS``, and check that the network is better than guessing."""
     if name == COMPILED and bench.device.type == "cpu":
         raise SkipCheck("takes too long on a CPU")
-    summary = bench.train(name.replace(" ", "-").replace("/", "-"), *VARIANTS[name]).summary
+    with watched_steps(bench.device) as taken:
+        summary = bench.train(name.replace(" ", "-").replace("/", "-"), *VARIANTS[name]).summary
+    if name == COMPILED:
+        assert any(one.compiled for one in taken), f"it was not compiled: {why_not_compile(bench.device)}"
     chance = 1 / len(bench.data.class_names)
     few = bench.settings == FEWER  # too few to learn from
     assert few or summary["accuracy"] > 1.5 * chance, (
@@ -249,8 +251,34 @@ def out_of_memory(bench: Bench) -> str:
     raise AssertionError(f"it fitted into {TINY_MEMORY:.1%} of the memory")
 
 
-# Last, because it may take longer than all others together.
-CHECKS[f"trains: {COMPILED}"] = CHECKS.pop(f"trains: {COMPILED}")
+@check("after a capture that CUDA refused, memory can be freed and random numbers drawn")
+def refused_capture(bench: Bench) -> str:
+    if bench.device.type != "cuda":
+        raise SkipCheck("only CUDA has graphs")
+    ones = torch.ones(1, device=bench.device)
+
+    def waiting() -> None:
+        ones.item()
+
+    torch.cuda.empty_cache()
+    try:
+        Recorder(bench.device, []).record(waiting)
+    except RuntimeError as error:
+        refusal = str(error).splitlines()[0]
+    else:
+        raise AssertionError("CUDA recorded a call that waits for the device")
+    torch.rand(1, device=bench.device)
+    block = torch.empty(BLOCK, dtype=torch.uint8, device=bench.device)
+    before = torch.cuda.memory_reserved(bench.device)
+    del block
+    torch.cuda.empty_cache()
+    freed = before - torch.cuda.memory_reserved(bench.device)
+    assert freed >= BLOCK, f"{freed:,} of {BLOCK:,} bytes were freed after: {refusal}"
+    return f"refused: {refusal}"
+
+
+# In a part of its own, because it may take longer than all others together.
+COMPILE_CHECKS = {name: CHECKS.pop(name) for name in (f"trains: {COMPILED}",)}
 
 
 @contextmanager
@@ -314,41 +342,55 @@ def assert_equal(first: dict[str, Tensor], second: dict[str, Tensor]) -> None:
 
 
 def run_checks(
-    options: Options, folder: Path, done: dict[str, dict[str, Any]], publish: Callable[[], None]
+    options: Options,
+    folder: Path,
+    checks: Mapping[str, Check],
+    done: dict[str, dict[str, Any]],
+    publish: Callable[[], None],
 ) -> None:
-    """Run the checks that are not in ``done`` yet, and note each there.
+    """Run those of ``checks`` that are not in ``done`` yet, and note each there.
 
-    Each has ``passed``, ``result``, ``said``, ``seconds`` and, if it failed, ``traceback``. ``publish`` is
-    called after each. If CUDA is unusable after a check, or graphs failed, this process is replaced by a new
-    one, which goes on: PyTorch may take a capture that failed to be still underway, and then it frees no
-    memory before it reports that there is too little.
+    Each has ``passed``, ``result``, ``said``, ``seconds``, ``steps`` (how its trainings took them) and, if it
+    failed, ``traceback``. ``publish`` is called after each. If CUDA is unusable after a check, or graphs
+    failed, this process is replaced by a new one, which goes on: a capture that failed keeps some memory.
     """
     bench = Bench(loaded(options), choose_device(options.device), FEWER if options.smoke else FEW, folder)
-    for name, function in CHECKS.items():
+    for name, function in checks.items():
         if name in done:
             continue
         started = time.perf_counter()
         result, trace = "FAIL", ""
-        try:
-            said, result = function(bench), "PASS"
-        except SkipCheck as reason:
-            said, result = str(reason), "SKIP"
-        except Exception as error:
-            said, trace = f"{type(error).__name__}: {error}".strip(), traceback.format_exc()
-            traceback.print_exc(limit=-5)
+        with watched_steps(bench.device) as taken:
+            try:
+                said = function(bench)
+                assert_recorded(taken)
+                result = "PASS"
+            except SkipCheck as reason:
+                said, result = str(reason), "SKIP"
+            except Exception as error:
+                said, trace = f"{type(error).__name__}: {error}".strip(), traceback.format_exc()
+                traceback.print_exc(limit=-5)
         seconds = time.perf_counter() - started
         done[name] = {
             "passed": result != "FAIL",
             "result": result,
             "said": said,
             "seconds": round(seconds, 2),
+            "steps": sorted({str(one) for one in taken}),
             **({"traceback": trace} if trace else {}),
         }
         publish()
         print(f"{result} {name}: {said.splitlines()[0] if said else ''} ({seconds:.1f} s)", flush=True)
-        if result == "FAIL" and (name == GRAPHS or not usable(bench.device)):
+        spoilt = name == GRAPHS or any(one.refused for one in taken)
+        if result == "FAIL" and (spoilt or not usable(bench.device)):
             print("the device may be unusable after that; going on in a new process", flush=True)
             os.execv(sys.executable, [sys.executable, *sys.argv])
+
+
+def assert_recorded(taken: list[Taken]) -> None:
+    """Check that CUDA recorded the steps of all trainings that can run as graphs."""
+    for one in taken:
+        assert not one.refused, one.why_eager
 
 
 def usable(device: torch.device) -> bool:

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from typing import Any
 import psutil
 import torch
 from gpu import NOTES, Options
-from gpu_checks import run_checks
+from gpu_checks import CHECKS, COMPILE_CHECKS, Check, run_checks
 from gpu_trainer import Trained, Trainer, loaded, options_from, trainer
 from gpu_turns import race
 from measure import matrix_rate, median, product_side, spread, summary, wait
@@ -101,12 +101,17 @@ def card_state(fields: str = "name,clocks.sm,clocks.max.sm,power.draw,temperatur
     return done.stdout.strip() if done.returncode == 0 else None
 
 
-def checks(options: Options, notes: Notes, folder: Path) -> None:
+def checks(options: Options, notes: Notes, folder: Path, which: Mapping[str, Check] = CHECKS) -> None:
     """PASS or FAIL, see gpu_checks.py."""
     notes.setdefault("checks", {})
-    run_checks(options, folder, notes["checks"], notes.publish)
+    run_checks(options, folder, which, notes["checks"], notes.publish)
     failed = [name for name, one in notes["checks"].items() if not one["passed"]]
     say(f"{len(notes['checks']) - len(failed)} of {len(notes['checks'])} checks passed")
+
+
+def compiled(options: Options, notes: Notes, folder: Path) -> None:
+    """The check that compiles."""
+    checks(options, notes, folder, COMPILE_CHECKS)
 
 
 def command(options: Options, notes: Notes, folder: Path) -> None:
@@ -126,16 +131,39 @@ def command(options: Options, notes: Notes, folder: Path) -> None:
             ]
         words += [word for setting in settings for word in ("--set", setting)]
         started = time.perf_counter()
-        subprocess.run(
-            [sys.executable, "-m", "thumbnet", *words, "--seed", str(number), "--quiet"], check=True,
-            env={**os.environ, "THUMBNET_CACHE": str(cache)},
-        )  # fmt: skip
+        lines = passed_on(
+            [sys.executable, "-m", "thumbnet", *words, "--seed", str(number)],
+            {**os.environ, "THUMBNET_CACHE": str(cache)},
+        )
         seconds = time.perf_counter() - started
         found = json.loads((out / "summary.json").read_text("utf-8"))
         kept = {key: found[key] for key in ("accuracy", "seconds_training")}
-        notes["runs"].append({"cache": "warm" if number else "cold", "seconds": seconds, **kept})
+        # What thumbnet tells the user of them: on a CPU, nothing.
+        graphs = next((line.strip() for line in lines if "CUDA graph" in line), None)
+        cached = "warm" if number else "cold"
+        notes["runs"].append({"cache": cached, "seconds": seconds, **kept, "graphs": graphs})
         notes.publish()
-        say(f"thumbnet train, {'warm' if number else 'cold'} cache: {seconds:.2f} s, {found['accuracy']:.2%}")
+        say(f"thumbnet train, {cached} cache: {seconds:.2f} s, {found['accuracy']:.2%}")
+
+
+def passed_on(command: list[str], environment: dict[str, str]) -> list[str]:
+    """Run a command and pass its output on as it comes; return its lines.
+
+    Raises:
+        CalledProcessError: the command failed.
+    """
+    lines: list[str] = []
+    with subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        encoding="utf-8", errors="replace",
+    ) as process:  # fmt: skip
+        assert process.stdout is not None
+        for line in process.stdout:
+            print(line, end="", flush=True)
+            lines.append(line)
+    if process.returncode:
+        raise subprocess.CalledProcessError(process.returncode, command)
+    return lines
 
 
 def turns(options: Options, notes: Notes, folder: Path) -> None:
@@ -150,12 +178,18 @@ def turns(options: Options, notes: Notes, folder: Path) -> None:
             say(f"{name} failed: {found['failure']}")
         elif found["runs"]:
             last = found["runs"][-1]
-            say(f"{name}: {last['accuracy']:.2%} in {last['seconds']:.3f} s")
+            say(f"{name}: {result_of(last)}")
 
     race(options, folder, publish)
     print_statistics(notes["contenders"])
     if any("failure" in one for one in notes["contenders"].values()):
         raise SystemExit("a contender failed")
+
+
+def result_of(run: Mapping[str, Any]) -> str:
+    """Accuracy and time of a training and, of one of ours, why its steps were not CUDA graphs."""
+    why = f" (no CUDA graphs: {run['why_eager']})" if run.get("why_eager") else ""
+    return f"{run['accuracy']:.2%} in {run['seconds']:.3f} s{why}"
 
 
 def statistics_of(runs: list[dict[str, Any]]) -> dict[str, Any]:
@@ -181,7 +215,7 @@ def print_statistics(entries: dict[str, Any]) -> None:
 
 
 def speed(options: Options, notes: Notes, folder: Path) -> None:
-    """Pictures per second, the fraction of the bf16 peak, peak memory, and where a step's time goes."""
+    """Pictures per second, the fraction of the bf16 peak and peak memory; then where a step's time goes."""
     device, data = choose_device(options.device), loaded(options)
     peak = matrix_rate(device, SMOKE_SIDE if options.smoke else None)
     notes.update(bf16_tflops=peak, recipes={})
@@ -192,15 +226,20 @@ def speed(options: Options, notes: Notes, folder: Path) -> None:
         notes.publish()
         rows.append([
             title, f"{median(entry['pictures_per_second']):,.0f}", f"{entry['fraction_of_bf16_peak']:.1%}",
-            f"{entry['peak_memory_bytes'] / 1e9:.2f} GB", f"{entry['step']['kernels']:.0f}",
-            f"{entry['step']['busy_ms']:.2f} of {entry['step']['ms']:.2f} ms",
+            f"{entry['peak_memory_bytes'] / 1e9:.2f} GB", entry["steps_taken"],
         ])  # fmt: skip
-    header = ["recipe", "pictures/s", "of the peak", "memory", "kernels per step", "busy, profiled"]
-    say(table(header, rows))
+    say(table(["recipe", "pictures/s", "of the peak", "memory", "steps"], rows))
+    rows = []  # only now, because a profiler may stay attached and slow down all that follows
+    for title, (name, settings) in SPEEDS.items():
+        step = profiled_step(trainer(options, data, name, settings))
+        notes["recipes"][title]["step"] = step
+        notes.publish()
+        rows.append([title, f"{step['kernels']:.0f}", f"{step['busy_ms']:.2f} of {step['ms']:.2f} ms"])
+    say(table(["recipe", "kernels per step", "busy, profiled"], rows))
 
 
 def measured_speed(trained: Trainer, peak: float, rounds: int) -> dict[str, Any]:
-    """Train warm, then profiled. ``peak`` is in TFLOP/s."""
+    """Train warm, so many ``rounds``. ``peak`` is in TFLOP/s."""
     flops = trained.flops()
     trained.run(0)
     if trained.device.type == "cuda":
@@ -214,7 +253,8 @@ def measured_speed(trained: Trainer, peak: float, rounds: int) -> dict[str, Any]
         "flops": flops,
         "fraction_of_bf16_peak": flops / median(seconds) / 1e12 / peak,
         "peak_memory_bytes": peak_memory(trained.device),
-        "step": profiled_step(trained),
+        "steps_taken": runs[-1].steps,
+        "why_eager": runs[-1].why_eager,
     }
 
 
@@ -230,6 +270,7 @@ def profiled_step(trained: Trainer) -> dict[str, Any]:
 
     The first step does not count, nor does what came before it. On a CPU, operations stand in for kernels.
     """
+    trained.run(0)  # warm
     on_gpu = trained.device.type == "cuda"
     activities = [ProfilerActivity.CUDA if on_gpu else ProfilerActivity.CPU]
     with profile(activities=activities):  # graphs that are recorded before the first profile cannot be traced
@@ -296,15 +337,16 @@ def resnet18(options: Options, notes: Notes, folder: Path) -> None:
 
 def note_run(notes: Notes, entry: dict[str, Any], name: str, run: Trained, seed: int) -> None:
     """Add a training to an entry, publish the notes, and say so."""
-    entry["runs"].append({"seed": seed, **asdict(run)})
+    found: dict[str, Any] = {"seed": seed, **asdict(run)}
+    entry["runs"].append(found)
     entry.update(statistics_of(entry["runs"]))
     notes.publish()
-    say(f"{name}: {run.accuracy:.2%} in {run.seconds:.2f} s")
+    say(f"{name}: {result_of(found)}")
 
 
 PARTS: dict[str, Callable[[Options, Notes, Path], None]] = {
     "machine": machine, "checks": checks, "command": command, "turns": turns, "speed": speed,
-    "budgets": budgets, "resnet18": resnet18,
+    "compiled": compiled, "budgets": budgets, "resnet18": resnet18,
 }  # fmt: skip
 
 

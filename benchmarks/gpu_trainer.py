@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,28 +16,57 @@ from gpu import Options
 from measure import wait
 from torch.utils.flop_counter import FlopCounterMode
 
+from thumbnet.batches.batches import Batches
 from thumbnet.batches.prepare import prepare
 from thumbnet.classifiers.logits import collect_logits
 from thumbnet.data.splits import Data
 from thumbnet.hardware import choose_device, deterministic
 from thumbnet.recipes.recipe import Recipe
 from thumbnet.sources.load import load_data
+from thumbnet.training import fit as fit_module
 from thumbnet.training.build import build_state
 from thumbnet.training.choose import choose_recipe
 from thumbnet.training.fit import StepResult, fit
+from thumbnet.training.graphed import why_not_graphed
 from thumbnet.training.listener import Listener
 from thumbnet.training.schedules import done_at, size_at
+from thumbnet.training.state import TrainingState
+from thumbnet.training.steps import EagerSteps, Steps
 
 SMOKE = ("training.batch_size=50", "training.epochs=2", "training.min_steps=0", "model.width=0.125")
 SMOKE_PICTURES = 400
 
 
 @dataclass(frozen=True)
-class Trained:
-    """One training: accuracy (0 to 1), and seconds in all and of each phase.
+class Taken:
+    """How ``fit`` takes the steps of a training.
 
-    ``seconds_recording`` is how long recording the CUDA graphs of this training took. Rivals record theirs
-    once, before their clock starts, so it is in neither ``seconds`` nor ``seconds_training``.
+    Attributes:
+        steps: the name of the class that takes them: ``GraphedSteps`` or ``EagerSteps``.
+        why_eager: why not as CUDA graphs: a rule of thumbnet's, or CUDA's refusal; empty for graphs.
+        refused: whether it was CUDA's refusal.
+        compiled: whether ``torch.compile`` is in use.
+        seconds: how long choosing took, which is to record CUDA graphs.
+    """
+
+    steps: str
+    why_eager: str
+    refused: bool
+    compiled: bool
+    seconds: float
+
+    def __str__(self) -> str:
+        """The steps, and why."""
+        return f"{self.steps}: {self.why_eager}" if self.why_eager else self.steps
+
+
+@dataclass(frozen=True)
+class Trained:
+    """One training: accuracy (0 to 1), seconds in all and of each phase, and how the steps were taken.
+
+    ``seconds_recording`` is how long recording the CUDA graphs of this training took, or the attempt. Rivals
+    record theirs once, before their clock starts, so it is in neither ``seconds`` nor ``seconds_training``.
+    For ``steps`` and ``why_eager`` see :class:`Taken`.
     """
 
     accuracy: float
@@ -47,6 +75,8 @@ class Trained:
     seconds_training: float
     seconds_evaluating: float
     seconds_recording: float
+    steps: str
+    why_eager: str
 
 
 class Trainer:
@@ -69,13 +99,13 @@ class Trainer:
         self.state.recipe, self.state.selection = recipe, self.prepared.train.selection
         self.state.load_state_dict(fresh.state_dict())
 
-    def train(self, on_step: Callable[[StepResult], None] | None = None) -> float:
-        """Train from where the state is to the end; return the seconds that recording CUDA graphs took."""
-        with deterministic(), timed_recording(self.device) as seconds:
+    def train(self, on_step: Callable[[StepResult], None] | None = None) -> Taken:
+        """Train from where the state is to the end; return how the steps were taken."""
+        with deterministic(), watched_steps(self.device) as taken:
             for _ in fit(self.state, self.prepared.train, on_step=on_step):
                 pass
             wait(self.device)
-        return sum(seconds)
+        return taken[0]
 
     def evaluate(self) -> float:
         """The test accuracy, 0 to 1, with the recipe's test-time augmentation."""
@@ -93,13 +123,17 @@ class Trainer:
         self.restart(seed)
         wait(self.device)
         times.append(time.perf_counter())
-        recording = self.train()
+        taken = self.train()
         times.append(time.perf_counter())
         accuracy = self.evaluate()
         times.append(time.perf_counter())
         starting, training, evaluating = (after - before for before, after in pairwise(times))
+        recording = taken.seconds
         seconds = times[-1] - times[0] - recording
-        return Trained(accuracy, seconds, starting, training - recording, evaluating, recording)
+        return Trained(
+            accuracy, seconds, starting, training - recording, evaluating, recording,
+            taken.steps, taken.why_eager,
+        )  # fmt: skip
 
     @property
     def pictures(self) -> int:
@@ -126,25 +160,32 @@ class Trainer:
 
 
 @contextmanager
-def timed_recording(device: torch.device) -> Iterator[list[float]]:
-    """In this block, note the seconds that ``fit`` takes to choose its steps, which is to record graphs."""
-    module, seconds = importlib.import_module("thumbnet.training.fit"), []
-    choose = getattr(module, "choose_steps", None)
+def watched_steps(device: torch.device) -> Iterator[list[Taken]]:
+    """In this block, note how each ``fit`` takes its steps. If CUDA refuses graphs, it goes on without."""
+    found: list[Taken] = []
+    choose: Callable[..., Steps] = vars(fit_module)["choose_steps"]
 
-    def timed(*arguments: Any, **more: Any) -> Any:
-        assert choose is not None
+    def chosen(state: TrainingState, batches: Batches, on_note: Callable[[str], None]) -> Steps:
+        notes: list[str] = []
+
+        def told(text: str) -> None:
+            notes.append(text)
+            on_note(text)
+
+        reason = why_not_graphed(state, batches)
         wait(device)
         started = time.perf_counter()
-        chosen = choose(*arguments, **more)
+        steps = choose(state, batches, told)
         wait(device)
-        seconds.append(time.perf_counter() - started)
-        return chosen
+        seconds = time.perf_counter() - started
+        eager = isinstance(steps, EagerSteps)
+        why_eager = (reason or "; ".join(notes)) if eager else ""
+        refused = eager and reason is None
+        found.append(Taken(type(steps).__name__, why_eager, refused, state.compiled, seconds))
+        return steps
 
-    if choose is None:  # before thumbnet recorded graphs
-        yield seconds
-        return
-    with mock.patch.object(module, "choose_steps", timed):
-        yield seconds
+    with mock.patch.object(fit_module, "choose_steps", chosen):
+        yield found
 
 
 def loaded(options: Options) -> Data:

@@ -1,7 +1,8 @@
 """Contenders that train in turns on one GPU, each in a process of its own, warm.
 
 Every contender first trains once without being measured, so its networks are compiled and its CUDA graphs
-recorded. Then a round is one training of each, with the round's number as the seed. A contender that fails or
+recorded. A rival may compile for minutes, so this may take all of the part's time but a reserve for the
+rounds. Then a round is one training of each, with the round's number as the seed. A contender that fails or
 hangs leaves the race; the others go on.
 
 A rival is a script with the outline of airbench94_muon.py, which cifar10_speedrun.py shares: ``CifarNet``,
@@ -37,7 +38,7 @@ from gpu_trainer import loaded, options_from, trainer
 
 from thumbnet.hardware import choose_device
 
-WARM_PART = 0.4  # of the part's time limit, for each contender to load, compile and train once
+RESERVE_PART = 0.3  # of the part's time limit, kept for the rounds; loading and compiling may take the rest
 ROUND_PART = 0.2  # for one training
 
 # On a CPU, which is only for trying this program: no CUDA, bfloat16 for float16, and no compiling.
@@ -118,9 +119,8 @@ def race(
         folder: for the pictures of the rivals and the logs.
         publish: called with a contender's name and what is known of it after each of its trainings.
     """
-    limit = float(os.environ.get(LIMIT, "inf"))
-    longest = threading.TIMEOUT_MAX
-    warm_seconds, round_seconds = (min(part * limit, longest) for part in (WARM_PART, ROUND_PART))
+    began = time.perf_counter()
+    limit = min(float(os.environ.get(LIMIT, "inf")), threading.TIMEOUT_MAX)
     if options.rivals:
         write_pictures(loaded(options), folder)
     asked: dict[str, Any] = {f"fast {settings}".strip(): settings for settings in ("", *options.variants)}
@@ -143,13 +143,14 @@ def race(
         for name, kind in kinds.items():  # one after the other: autotuning needs the GPU for itself
             racing[name] = Contender(name, {"options": asdict(options), **kind}, folder)
             started = time.perf_counter()
-            warm = ask(racing[name], "warm", warm_seconds)
+            left = (1 - RESERVE_PART) * limit - (started - began)
+            warm = ask(racing[name], "warm", max(left, 0.0))
             if warm is not None:
                 found[name]["seconds_to_warm_up"] = round(time.perf_counter() - started, 2)
                 publish(name, found[name])
         for seed in range(options.rounds):
             for name, contender in list(racing.items()):
-                answer = ask(contender, str(seed), round_seconds)
+                answer = ask(contender, str(seed), ROUND_PART * limit)
                 if answer is not None:
                     found[name]["runs"].append({"seed": seed, **answer})
                     publish(name, found[name])

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import re
+import textwrap
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -48,6 +49,8 @@ def commands_page() -> str:
         rows = [row for row in map(_row, parser._actions) if row]
         if rows:
             lines += ["| option | what it does |", "| --- | --- |", *rows, ""]
+        if parser.epilog:
+            lines += ["```text", *_examples(parser.epilog.replace("%(prog)s", parser.prog)), "```", ""]
     return "\n".join(lines)
 
 
@@ -58,6 +61,15 @@ def _commands(parser: argparse.ArgumentParser) -> Iterator[tuple[str, str, argpa
             for name, inner in action.choices.items():
                 yield inner.prog, helps.get(name, ""), inner
                 yield from _commands(inner)
+
+
+def _examples(epilog: str) -> list[str]:
+    """The lines that a command's help prints below the options; backslashes break those that are too long."""
+    indent = 6 * " "
+    return [
+        " \\\n".join(textwrap.wrap(line, 88, subsequent_indent=indent, break_on_hyphens=False))
+        for line in epilog.splitlines()
+    ]
 
 
 def _row(action: argparse.Action) -> str | None:

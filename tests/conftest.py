@@ -98,6 +98,19 @@ def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[OwnPackage]
     package.forget()
 
 
+@pytest.fixture
+def read_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder in which nothing can be written, as ``os.access`` says; root could write in it."""
+    folder, access = tmp_path / "read-only", os.access
+    folder.mkdir()
+
+    def asked(path: str | Path, mode: int) -> bool:
+        return os.path.realpath(path) != os.path.realpath(folder) and access(path, mode)
+
+    monkeypatch.setattr(os, "access", asked)
+    return folder
+
+
 @pytest.fixture(scope="session")
 def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     """A complete run on the three classes of :func:`helpers.coloured_data`."""

@@ -10,7 +10,7 @@ import numpy as np
 
 from helpers import coloured
 from thumbnet.data.corrections import Correction
-from thumbnet.reviewing.session import Item, Review
+from thumbnet.reviewing.session import Item, Key, Review, Selection
 
 CLASSES = ("red", "green", "blue")
 
@@ -21,11 +21,21 @@ def item(number: int, given: int | None = 0, suggested: int = 1, **more: Any) ->
     return Item(index=number, name=f"{number}.png", given=given, suggested=suggested, likely=likely, **values)
 
 
-def made_review(folder: Path, items: Sequence[Item] | None = None, **more: Any) -> Review:
+def made_review(
+    folder: Path,
+    items: Sequence[Item] | None = None,
+    *,
+    classes: Sequence[str] = CLASSES,
+    shown: int | None = None,
+    beyond: Sequence[Key] = (),
+    inherited: Sequence[Correction] = (),
+) -> Review:
     """A review of six red pictures, of which the fourth is a copy of the first."""
     if items is None:
         items = [item(number, copies={0: (3,), 3: (0,)}.get(number, ())) for number in range(6)]
-    return Review(items, CLASSES, folder / "labels.csv", **more)
+    shown = len(items) if shown is None else shown
+    selection = Selection(tuple(items), shown, tuple(beyond), shown + len(beyond), "without a label")
+    return Review(selection, classes, folder / "labels.csv", inherited=inherited)
 
 
 def load(one: Item) -> np.ndarray:

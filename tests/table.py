@@ -45,7 +45,7 @@ NETWORKS = {
     TIMM: "Every `timm:NAME` needs the extra `timm`.",
 }
 DEVICES = {
-    "cpu": "With thumbnet's kernels in bf16, where the processor has AVX-512 BF16 or AMX.",
+    "cpu": "With thumbnet's kernels in bf16, where the processor has AVX-512 BF16.",
     "cpu without kernels": "`THUMBNET_KERNELS=0`, and every other processor.",
     "simulated GPU": "Stands for a CUDA device: it computes on the CPU, and refuses what CUDA refuses.",
 }
@@ -69,17 +69,19 @@ STEPS = {
     ),
     "compiled": (
         "training.compile=true",
-        "Needs a C++ compiler or, on a GPU, Triton. Without it, the network is not compiled, and the command "
-        "says why.",
+        "Needs a C++ compiler or, on a GPU, Triton and a C compiler (Triton brings one on Windows). Without it, "
+        "the network is not compiled, and the command says why.",
     ),
 }
 FORMATS = {
     "onnx": "",
     "onnx-any-size": "",
-    "onnx-int8": "Needs the training pictures. 8 bits change the probabilities.",
+    "onnx-int8": "Needs the training pictures. 8 bits change the probabilities. A file that loses more than 5 points of "
+    "accuracy is refused.",
     "torch-export": "",
     "safetensors": "",
-    "web": "Fetches ONNX Runtime Web once; weights of more than 15 MB are stored in 16 bits.",
+    "web": "Fetches ONNX Runtime Web once. The page has at most 15 MB; weights that do not fit in 32 bits are stored "
+    "in 16, and a larger network is refused.",
 }
 
 
@@ -333,6 +335,9 @@ def page() -> str:
         "",
         "An export may differ from the run in float32 by 10⁻⁴ of its largest logit, because its runtime adds in "
         "another order. The exception is `onnx-int8`.",
+        "",
+        "Where thumbnet's kernels take part, a picture's probabilities also depend a little on how many pictures its "
+        "batch has: a convolution of few pictures is faster by another algorithm, which rounds differently.",
         "",
         "## What is refused",
         "",

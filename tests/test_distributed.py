@@ -137,7 +137,6 @@ def test_without_torchrun_a_process_is_alone(monkeypatch: pytest.MonkeyPatch) ->
         assert world.is_first
         assert world.any(True)
         assert not world.any(False)
-        assert world.gather_numbers(2.5) == [2.5]
         assert world.from_first("x") == "x"
 
 
@@ -364,6 +363,7 @@ def test_after_an_error_a_process_with_a_gpu_does_not_wait_for_the_others(
     gpu: bool, error: ThumbnetError | None, ended: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """NCCL's groups end together: the process that failed would never tell its error."""
+    begun: list[str] = []
     calls: list[str] = []
     for name, value in (("RANK", "1"), ("WORLD_SIZE", "2")):
         monkeypatch.setenv(name, value)
@@ -372,9 +372,9 @@ def test_after_an_error_a_process_with_a_gpu_does_not_wait_for_the_others(
     monkeypatch.setattr(distributed, "_agree", lambda *_: "key")
     monkeypatch.setattr(dist, "rendezvous", lambda *_, **__: iter([(None, 1, 2)]))
     monkeypatch.setattr(dist, "PrefixStore", lambda *_: None)
-    monkeypatch.setattr(dist, "init_process_group", lambda *_, **__: None)
+    monkeypatch.setattr(dist, "init_process_group", lambda *_, **__: begun.append("begun"))
     monkeypatch.setattr(dist, "new_group", lambda **_: None)
-    monkeypatch.setattr(dist, "is_initialized", lambda: True)
+    monkeypatch.setattr(dist, "is_initialized", lambda: bool(begun))
     monkeypatch.setattr(dist, "destroy_process_group", lambda: calls.append("destroyed"))
 
     def train() -> None:
@@ -398,4 +398,36 @@ def test_a_timeout_that_is_no_number_of_seconds_is_refused(
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(distributed, "_end_with_parent", lambda: None)
     with pytest.raises(ThumbnetError, match=f"THUMBNET_TIMEOUT={given}: expected a number"), joined():
+        pass
+
+
+def test_a_script_with_a_group_of_its_own_keeps_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (("RANK", "1"), ("WORLD_SIZE", "2")):
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(distributed, "_end_with_parent", lambda: None)
+    monkeypatch.setattr(dist, "is_initialized", lambda: True)
+    for name in ("init_process_group", "destroy_process_group"):
+        monkeypatch.setattr(dist, name, lambda *_, **__: pytest.fail("the group was touched"))
+    with (
+        pytest.raises(ThumbnetError, match="has a process group already.*destroy_process_group"),
+        joined(),
+    ):
+        pass
+    monkeypatch.setenv("WORLD_SIZE", "1")  # a process alone needs no group
+    with joined() as world:
+        assert world.size == 1
+
+
+@pytest.mark.parametrize(("size", "words"), [(None, "'WORLD_SIZE'"), ("two", "'two'")])
+def test_variables_of_torchrun_that_are_missing_or_no_numbers_are_named(
+    size: str | None, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    if size is not None:
+        monkeypatch.setenv("WORLD_SIZE", size)
+    with (
+        pytest.raises(ThumbnetError, match=rf"{words}.*Start the script with torchrun, or unset RANK"),
+        joined(),
+    ):
         pass

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pkgutil
 import re
+import runpy
 import tomllib
 from pathlib import Path
 
@@ -133,6 +134,22 @@ def test_every_name_in_the_python_reference_exists_and_is_explained() -> None:
                 assert not callable(member) or member.__doc__, f"{path}.{name}"
 
 
+def test_every_name_that_the_guide_imports_is_in_the_python_reference() -> None:
+    text = (ROOT / "docs" / "reference" / "python.md").read_text("utf-8")
+    listed: set[str] = set()
+    for path, options in re.findall(r"^::: (\S+)\n    options: \{(.*)\}$", text, re.M):
+        members = re.findall(r"\bmembers: \[(.*?)\]", options)  # without them, a module is there as a whole
+        listed |= {f"{path}.{name}" for name in members[0].split(", ")} if members else {path}
+    missing = [
+        f"{page.name}: {module}.{name}"
+        for page in sorted((ROOT / "docs" / "guide").glob("*.md"))
+        for module, names in re.findall(r"^from (thumbnet\.\S+) import (.+)$", page.read_text("utf-8"), re.M)
+        for name in names.split(", ")
+        if not {module, f"{module}.{name}"} & listed
+    ]
+    assert missing == []
+
+
 @pytest.mark.parametrize("page", PAGES)
 def test_links_between_pages_have_a_target(page: str) -> None:
     path = ROOT / page
@@ -155,6 +172,7 @@ OUTSIDE = (
     "https://github.com/huggingface/pytorch-image-models", "https://github.com/kuangliu/pytorch-cifar",
     "https://github.com/fastai/fastbook/", "https://keras.io/examples/vision/image_classification_from_scratch/",
     "https://raw.githubusercontent.com/keras-team/keras-io/master/examples/vision/",
+    "https://github.com/microsoft/onnxruntime/issues/15644",
     "https://github.com/uxlfoundation/oneDNN/", "https://keepachangelog.com", "https://kellerjordan.github.io/",
     "https://semver.org", "http://127.0.0.1", "http://localhost:3000", "https://shop.example", "http://192.168.1.23:8000",
 )  # fmt: skip
@@ -209,6 +227,38 @@ def test_thumbnet_accepts_the_commands_in_the_pages(page: str) -> None:
                 words = words[words.index("thumbnet") :] if "thumbnet" in words else []
             if words[:1] == ["thumbnet"] and "|" not in words:
                 build_parser().parse_args(words[1:])
+
+
+def test_the_page_for_users_of_other_libraries_names_what_is_there() -> None:
+    from thumbnet.cli import build_parser
+
+    page = (ROOT / "docs" / "howto" / "coming-from.md").read_text("utf-8")
+    cells = [row.strip("| ").split(" | ")[1] for row in re.findall(r"^\|.*", page, re.MULTILINE)]
+    named = [code for cell in cells for code in re.findall(r"`([^`]+)`", cell)]
+    assert len(named) > 25
+    for code in named:
+        words = code.split()
+        if words[0] == "thumbnet":
+            build_parser().parse_args(words[1:])
+        elif code.startswith("thumbnet."):
+            assert pkgutil.resolve_name(code)
+        elif code.startswith("--"):
+            build_parser().parse_args(["train", "DATA", *words])
+        else:
+            assert code.partition("=")[0] in known_keys(Recipe), code
+
+
+def test_the_page_of_commands_has_what_help_prints_below_the_options() -> None:
+    from thumbnet.cli import build_parser
+    from thumbnet.cli.usage import with_subparsers
+
+    page = runpy.run_path(str(ROOT / "docs" / "hooks.py"))["commands_page"]()
+    shown = " ".join(page.replace(" \\\n", " ").split())
+    told = [parser for parser in with_subparsers(build_parser()) if parser.epilog and " " in parser.prog]
+    assert len(told) >= 4
+    for parser in told:
+        text = (parser.epilog or "").replace("%(prog)s", parser.prog)
+        assert " ".join(text.split()) in shown
 
 
 def test_every_promise_of_the_reliability_page_names_a_test_that_exists() -> None:

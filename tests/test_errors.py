@@ -2,11 +2,14 @@ from __future__ import annotations
 
 import inspect
 import pickle
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from thumbnet import errors
+from thumbnet.cli import streams, usage
 from thumbnet.errors import (
     DivergedError,
     InterruptedRunError,
@@ -39,10 +42,49 @@ def test_control_characters_in_messages_are_escaped() -> None:
     assert printable("caf\xe9 \u4e2d \x07 \udcff") == "caf\xe9 \u4e2d \\x07 \\udcff"
 
 
-def test_the_error_for_an_unreadable_picture_can_be_pickled() -> None:
-    again = pickle.loads(pickle.dumps(UnreadableImageError("a.png", "cut short")))  # noqa: S301
-    assert (again.name, again.reason) == ("a.png", "cut short")
-    both = UnreadableImagesError([again, UnreadableImageError("b.png", "empty")])
+ARGUMENTS: dict[type[ThumbnetError], Sequence[Any]] = {
+    errors.SeveralLabelsError: (),
+    UnreadableImageError: ("a.png", "cut short"),
+    errors.UnknownFormatError: ("a.xyz",),
+    errors.MissingPluginError: ("a.heic", "a HEIC picture", "pillow-heif"),
+    errors.TooManyPixelsError: ("a.png", "too many"),
+    UnreadableImagesError: ([UnreadableImageError("a.png", "cut short")],),
+    errors.FailedReadError: ("a.png", "Input/output error"),
+    errors.UnreadableFilesError: ([errors.FailedReadError("a.png", "Input/output error")],),
+    errors.ModelCodeError: ("mine:Net",),
+    DivergedError: (7, float("inf"), 0.25),
+    OutOfMemoryError: ("cpu", "training", "Do less"),
+    InterruptedRunError: (Path("run"), 2, 9, ["--model-code", "a:B"]),
+    InterruptedTuneError: (Path("search"), 3),
+    errors.MissingExtraError: ("a chart", "report"),
+    errors.LostWorkerError: (),
+}
+"""What each class of error is made from; all others take a message."""
+
+
+def kinds(base: type[ThumbnetError] = ThumbnetError) -> Iterator[type[ThumbnetError]]:
+    yield base
+    for one in base.__subclasses__():
+        if one.__module__.startswith("thumbnet."):
+            yield from kinds(one)
+
+
+def test_every_error_passes_between_processes_unchanged() -> None:
+    every = list(kinds())
+    assert {streams.ResultsLostError, usage.UsageError, *ARGUMENTS} <= set(every)
+    for kind in every:
+        error = kind(*ARGUMENTS.get(kind, ("what is wrong, and what to do",)))
+        again = pickle.loads(pickle.dumps(error))  # noqa: S301
+        assert type(again) is kind
+        assert (str(again), repr(vars(again))) == (str(error), repr(vars(error)))
+    stopped = pickle.loads(pickle.dumps(InterruptedRunError(Path("run"), 2, 9)))  # noqa: S301
+    stopped.continue_with("--device", "cpu")
+    assert str(stopped).endswith("train --resume run --device cpu --finish")
+
+
+def test_the_error_for_several_unreadable_pictures_lists_them() -> None:
+    errors_of_both = [UnreadableImageError("a.png", "cut short"), UnreadableImageError("b.png", "empty")]
+    both = UnreadableImagesError(errors_of_both)
     assert str(both).splitlines()[:3] == [
         "2 picture(s) cannot be read:",
         "  a.png: cut short",
@@ -113,6 +155,29 @@ def test_the_memory_guard_lets_other_errors_and_its_own_pass() -> None:
     with pytest.raises(OutOfMemoryError) as caught, memory_guard("cpu", "outside", "b"):
         raise inner
     assert caught.value is inner
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (ModuleNotFoundError("No module named 'matplotlib'", name="matplotlib"), ": .*pip"),
+        (
+            ImportError("\nlibx.so: no such file\nmore"),
+            r", and one of its libraries cannot be imported: libx\.so: no such file\nUninstall .*pip",
+        ),
+        (ImportError(name="matplotlib"), ", .* cannot be imported: ImportError\n"),
+    ],
+)
+def test_a_library_that_is_missing_or_broken_needs_the_extra(error: ImportError, told: str) -> None:
+    told = f"^drawing needs the extra 'plot'{told}"
+    with pytest.raises(errors.MissingExtraError, match=told), errors.needs_extra("drawing", "plot"):
+        raise error
+
+
+@pytest.mark.parametrize("kind", [ImportError, ModuleNotFoundError])
+def test_a_module_of_ours_that_cannot_be_imported_is_a_bug(kind: type[ImportError]) -> None:
+    with pytest.raises(kind, match="a bug"), errors.needs_extra("drawing", "plot"):
+        raise kind("a bug", name="thumbnet.reports")
 
 
 def test_the_nearest_name_is_suggested_regardless_of_case() -> None:

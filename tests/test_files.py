@@ -19,6 +19,7 @@ from thumbnet import files
 from thumbnet.errors import RunError
 from thumbnet.files import (
     cache_folder,
+    check_folder,
     check_new,
     check_output,
     clear_leftovers,
@@ -198,7 +199,7 @@ def test_a_new_folder_and_its_parents_are_synced_by_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     synced: list[Path] = []
-    monkeypatch.setattr(files, "_sync_folder", synced.append)
+    monkeypatch.setattr(files, "sync_folder", synced.append)
     files.make_folder(tmp_path / "a" / "b")
     assert set(synced) == {tmp_path, tmp_path / "a"}
     synced.clear()
@@ -392,3 +393,19 @@ def test_a_new_file_replaces_nothing_not_even_a_broken_link(tmp_path: Path) -> N
             check_new(tmp_path / name)
     with pytest.raises(RunError, match="there is no folder"):
         check_new(tmp_path / "nowhere" / "x.csv")
+
+
+def test_whether_a_folder_can_be_written_to_is_known_before_it_exists(
+    tmp_path: Path, read_only: Path
+) -> None:
+    check_folder(tmp_path)
+    check_folder(tmp_path / "a" / "b")
+    assert not (tmp_path / "a").exists()
+    for path in (read_only, read_only / "a" / "b"):
+        with pytest.raises(RunError, match=r"the folder .*read-only is not writable"):
+            check_folder(path)
+    (tmp_path / "file").touch()
+    (tmp_path / "link").symlink_to("nowhere")
+    for name, what in (("file", "a file"), ("link", "a link to nothing")):
+        with pytest.raises(RunError, match=f"cannot write in .*{name}/a: .*{name} is {what}"):
+            check_folder(tmp_path / name / "a")

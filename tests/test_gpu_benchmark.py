@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
+import contextlib
 import json
 import os
 import re
@@ -13,6 +13,7 @@ import textwrap
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -23,7 +24,10 @@ import torch
 
 from helpers import coloured_data
 from thumbnet.recipes.recipe import load_recipe
+from thumbnet.recipes.settings import kept_per_epoch
+from thumbnet.training import fit as fit_module
 from thumbnet.training import graphed, muon
+from training_helpers import Clock
 
 ROOT = Path(__file__).parents[1]
 PROGRAM = ROOT / "benchmarks" / "gpu.py"
@@ -281,17 +285,16 @@ def test_the_pages_commands_are_understood_and_end_before_a_call_of_ten_minutes(
     found: list[list[str]] = []
     for page in ("docs/gpu.md", "docs/results.md", "benchmarks/gpu.py"):
         text = re.sub(r"\\+\n\s*", "", (ROOT / page).read_text("utf-8"))
-        lines = re.findall(r"^ *(?:PYTHONPATH=\S+ )?python3? benchmarks/gpu\.py (.+)$", text, re.MULTILINE)
+        lines = re.findall(
+            r"^ *(?:PYTHONPATH=\S+ )?(?:\S+/)?python3? benchmarks/gpu\.py (.+)$", text, re.MULTILINE
+        )
         found += [
             line.replace("$OUT", str(tmp_path)).replace("build/smoke", "smoke").split() for line in lines
         ]
-    assert len(found) == 8
+    assert len(found) == 9
     for words in found:
         parsed = gpu.parse(words)
         assert parsed.total_minutes <= 9.5, words
-    with_part = next(words for words in found if "--limit" in words)
-    limits = dict(gpu.parse(with_part).limit)
-    assert limits == {"turns": 300}
 
 
 def test_only_selects_parts_and_always_says_which_machine() -> None:
@@ -329,6 +332,7 @@ def test_every_part_runs_on_a_cpu(tmp_path: Path) -> None:
     checks = parts["checks"]["results"]["checks"]
     assert {one["result"] for one in checks.values()} == {"PASS", "SKIP"}
     assert list(checks) == list(gpu_checks.CHECKS)
+    assert list(parts["compiled"]["results"]["checks"]) == list(gpu_checks.COMPILE_CHECKS)
     assert [one["cache"] for one in parts["command"]["results"]["runs"]] == ["cold", "warm"]
     contenders = parts["turns"]["results"]["contenders"]
     assert set(contenders) == {"fast", "fast augment.flip=none", "tiny", "broken"}
@@ -340,6 +344,7 @@ def test_every_part_runs_on_a_cpu(tmp_path: Path) -> None:
     speed = parts["speed"]["results"]["recipes"]
     assert all(0 < one["fraction_of_bf16_peak"] < 1 for one in speed.values())
     assert speed["fast"]["peak_memory_bytes"] > 1e6
+    assert speed["fast"]["why_eager"] == "the device is cpu"
     assert speed["resnet18"]["step"]["longest"][0]["ms_per_step"] > 0
     assert len(parts["budgets"]["results"]["budgets"]) == len(gpu_parts.BUDGETS)
     assert list(parts["resnet18"]["results"]["epochs"]) == ["26 epochs", "45 epochs", "80 epochs"]
@@ -379,18 +384,133 @@ def test_flops_count_smaller_pictures_with_what_they_cost() -> None:
 
 
 def test_recording_graphs_is_timed_and_the_function_put_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    module = importlib.import_module("thumbnet.training.fit")
+    clock = Clock()
+    choose = vars(fit_module)["choose_steps"]
 
-    def choose(value: int) -> int:
-        time.sleep(0.05)
-        return value
+    def slowly(*arguments: Any) -> Any:
+        clock.now += 7
+        return choose(*arguments)
 
-    monkeypatch.setattr(module, "choose_steps", choose, raising=False)
-    with gpu_trainer.timed_recording(CPU) as seconds:
-        assert getattr(module, "choose_steps")(7) == 7  # noqa: B009 - not in every version
-    assert len(seconds) == 1
-    assert seconds[0] > 0.04
-    assert getattr(module, "choose_steps") is choose  # noqa: B009
+    monkeypatch.setattr(fit_module, "choose_steps", slowly)
+    monkeypatch.setattr(gpu_trainer, "time", SimpleNamespace(perf_counter=clock))
+    taken = trainer().train()
+    assert taken == gpu_trainer.Taken("EagerSteps", "the device is cpu", False, False, 7)
+    assert vars(fit_module)["choose_steps"] is slowly
+
+
+@pytest.fixture
+def refused_graphs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A device on which every training can run as graphs, and that refuses to record any."""
+
+    def refuse(*_: object) -> None:
+        raise RuntimeError("CUDA error: operation not permitted when stream is capturing")
+
+    monkeypatch.setattr(graphed, "DEVICES", ("cpu",))
+    monkeypatch.setattr(graphed, "FEWEST_STEPS", 0)
+    monkeypatch.setattr("thumbnet.training.steps.GraphedSteps", refuse)
+
+
+@pytest.mark.usefixtures("refused_graphs")
+def test_a_training_says_that_cuda_refused_its_graphs() -> None:
+    run = trainer().run(0)
+    assert run.steps == "EagerSteps"
+    assert "not permitted when stream is capturing" in run.why_eager
+    asked = trainer("training.graph=off").train()
+    assert (asked.refused, asked.why_eager) == (False, "the recipe says training.graph = off")
+
+
+@pytest.mark.usefixtures("refused_graphs")
+@pytest.mark.parametrize("name", ["AdamW", "resnet18"])
+def test_a_check_fails_if_cuda_refused_the_graphs_of_its_training(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Replaced(Exception):
+        pass
+
+    def execv(path: str, words: list[str]) -> None:
+        raise Replaced
+
+    monkeypatch.setattr(os, "execv", execv)
+    done: dict[str, dict[str, Any]] = {}
+    check = f"trains: {name}"
+    checks = {check: gpu_checks.CHECKS[check]}
+    options = gpu.Options("digits", "cpu", smoke=True)
+    with pytest.raises(Replaced):  # a refused capture may have kept memory
+        gpu_checks.run_checks(options, tmp_path, checks, done, lambda: None)
+    assert done[check]["result"] == "FAIL"
+    assert "not permitted when stream is capturing" in done[check]["said"]
+    assert done[check]["steps"][0].startswith("EagerSteps: ")
+
+
+def test_every_optimizer_has_a_check_that_is_long_enough_for_graphs() -> None:
+    """``fast`` skips a third of the pictures."""
+    for name in ("AdamW", "resnet18", "no skipping of easy pictures (skip_easy=0)"):
+        recipe = load_recipe("fast", [*gpu_checks.FEW, *gpu_checks.VARIANTS[name]])
+        kept = kept_per_epoch(recipe.data.subset_size, recipe.data.skip_easy)
+        assert kept // recipe.training.batch_size * recipe.training.epochs >= graphed.FEWEST_STEPS
+
+
+def test_turns_record_that_cuda_refused_graphs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = gpu_trainer.Trained(0.94, 2.0, 0.1, 1.8, 0.1, 0.5, "EagerSteps", "stream is capturing")
+
+    def race(options: gpu.Options, folder: Path, publish: Callable[[str, dict[str, Any]], None]) -> None:
+        publish("fast", {"runs": [{"seed": 0, **asdict(run)}]})
+        publish("rival", {"runs": [{"seed": 0, "accuracy": 0.94, "seconds": 2.5}]})
+
+    monkeypatch.setattr(gpu_parts, "race", race)
+    notes = gpu_parts.Notes()
+    gpu_parts.turns(gpu.Options(), notes, tmp_path)
+    assert notes["contenders"]["fast"]["runs"][0]["why_eager"] == "stream is capturing"
+    said = capsys.readouterr().out
+    assert "fast: 94.00% in 2.000 s (no CUDA graphs: stream is capturing)\n" in said
+    assert "rival: 94.00% in 2.500 s\n" in said
+
+
+def test_the_command_is_recorded_with_what_it_says_of_graphs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    note = "steps are replayed as CUDA graphs; recording 3 took 1.0 s"
+
+    def passed_on(command: list[str], environment: dict[str, str]) -> list[str]:
+        out = Path(command[command.index("--out") + 1])
+        out.mkdir()
+        (out / "summary.json").write_text('{"accuracy": 0.9, "seconds_training": 3}')
+        return ["epoch 1/2\n", f"        {note}\n"]
+
+    monkeypatch.setattr(gpu_parts, "passed_on", passed_on)
+    notes = gpu_parts.Notes()
+    gpu_parts.command(gpu.Options("digits", "cpu", smoke=True), notes, tmp_path)
+    assert [run["graphs"] for run in notes["runs"]] == [note] * 2
+
+
+def test_the_output_of_a_command_is_passed_on_even_if_it_fails(capsys: pytest.CaptureFixture[str]) -> None:
+    environment = dict(os.environ)
+    show = [sys.executable, "-c", "import sys; print('one'); sys.stderr.write('two\\n')"]
+    assert sorted(gpu_parts.passed_on(show, environment)) == ["one\n", "two\n"]
+    with pytest.raises(subprocess.CalledProcessError):
+        gpu_parts.passed_on([sys.executable, "-c", "print('three'); raise SystemExit(3)"], environment)
+    assert sorted(capsys.readouterr().out.split()) == ["one", "three", "two"]
+
+
+def test_a_profiler_that_fails_costs_no_measurement(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def profiled_step(trained: object) -> None:
+        raise RuntimeError("CUPTI_ERROR_NOT_INITIALIZED")
+
+    entry = {
+        "pictures_per_second": [1.0], "fraction_of_bf16_peak": 0.5, "peak_memory_bytes": 1, "steps_taken": "",
+    }  # fmt: skip
+    monkeypatch.setattr(gpu_parts, "loaded", lambda options: None)
+    monkeypatch.setattr(gpu_parts, "matrix_rate", lambda device, side: 1.0)
+    monkeypatch.setattr(gpu_parts, "trainer", lambda *_: None)
+    monkeypatch.setattr(gpu_parts, "measured_speed", lambda trained, peak, rounds: dict(entry))
+    monkeypatch.setattr(gpu_parts, "profiled_step", profiled_step)
+    notes = gpu_parts.Notes()
+    with pytest.raises(RuntimeError, match="CUPTI"):
+        gpu_parts.speed(gpu.Options("digits", "cpu"), notes, tmp_path)
+    assert list(notes["recipes"]) == list(gpu_parts.SPEEDS)
+    assert all(one["pictures_per_second"] == [1.0] for one in notes["recipes"].values())
 
 
 def test_waits_between_epochs_and_looks_at_the_losses_are_allowed() -> None:
@@ -437,17 +557,16 @@ def test_a_check_that_fails_is_noted_and_the_others_still_run(
     def does_not_apply(bench: gpu_checks.Bench) -> str:
         raise gpu_checks.SkipCheck("no GPU")
 
-    checks = {
+    checks: dict[str, gpu_checks.Check] = {
         "before": lambda bench: "never",
         "breaks": breaks,
         "skips": does_not_apply,
         "works": lambda bench: "well",
     }
-    monkeypatch.setattr(gpu_checks, "CHECKS", checks)
     done: dict[str, dict[str, Any]] = {"before": {"passed": True}}  # by a process that this one replaced
     published: list[list[str]] = []
     options = gpu.Options(data="digits", device="cpu", smoke=True)
-    gpu_checks.run_checks(options, tmp_path, done, lambda: published.append(list(done)))
+    gpu_checks.run_checks(options, tmp_path, checks, done, lambda: published.append(list(done)))
     assert [(name, one["passed"]) for name, one in done.items()] == [
         ("before", True), ("breaks", False), ("skips", True), ("works", True),
     ]  # fmt: skip
@@ -505,9 +624,30 @@ def test_the_check_of_resuming_stops_where_fewer_steps_are_left_than_are_worth_r
     assert total - stopped == gpu_checks.STEPS_LEFT < graphed.FEWEST_STEPS
 
 
-def test_the_check_that_compiles_comes_last() -> None:
-    names = list(gpu_checks.CHECKS)
-    assert names[-2:] == ["out of memory is an error of ours that says what to do", "trains: torch.compile"]
+def test_the_check_that_compiles_takes_its_time_in_a_part_of_its_own() -> None:
+    assert list(gpu_checks.COMPILE_CHECKS) == ["trains: torch.compile"]
+    assert not gpu_checks.COMPILE_CHECKS.keys() & gpu_checks.CHECKS.keys()
+    names = list(gpu_parts.PARTS)
+    assert names.index("compiled") > names.index("turns")
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+def test_a_training_that_was_not_compiled_fails_the_check_that_compiles(
+    compiled: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken = gpu_trainer.Taken("EagerSteps", "", False, compiled, 0.0)
+    monkeypatch.setattr(gpu_checks, "watched_steps", lambda device: contextlib.nullcontext([taken]))
+    monkeypatch.setattr(gpu_checks, "why_not_compile", lambda device: "Triton is not installed")
+    run = SimpleNamespace(summary={"accuracy": 0.9, "seconds_training": 1.0})
+    data = SimpleNamespace(class_names=["red", "green"])
+    bench: Any = SimpleNamespace(
+        device=torch.device("cuda"), data=data, settings=(), train=lambda name, *settings: run
+    )
+    if compiled:
+        assert gpu_checks.learns(bench, gpu_checks.COMPILED) == "accuracy 0.900 in 1.0 s"
+    else:
+        with pytest.raises(AssertionError, match="it was not compiled: Triton is not installed"):
+            gpu_checks.learns(bench, gpu_checks.COMPILED)
 
 
 @pytest.mark.parametrize(("name", "usable"), [("breaks", False), (gpu_checks.GRAPHS, True)])
@@ -524,12 +664,12 @@ def test_checks_go_on_in_a_new_process_when_the_device_may_be_unusable(
     def breaks(bench: gpu_checks.Bench) -> str:
         raise RuntimeError("CUDA error: device-side assert triggered")
 
-    monkeypatch.setattr(gpu_checks, "CHECKS", {name: breaks})
     monkeypatch.setattr(gpu_checks, "usable", lambda device: usable)
     monkeypatch.setattr(os, "execv", execv)
     done: dict[str, dict[str, Any]] = {}
+    options = gpu.Options("digits", "cpu", smoke=True)
     with pytest.raises(Replaced):
-        gpu_checks.run_checks(gpu.Options("digits", "cpu", smoke=True), tmp_path, done, lambda: None)
+        gpu_checks.run_checks(options, tmp_path, {name: breaks}, done, lambda: None)
     assert done[name]["said"] == "RuntimeError: CUDA error: device-side assert triggered"
 
 
@@ -538,7 +678,6 @@ def test_a_contender_that_hangs_leaves_the_race(tmp_path: Path, monkeypatch: pyt
     hang = "def main(run, model):\n    import time\n    time.sleep(0 if run == 'warmup' else 600)"
     script.write_text(RIVAL.replace("def main(run, model):", hang))
     monkeypatch.setenv(gpu.LIMIT, "300")
-    monkeypatch.setattr(gpu_turns, "WARM_PART", 1.0)
     monkeypatch.setattr(gpu_turns, "ROUND_PART", 0.05)
     options = gpu.Options("digits", "cpu", 1, {"hangs": str(script)}, smoke=True)
     found: dict[str, dict[str, Any]] = {}
@@ -547,6 +686,41 @@ def test_a_contender_that_hangs_leaves_the_race(tmp_path: Path, monkeypatch: pyt
     assert time.monotonic() - began < 600
     assert "no answer within 15 s" in found["hangs"]["failure"]
     assert len(found["fast"]["runs"]) == 1
+
+
+def test_a_rival_that_compiles_for_half_of_the_time_still_runs_its_rounds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = Clock()
+
+    class Fake:
+        """Takes a second for a training, and longer for the first one if it is the rival."""
+
+        def __init__(self, name: str, what: dict[str, Any], folder: Path) -> None:
+            self.name = name
+
+        def ask(self, request: str, seconds: float) -> dict[str, Any]:
+            needed = {"slow": 5.0, "hangs": 60.0}.get(self.name, 1.0) if request == "warm" else 1.0
+            clock.now += min(needed, seconds)
+            if needed > seconds:
+                raise RuntimeError(f"no answer within {seconds:.0f} s")
+            return {"accuracy": 0.9, "seconds": 1.0}
+
+        def close(self) -> None:
+            pass
+
+    monkeypatch.setenv(gpu.LIMIT, "10")
+    monkeypatch.setattr(gpu_turns, "time", SimpleNamespace(perf_counter=clock))
+    monkeypatch.setattr(gpu_turns, "Contender", Fake)
+    monkeypatch.setattr(gpu_turns, "loaded", lambda options: None)
+    monkeypatch.setattr(gpu_turns, "write_pictures", lambda data, folder: None)
+    options = gpu.Options("digits", "cpu", 1, {"slow": "slow.py", "hangs": "hangs.py"})
+    found: dict[str, dict[str, Any]] = {}
+    begun = clock.now
+    runs = gpu_turns.race(options, tmp_path, found.__setitem__)
+    assert {name: len(one) for name, one in runs.items()} == {"fast": 1, "slow": 1, "hangs": 0}
+    assert "no answer within 1 s" in found["hangs"]["failure"]
+    assert clock.now - begun == pytest.approx(9)  # a reserve was left for the rounds
 
 
 def test_a_script_with_another_outline_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,6 +13,7 @@ from program_helpers import run_program
 
 GUIDE = Path(__file__).parents[1] / "docs" / "guide"
 CHAPTERS = sorted(path.name for path in GUIDE.glob("*.md"))
+WRITE_FOLDERS = ("2-data.md", "5-measuring.md")  # a reader runs these again where the folders are already
 
 
 def programs(page: Path) -> list[str]:
@@ -30,7 +31,8 @@ def tokens_of(program: str) -> list[str]:
 
 @pytest.mark.parametrize("name", [name for name in CHAPTERS if programs(GUIDE / name)])
 def test_the_programs_of_a_chapter_run(name: str, tmp_path: Path) -> None:
-    run_program("\n".join(programs(GUIDE / name)), tmp_path)
+    for _ in range(2 if name in WRITE_FOLDERS else 1):
+        run_program("\n".join(programs(GUIDE / name)), tmp_path)
 
 
 def test_both_languages_have_the_same_chapters() -> None:

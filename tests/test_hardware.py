@@ -4,25 +4,32 @@ import contextlib
 import ctypes
 import functools
 import importlib.util
+import math
 import shutil
 import sys
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
+from torch._dynamo.exc import BackendCompilerFailed
 
-from helpers import TINY, coloured_data
+from helpers import TINY, coloured, coloured_data
+from simulated_device import CUDA, simulated_gpu
 from thumbnet import hardware
 from thumbnet.classifiers.torch_classifier import Predictor
 from thumbnet.errors import FallbackWarning, ThumbnetError
 from thumbnet.hardware import (
+    as_device,
     autocast,
     can_compile,
     choose_device,
+    compiled,
     compute_dtype,
     describe,
     deterministic,
@@ -30,11 +37,16 @@ from thumbnet.hardware import (
     memory_layout,
     one_thread,
     return_large_blocks,
+    seeded,
     send,
     use_threads,
+    usual_defaults,
     why_not_compile,
 )
+from thumbnet.kernels import library
+from thumbnet.runs.folder import Run
 from thumbnet.training.train import train
+from training_helpers import refuse_seeds
 
 CPU = torch.device("cpu")
 
@@ -62,6 +74,16 @@ def test_the_error_for_a_device_that_does_not_exist_lists_possible_names(name: s
     assert repr(name) in str(caught.value)
     assert "Choose auto, cpu" in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.usefixtures("no_gpu")
+def test_a_device_may_be_pytorchs_object_and_anything_else_is_refused() -> None:
+    assert choose_device(CPU) == as_device(CPU) == as_device("cpu") == CPU
+    with pytest.raises(ThumbnetError, match="--device cuda: there is no GPU"):
+        choose_device(torch.device("cuda"))
+    for wrong in (None, 0, b"cpu"):
+        with pytest.raises(ThumbnetError, match=r"device: expected auto, .* or a torch\.device, got"):
+            choose_device(wrong)  # type: ignore[arg-type]
 
 
 @pytest.fixture
@@ -128,6 +150,18 @@ def test_a_process_without_a_gpu_of_its_own_is_told_how_many_to_start(
         choose_device("auto", 2)
 
 
+def test_cuda_without_a_number_is_the_current_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(hardware, "why_unusable", lambda device: None)
+    assert as_device(torch.device("cuda")) == as_device("gpu") == torch.device("cuda", 0)
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    assert as_device(torch.device("cuda")) == as_device("gpu") == torch.device("cuda", 1)
+    assert as_device(torch.device("cuda", 0)) == torch.device("cuda", 0)
+    assert as_device("cpu") == as_device(CPU) == CPU
+
+
 def test_each_process_gets_the_gpu_with_its_number(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(hardware, "why_unusable", lambda device: None)
@@ -152,6 +186,20 @@ def test_bfloat16_is_used_if_asked_for_or_if_fast(monkeypatch: pytest.MonkeyPatc
         ("Tesla V100-SXM2-16GB", (7, 0), torch.float16),
         ("NVIDIA GeForce RTX 2080 Ti", (7, 5), torch.float16),
         ("NVIDIA GeForce GTX 1660 Ti", (7, 5), torch.float32),
+        ("NVIDIA GeForce GTX 1650", (7, 5), torch.float32),
+        ("NVIDIA GeForce GTX 1630", (7, 5), torch.float32),
+        ("NVIDIA T400 4GB", (7, 5), torch.float32),
+        ("NVIDIA T500", (7, 5), torch.float32),
+        ("NVIDIA T550 Laptop GPU", (7, 5), torch.float32),
+        ("NVIDIA T600 Laptop GPU", (7, 5), torch.float32),
+        ("NVIDIA T1000 8GB", (7, 5), torch.float32),
+        ("NVIDIA T1200 Laptop GPU", (7, 5), torch.float32),
+        ("Quadro T2000 with Max-Q Design", (7, 5), torch.float32),
+        ("NVIDIA GeForce MX450", (7, 5), torch.float32),
+        ("NVIDIA GeForce MX550", (7, 5), torch.float32),
+        ("NVIDIA CMP 30HX", (7, 5), torch.float32),
+        ("Quadro RTX 4000", (7, 5), torch.float16),
+        ("TITAN RTX", (7, 5), torch.float16),
         ("NVIDIA GeForce GTX 1080", (6, 1), torch.float32),
     ],
 )
@@ -173,8 +221,38 @@ def test_auto_is_the_fastest_type_of_a_gpu(
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: able == (current[-1] == 1))
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: name)
+    monkeypatch.setattr(hardware, "computes_fp16", lambda device: True)
     assert compute_dtype("auto", torch.device("cuda", 1)) == dtype
     assert compute_dtype("fp32", torch.device("cuda", 1)) == torch.float32
+    monkeypatch.setattr(hardware, "computes_fp16", lambda device: False)
+    without = torch.float32 if dtype == torch.float16 else dtype
+    assert compute_dtype("auto", torch.device("cuda", 1)) == without
+
+
+@pytest.mark.parametrize(
+    ("error", "right"), [(0.0, True), (0.2, False), (math.nan, False), (math.inf, False)]
+)
+def test_float16_is_tried_out_against_float32(
+    error: float, right: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def convolved(images: torch.Tensor, filters: torch.Tensor, padding: int) -> torch.Tensor:
+        assert images.dtype == filters.dtype
+        return images if images.dtype == torch.float32 else images * (1 + error)
+
+    monkeypatch.setattr(F, "conv2d", convolved)
+    hardware.computes_fp16.cache_clear()
+    assert hardware.computes_fp16(CPU) is right
+    hardware.computes_fp16.cache_clear()
+
+
+def test_a_device_that_cannot_convolve_in_float16_is_not_right_in_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*_: object, **__: object) -> None:
+        raise NotImplementedError("not implemented for 'Half'")
+
+    monkeypatch.setattr(F, "conv2d", refused)
+    hardware.computes_fp16.cache_clear()
+    assert not hardware.computes_fp16(CPU)
+    hardware.computes_fp16.cache_clear()
 
 
 def test_matrix_products_have_the_type_that_was_asked_for() -> None:
@@ -196,6 +274,80 @@ def test_cudnns_flags_are_restored_even_after_an_error(before: tuple[bool, bool]
         assert (flags.deterministic, flags.benchmark) == before
     finally:
         flags.deterministic, flags.benchmark = original
+
+
+@contextlib.contextmanager
+def of_float64() -> Iterator[None]:
+    torch.set_default_dtype(torch.float64)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[bytes, np.ndarray, float]:
+    """The weights of a training that nothing surrounds, the logits of a picture and the accuracy."""
+    return trained_in(tmp_path_factory.mktemp("undisturbed") / "run")
+
+
+def trained_in(out: Path) -> tuple[bytes, np.ndarray, float]:
+    run = train(coloured_data(), "one-cycle", overrides=TINY, out=out, device="cpu")
+    predictor = Predictor.load(run.path, "cpu")
+    logits, measured = predictor.logits(coloured(1, 5)[None]), predictor.evaluate(coloured_data())
+    return run.weights_path.read_bytes(), logits, measured.accuracy
+
+
+@pytest.mark.parametrize(
+    "surroundings",
+    [of_float64, torch.no_grad, torch.inference_mode, lambda: torch.device("meta")],
+    ids=["float64", "no gradients", "inference", "another device"],
+)
+def test_a_training_does_not_depend_on_what_the_program_has_set(
+    surroundings: Callable[[], Any], undisturbed: tuple[bytes, np.ndarray, float], tmp_path: Path
+) -> None:
+    def state() -> tuple[Any, ...]:
+        kind, device = torch.get_default_dtype(), torch.get_default_device()
+        return kind, device, torch.is_grad_enabled(), torch.is_inference_mode_enabled()
+
+    usual = state()
+    with surroundings():
+        before = state()
+        assert before != usual
+        weights, logits, accuracy = trained_in(tmp_path / "run")
+        assert state() == before
+    assert state() == usual
+    assert (weights, accuracy) == (undisturbed[0], undisturbed[2])
+    assert np.array_equal(logits, undisturbed[1])
+
+
+def test_threads_whose_blocks_overlap_restore_the_default_type_together() -> None:
+    inside, may_end = threading.Event(), threading.Event()
+    seen: list[torch.dtype] = []
+
+    def work() -> None:
+        with usual_defaults():
+            inside.set()
+            may_end.wait(60)
+            seen.append(torch.get_default_dtype())
+
+    thread = threading.Thread(target=work)
+    with of_float64():
+        with usual_defaults():
+            thread.start()
+            assert inside.wait(60)
+        may_end.set()
+        thread.join()
+        assert seen == [torch.float32]
+        assert torch.get_default_dtype() == torch.float64
+
+
+def test_loading_a_network_leaves_the_memory_of_the_process_as_it_is(
+    tiny_run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hardware, "_tell_glibc", lambda **_: pytest.fail("asked to keep freed memory"))
+    keep_freed_memory.cache_clear()
+    Predictor.load(tiny_run.path, "cpu").logits(coloured(1, 5)[None])
 
 
 def test_the_number_of_threads_is_restored_even_after_an_error() -> None:
@@ -248,12 +400,8 @@ def test_no_batchnorm_sees_channels_last_on_a_device_that_computes_it_wrongly(
             )
 
     def train_and_predict(out: Path) -> None:
-        overrides = [one for one in TINY if "epochs" not in one]
-        overrides += [
-            f"model.name={name}",
-            "data.largest_auto_size=16",
-        ]  # the pictures are larger: a time note
-        run = train(coloured_data(side=24), "small", overrides=overrides, out=out, device="cpu", minutes=0.01)
+        overrides = [*(one for one in TINY if "epochs" not in one), f"model.name={name}"]
+        run = train(coloured_data(), "small", overrides=overrides, out=out, device="cpu", minutes=0.01)
         Predictor.load(run.path, "cpu").logits(np.zeros((2, 16, 16, 3), np.uint8))
 
     with nn.modules.module.register_module_forward_pre_hook(watch):
@@ -332,10 +480,59 @@ def test_compiling_for_a_gpu_needs_triton_and_a_gpu_that_it_supports(
     triton: bool, capability: tuple[int, int], reason: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     gpu = torch.device("cuda", 0)
+    monkeypatch.setattr(shutil, "which", lambda name: name if name == "gcc" else None)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: object() if triton else None)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
     assert can_compile(gpu) is (reason is None)
     assert (reason or "None") in str(why_not_compile(gpu))
+
+
+@pytest.mark.parametrize(
+    ("system", "compiler", "there", "able"),
+    [
+        ("linux", "clang", "clang", True),
+        ("linux", "mine", "mine", True),
+        ("linux", "gone", "gcc", True),
+        ("linux", "gone", "g++", False),
+        ("win32", "gone", "g++", True),
+    ],
+)
+def test_compiling_for_a_gpu_needs_a_c_compiler_where_triton_brings_none(
+    system: str, compiler: str, there: str, able: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gpu = torch.device("cuda", 0)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    monkeypatch.setattr(sys, "platform", system)
+    monkeypatch.setenv("CC", compiler)
+    monkeypatch.setattr(shutil, "which", lambda name: name if name == there else None)
+    assert why_not_compile(gpu) == (
+        None if able else "there is no C compiler (gcc or clang), which Triton needs"
+    )
+
+
+def test_if_the_compiler_fails_the_error_says_how_to_train_without_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    cause = RuntimeError("Failed to find C compiler.\nPlease specify via CC")
+    failures = [
+        BackendCompilerFailed("inductor", cause, None),
+        BackendCompilerFailed("inductor", RuntimeError("CUDA out of memory"), None),
+        RuntimeError("CUDA error: device-side assert triggered"),
+    ]
+
+    def fail(images: torch.Tensor) -> torch.Tensor:
+        raise failures.pop(0)
+
+    monkeypatch.setattr(torch, "compile", lambda forward, **_: fail)
+    forward = compiled(nn.Identity(), "default")
+    said = r"torch.compile failed: Failed to find C compiler\. Train without it: --set training.compile=false"
+    with pytest.raises(ThumbnetError, match=said):
+        forward(torch.ones(1))
+    with pytest.raises(BackendCompilerFailed):  # the caller knows what to do about memory
+        forward(torch.ones(1))
+    with pytest.raises(RuntimeError, match="device-side assert"):
+        forward(torch.ones(1))
 
 
 @pytest.mark.parametrize(
@@ -363,4 +560,28 @@ def test_the_computer_is_described_in_plain_values() -> None:
     assert described["threads"] == torch.get_num_threads()
     assert described["memory_bytes"] > 0
     assert described["processor"]
+    assert described["kernels"] == library.kind_of_kernels()
     assert "gpu" not in described
+
+
+def test_the_callers_random_numbers_stay_as_they_were() -> None:
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    with seeded(0):
+        torch.rand(2)
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_only_the_cpu_and_the_device_are_seeded_and_both_go_on_as_before(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    refuse_seeds(monkeypatch)
+    with simulated_gpu():
+        generators = [torch.default_generator, torch.cuda.default_generators[0]]
+        states = [generator.get_state() for generator in generators]
+        for _ in range(2):
+            with seeded(3, CUDA):
+                assert [generator.initial_seed() for generator in generators] == [3, 3]
+                torch.rand(2)
+        assert all(map(torch.equal, [generator.get_state() for generator in generators], states))

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from thumbnet.cli import parse
 from thumbnet.errors import MissingExtraError
 from thumbnet.invocation import command, install_command, quoted
 
@@ -86,6 +87,13 @@ def test_the_shell_reads_a_quoted_word_back(word: str) -> None:
     done = subprocess.run(["bash", "-c", f"printf %s {quoted(word)}"], capture_output=True, check=True)
     assert done.stdout == word.encode(errors="surrogateescape")
     assert quoted(word).isprintable()
+
+
+def test_a_path_that_looks_like_an_option_stays_a_path(script: Path) -> None:
+    run = Path("-my run")
+    assert Path(parse(shlex.split(command("evaluate", run))[1:]).run) == run
+    assert Path(parse(shlex.split(command("train", "--resume", run))[1:]).resume) == run
+    assert shlex.split(command("data", "-"))[-1] == "-"
 
 
 def _installed_as(described: object, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -154,6 +154,32 @@ def test_the_interval_of_map_is_as_wide_as_that_of_new_pictures() -> None:
     assert np.mean(widths) == pytest.approx(1.96 * np.std(values), rel=0.3)
 
 
+@pytest.mark.parametrize("grouped", [False, True])
+def test_a_perfect_ranking_of_few_pictures_is_not_certain(grouped: bool) -> None:
+    lows = []
+    for count in (1, 10, 200):
+        numbers = np.arange(2 * count)
+        targets = numbers[:, None] % 2 == np.arange(2)
+        groups = numbers // 2 if grouped and count > 1 else None
+        found = evaluate_labels(np.where(targets, 3.0, -3.0), targets, NAMES[:2], groups=groups)
+        assert (found.map, found.map_interval is None) == (1, False)
+        low, high = found.map_interval or (0.0, 0.0)
+        assert high == 1
+        lows.append(low)
+    assert 0 < lows[0] < lows[1] < lows[2] < 1
+    if not grouped:
+        assert lows == pytest.approx([wilson_interval(n, n)[0] for n in (2, 20, 400)])
+
+
+def test_a_label_of_few_pictures_makes_the_interval_of_map_wide() -> None:
+    """One of 200 pictures has the second label. Both labels weigh the same, so they are like four pictures."""
+    targets = np.arange(200)[:, None] >= [1, 199]
+    targets[199, 0] = False
+    found = bootstrap_interval(np.where(targets, 3.0, -3.0), targets)
+    assert found is not None
+    assert found[0] == pytest.approx(wilson_interval(4, 4)[0], abs=0.01)
+
+
 def best_f1(probabilities: np.ndarray, truth: np.ndarray) -> float:
     cuts = [0.0, *probabilities.tolist()]
     return max(
@@ -181,6 +207,14 @@ def test_a_label_with_few_pictures_takes_the_threshold_of_all_labels_together() 
     assert first == second == pytest.approx(0.3, abs=0.02)
     few = choose_label_thresholds(probabilities[:4], targets[-4:] & False)
     assert few == (0.5, 0.5)
+
+
+def test_without_finite_probabilities_no_threshold_is_chosen() -> None:
+    probabilities = np.linspace(0.01, 0.99, 40).reshape(20, 2)
+    targets = probabilities > 0.7
+    assert choose_label_thresholds(probabilities, targets) != (0.5, 0.5)
+    probabilities[3, 1] = np.nan
+    assert choose_label_thresholds(probabilities, targets) == (0.5, 0.5)
 
 
 def test_extreme_logits_give_finite_numbers() -> None:

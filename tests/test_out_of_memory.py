@@ -43,16 +43,14 @@ SMALL = [
 ]  # fmt: skip
 
 
-def data(side: int = 16) -> Data:
-    return coloured_data(16, side)
+def data() -> Data:
+    return coloured_data(16)
 
 
-def begin(out: Path, *more: str, minutes: float | None = None, pictures: Data | None = None) -> Run:
+def begin(out: Path, minutes: float | None = None) -> Run:
     chosen = [one for one in SMALL if minutes is None or "epochs" not in one]
-    overrides = [*chosen, "schedule.small_until=0.9", *more]
-    return train(
-        pictures or data(), "fast", overrides=overrides, out=out / "run", device="cpu", minutes=minutes
-    )
+    overrides = [*chosen, "schedule.small_until=0.9"]
+    return train(data(), "fast", overrides=overrides, out=out / "run", device="cpu", minutes=minutes)
 
 
 @pytest.fixture(scope="module")
@@ -106,10 +104,6 @@ def check(out: Path, run: Run) -> None:
 
 PLACES: dict[str, tuple[str, Callable[[Path, Run], object]]] = {
     "uploading": ("batches.prepare:MemoryEngine", lambda out, _: begin(out)),
-    "timing an epoch": (
-        "batches.notes:build_model",
-        lambda out, _: begin(out, "data.largest_auto_size=16", pictures=data(24)),
-    ),
     "measuring the speed": (
         "training.speed:_Timer.per_picture",
         lambda out, _: begin(out, minutes=0.1),

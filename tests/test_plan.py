@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import ast
 import functools
+import re
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 
 import thumbnet
+from thumbnet.cli import COMMANDS
 
 SOURCE = Path(thumbnet.__file__).parent
 # From the bottom up. A package imports only from packages before it.
@@ -152,6 +155,25 @@ def test_only_the_command_line_prints() -> None:
             writes = isinstance(node, ast.Attribute) and ast.unparse(node) in ("sys.stdout", "sys.stderr")
             bad = prints or writes
             assert not bad, f"{module}, line {getattr(node, 'lineno', 0)}"
+
+
+def texts(module: str) -> Iterator[str]:
+    """The strings of a module that are no docstrings; ``{}`` stands for what an f-string inserts."""
+    documented = {id(node.value) for node in ast.walk(tree_of(module)) if isinstance(node, ast.Expr)}
+    for node in ast.walk(tree_of(module)):
+        if isinstance(node, ast.JoinedStr):
+            yield "".join(str(part.value) if isinstance(part, ast.Constant) else "{}" for part in node.values)
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in documented:
+            yield node.value
+
+
+def test_every_command_line_in_a_message_is_built_by_one_function() -> None:
+    """It quotes paths, and knows how thumbnet was started here. A model card is for other computers."""
+    names = "|".join(one.__name__.rpartition(".")[2].replace("_", "-") for one in COMMANDS)
+    line = re.compile(rf"\bthumbnet ({names}) (-|[A-Z]{{2}}|hf:|\{{)")
+    assert line.search("thumbnet predict RUN")
+    for module in set(MODULES) - {"invocation", "publish.hub"}:
+        assert [text for text in texts(module) if line.search(text)] == [], module
 
 
 def test_only_one_module_uses_torch_distributed() -> None:

@@ -1,6 +1,7 @@
 """Start the command, as ``thumbnet`` or ``python -m thumbnet``, and handle Ctrl-C."""
 
 import atexit
+import contextlib
 import os
 import signal
 import sys
@@ -24,7 +25,9 @@ def main() -> int:
         if not _is_of_interrupt(error):
             raise
         _say_stopped()
+        _flush()
         return 130
+    _flush()
     if processes() > 1:
         _exit_at_once(status)
     return status
@@ -38,9 +41,20 @@ def _exit_at_once(status: int) -> NoReturn:
     tests ended so, in one of some hundred trainings (PyTorch 2.13).
     """
     atexit._run_exitfuncs()
-    sys.stdout.flush()
-    sys.stderr.flush()
+    _flush()
     os._exit(status)
+
+
+def _flush() -> None:
+    """Flush stdout and stderr, and discard what cannot be written or what Ctrl-C gives up.
+
+    Otherwise Python would try again at exit, fail, and exit with status 120.
+    """
+    for stream in filter(None, (sys.stdout, sys.stderr)):
+        try:
+            stream.flush()
+        except (OSError, KeyboardInterrupt):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _interrupt(signum: int, frame: FrameType | None) -> None:
@@ -71,7 +85,8 @@ def _is_of_interrupt(error: BaseException | None) -> bool:
 
 
 def _say_stopped() -> None:
-    print("\nthumbnet: stopped", file=sys.stderr, flush=True)
+    with contextlib.suppress(OSError):  # nobody reads it any more
+        print("\nthumbnet: stopped", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -11,11 +11,12 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager, nullco
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import nn
 
 from thumbnet.data.corrections import Labels
 from thumbnet.data.splits import Data
-from thumbnet.errors import DataError, InterruptedRunError, RecipeError
+from thumbnet.errors import InterruptedRunError, RecipeError
 from thumbnet.invocation import rank
 from thumbnet.models.registry import name_of, provide
 from thumbnet.recipes.recipe import Recipe, assignments_of
@@ -40,11 +41,11 @@ def train(
     *,
     overrides: Sequence[str] | Mapping[str, Any] = (),
     out: str | Path | None = None,
-    device: str = "auto",
+    device: str | torch.device = "auto",
     data_dir: str | Path | None = None,
     progress: bool = True,
     listener: Listener | None = None,
-    track: Sequence[str] = (),
+    track: str | Sequence[str] = (),
     auto_resume: bool = False,
     minutes: float | None = None,
     labels: Labels | None = None,
@@ -68,12 +69,12 @@ def train(
             than FastNet (``model.name``): ``resnet18``, ``finetune`` (networks of timm) or ``one-cycle``.
         overrides: settings on top of ``recipe``: ``{"section.key": value}``, or ``["section.key=value"]``.
         out: the run's folder; by default a new one in ``runs/``.
-        device: ``auto``, ``cpu``, ``gpu``, ``cuda``, ``cuda:1``, ``mps``.
+        device: ``auto``, ``cpu``, ``gpu``, ``cuda``, ``cuda:1``, ``mps``, or a ``torch.device``.
         data_dir: folder for downloads.
         progress: show a bar on a terminal, and one line per epoch in a notebook (in the cell's output) or
             elsewhere (on stderr). False prints nothing.
         listener: receives the events of the training as well.
-        track: the trackers to write to as well: ``tensorboard``, ``mlflow``, ``wandb``.
+        track: the tracker to write to as well, or several: ``tensorboard``, ``mlflow``, ``wandb``.
         auto_resume: resume the run in ``out`` if it has begun, and return it unchanged if it is complete. A
             scheduler can then repeat the same call as often as it likes. A call with other data or settings,
             which would have another result, is an error.
@@ -115,11 +116,11 @@ def resume(
     out: str | Path | None = None,
     overrides: Sequence[str] | Mapping[str, Any] = (),
     data: Any = None,
-    device: str = "auto",
+    device: str | torch.device = "auto",
     data_dir: str | Path | None = None,
     progress: bool = True,
     listener: Listener | None = None,
-    track: Sequence[str] = (),
+    track: str | Sequence[str] = (),
     model: Callable[..., nn.Module] | None = None,
     finish: bool = False,
 ) -> Run:
@@ -136,7 +137,7 @@ def resume(
             30: at three quarters), and falls to the end.
         out, overrides: with ``more_epochs``, the new run's folder and settings to change.
         data: the run's data, if they were in memory, such as ``(images, labels)``.
-        device: ``auto``, ``cpu``, ``gpu``, ``cuda``, ``cuda:1``, ``mps``.
+        device: ``auto``, ``cpu``, ``gpu``, ``cuda``, ``cuda:1``, ``mps``, or a ``torch.device``.
         data_dir: folder for downloads and unpacked archives, if it is no longer the one that the run records.
         progress, listener, track: as for :func:`train`.
         model: the class or function that builds the run's network, if it is one of your own. It is not
@@ -176,7 +177,7 @@ def tune(
     trials: int | None = None,
     overrides: Sequence[str] | Mapping[str, Any] = (),
     out: str | Path | None = None,
-    device: str = "auto",
+    device: str | torch.device = "auto",
     data_dir: str | Path | None = None,
     progress: bool = True,
     listener: TuneListener | None = None,
@@ -229,7 +230,7 @@ def resume_tuning(
     path: str | os.PathLike[str],
     *,
     data: Any = None,
-    device: str = "auto",
+    device: str | torch.device = "auto",
     data_dir: str | Path | None = None,
     progress: bool = True,
     listener: TuneListener | None = None,
@@ -333,7 +334,7 @@ def _data_for(run: str, info: WeightsInfo, data: Any, data_dir: str | Path | Non
     """The data on which an export is compared with its run, as the command finds them."""
     from thumbnet.cli.console import note
     from thumbnet.runs.data import Wanted, load_wanted, open_run, settings_for
-    from thumbnet.runs.finding import are_gone
+    from thumbnet.runs.finding import explaining_gone
 
     if isinstance(data, Data):
         return data  # read and split already, as for a training
@@ -344,7 +345,11 @@ def _data_for(run: str, info: WeightsInfo, data: Any, data_dir: str | Path | Non
     source = own if data is None else str(data)
     if source is None:
         return None
-    try:
+    again = f"thumbnet.export({run!r}, data=DATA)"
+    with explaining_gone(
+        own if data is None else None,
+        lambda: f"If the run's data have moved, name their new place: {again}",
+    ):
         return load_wanted(
             Wanted(
                 source,
@@ -355,11 +360,6 @@ def _data_for(run: str, info: WeightsInfo, data: Any, data_dir: str | Path | Non
                 tell=lambda text: note(f"thumbnet: {text}"),
             )
         )
-    except DataError as error:
-        if data is None and are_gone(own):
-            again = f"thumbnet.export({run!r}, data=DATA)"
-            raise DataError(f"{error}\nIf the run's data have moved, name their new place: {again}") from None
-        raise
 
 
 def _is_in_memory(data: Any) -> bool:
@@ -380,7 +380,7 @@ def _uncounted(what: str) -> AbstractContextManager[Progress]:
 
 
 @contextmanager
-def _followed(progress: bool, listener: Listener | None, track: Sequence[str]) -> Iterator[Listener]:
+def _followed(progress: bool, listener: Listener | None, track: str | Sequence[str]) -> Iterator[Listener]:
     """The listener of a training: its display, the user's own, and the trackers. Signals stop it."""
     with shown(progress) as display, stopping(display, _say_line(progress)):
         both = display if listener is None else Listeners(display, listener)

@@ -88,18 +88,14 @@ class World:
         if self.size == 1:
             return rows
         rows = rows.cpu().contiguous()
-        lengths = [int(n) for n in self.gather_numbers(len(rows))]
+        counts = torch.zeros(self.size, dtype=torch.int64)
+        counts[self.rank] = len(rows)
+        lengths = self.sum(counts).tolist()
         padded = rows.new_zeros(max(lengths), *rows.shape[1:])
         padded[: len(rows)] = rows
         parts = [torch.empty_like(padded) for _ in lengths]
         dist.all_gather(parts, padded)
         return torch.cat([part[:length] for part, length in zip(parts, lengths, strict=True)])
-
-    def gather_numbers(self, value: float) -> list[float]:
-        """Every process's ``value``, in order of rank."""
-        values = torch.zeros(self.size, dtype=torch.float64)
-        values[self.rank] = value
-        return [float(number) for number in self.sum(values)]
 
     def send_buffers(self, module: nn.Module) -> None:
         """Copy the first process's buffers, such as running statistics, into ``module`` of all others."""
@@ -176,14 +172,21 @@ def joined() -> Iterator[World]:
 
     Raises:
         LostContactError: another process ended or lost its connection.
-        ThumbnetError: ``THUMBNET_TIMEOUT`` is no number of seconds.
+        ThumbnetError: the script has a process group already, the variables that ``torchrun`` sets are
+            incomplete, or ``THUMBNET_TIMEOUT`` is no number of seconds.
     """
     global _patient
     if "TORCHELASTIC_RUN_ID" not in os.environ and "RANK" not in os.environ:
         yield ALONE
         return
-    rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-    world = World(rank, size, int(os.environ.get("LOCAL_RANK", "0")))
+    world = _started()
+    rank, size = world.rank, world.size
+    if size > 1 and dist.is_initialized():
+        raise ThumbnetError(
+            "torch.distributed has a process group already, from init_process_group in this script or from a "
+            "training that failed, but training in several processes makes its own group. Call "
+            "destroy_process_group before it, and init_process_group after it"
+        )
     _end_with_parent()
     if size == 1:
         yield world
@@ -221,6 +224,23 @@ def joined() -> Iterator[World]:
         # would wait for the others, and they for it. So it exits: its error is shown, and torchrun ends them.
         if dist.is_initialized() and not (failed and "nccl" in backend):
             dist.destroy_process_group()
+
+
+def _started() -> World:
+    """This process's place among those that ``torchrun`` has started.
+
+    Raises:
+        ThumbnetError: the variables that ``torchrun`` sets are incomplete.
+    """
+    try:
+        rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+        return World(rank, size, int(os.environ.get("LOCAL_RANK", "0")))
+    except (KeyError, ValueError) as error:
+        raise ThumbnetError(
+            f"some of the variables that torchrun sets are here, but not all of them are numbers ({error}): "
+            "RANK, WORLD_SIZE, LOCAL_RANK. Start the script with torchrun, or unset RANK and "
+            "TORCHELASTIC_RUN_ID to train in one process"
+        ) from None
 
 
 def _timeout() -> float:

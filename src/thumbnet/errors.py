@@ -10,7 +10,7 @@ import difflib
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from thumbnet.invocation import command, install_command
 
@@ -26,6 +26,17 @@ class ThumbnetError(Exception):
     def __str__(self) -> str:
         """The message, with control characters escaped: a file name in it may contain some."""
         return "\n".join(printable(line) for line in super().__str__().split("\n"))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Lets it be pickled, to pass between processes, whatever its class is made from."""
+        return _restored, (type(self), self.args, self.__dict__)
+
+
+def _restored(kind: type[ThumbnetError], args: tuple[Any, ...], attributes: dict[str, Any]) -> ThumbnetError:
+    """A pickled error. Only its message is in ``args``, so ``__init__`` could not make it again."""
+    error = kind.__new__(kind, *args)  # sets error.args
+    error.__dict__.update(attributes)
+    return error
 
 
 class DataError(ThumbnetError):
@@ -54,9 +65,6 @@ class UnreadableImageError(DataError):
         self.name = name
         self.reason = reason
 
-    def __reduce__(self) -> tuple[type[UnreadableImageError], tuple[str, ...]]:
-        return type(self), (self.name, self.reason)  # lets it be pickled, to pass between processes
-
 
 class UnknownFormatError(UnreadableImageError):
     """The bytes are not a picture in any format that thumbnet reads."""
@@ -77,9 +85,6 @@ class MissingPluginError(UnknownFormatError):
         super().__init__(name, f"{kind}; to read it, pip install {package}")
         self.kind = kind
         self.package = package
-
-    def __reduce__(self) -> tuple[type[MissingPluginError], tuple[str, ...]]:
-        return type(self), (self.name, self.kind, self.package)
 
 
 class TooManyPixelsError(UnreadableImageError):
@@ -117,9 +122,6 @@ class FailedReadError(ThumbnetError):
         super().__init__(f"cannot read {printable(name)}: {reason}.\n{_READ_AGAIN}")
         self.name = name
         self.reason = reason
-
-    def __reduce__(self) -> tuple[type[FailedReadError], tuple[str, str]]:
-        return type(self), (self.name, self.reason)
 
 
 class UnreadableFilesError(ThumbnetError):
@@ -258,24 +260,31 @@ class LostContactError(ThumbnetError):
 
 
 class MissingExtraError(ThumbnetError):
-    """An optional library is not installed."""
+    """An optional library is not installed, or cannot be imported: ``reason`` says why."""
 
-    def __init__(self, what: str, extra: str) -> None:
-        super().__init__(f"{what} needs the extra '{extra}': {install_command(extra)}")
+    def __init__(self, what: str, extra: str, reason: str = "") -> None:
+        needed = f"{what} needs the extra '{extra}'"
+        if reason:
+            needed += f", and one of its libraries cannot be imported: {reason}\n"
+            needed += "Uninstall that library, then install the extra again"
+        super().__init__(f"{needed}: {install_command(extra)}")
 
 
 @contextmanager
 def needs_extra(what: str, extra: str) -> Iterator[None]:
-    """In this block, a library that is not installed becomes a :class:`MissingExtraError`.
+    """In this block, a library that is missing or cannot be imported becomes a :class:`MissingExtraError`.
 
     A missing module of thumbnet itself stays what it is, a bug.
     """
     try:
         yield
-    except ModuleNotFoundError as error:
+    except ImportError as error:
         if (error.name or "").startswith("thumbnet"):
             raise
-        raise MissingExtraError(what, extra) from None
+        if isinstance(error, ModuleNotFoundError):
+            raise MissingExtraError(what, extra) from None
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise MissingExtraError(what, extra, reason) from error
 
 
 class FallbackWarning(UserWarning):

@@ -218,6 +218,22 @@ def check_output(path: Path) -> None:
         raise RunError(f"cannot write {path}: the folder {folder} is not writable")
 
 
+def check_folder(path: Path) -> None:
+    """Check that files can be written in the folder ``path``, which may be missing.
+
+    Call this before long work.
+
+    Raises:
+        RunError: it, or the nearest of its parents that exists, is no folder or not writable.
+    """
+    nearest = next((one for one in (path, *path.parents) if os.path.lexists(one)), path)
+    if not os.path.isdir(nearest):
+        what = "a file" if os.path.exists(nearest) else "a link to nothing"
+        raise RunError(f"cannot write in {path}: {nearest} is {what}")
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise RunError(f"cannot write in {path}: the folder {nearest} is not writable")
+
+
 def check_new(path: Path) -> None:
     """Check that nothing is at ``path`` and that a file can be written there. Call this before long work.
 
@@ -272,7 +288,7 @@ def write_with(path: Path, write: Callable[[IO[bytes]], object], *, private: boo
             temporary.chmod(0o666 & ~_umask())
         temporary.replace(real)
         temporary, renamed = None, True
-        _sync_folder(real.parent)
+        sync_folder(real.parent)
     except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
         kept = ""
         if renamed:
@@ -297,7 +313,7 @@ def make_folder(path: Path, exist_ok: bool = True) -> None:
     made = [folder for folder in (path, *path.parents) if not folder.exists()]
     path.mkdir(parents=True, exist_ok=exist_ok)
     for folder in made or [path]:  # an earlier process may have been killed before it synced the name
-        _sync_folder(folder.parent)
+        sync_folder(folder.parent)
 
 
 def sync_below(folder: Path) -> None:
@@ -312,7 +328,7 @@ def sync_below(folder: Path) -> None:
     for parent, _, files in os.walk(folder):
         for name in files:
             sync_file(Path(parent, name))
-        _sync_folder(Path(parent))
+        sync_folder(Path(parent))
 
 
 def sync_file(path: Path) -> None:
@@ -388,7 +404,7 @@ def _umask() -> int:
     return mask
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
     """Sync a folder so that a rename in it survives a power cut, where the system can do that.
 
     Some file systems (network drives, FUSE) cannot sync a folder, and in a folder that a user may not list,

@@ -8,10 +8,12 @@ import functools
 import importlib.util
 import os
 import platform
+import re
 import shutil
 import sys
+import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import psutil
@@ -20,8 +22,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.torch_version import TorchVersion
 
-from thumbnet.errors import FallbackWarning, ThumbnetError
-from thumbnet.kernels.library import load_kernels
+from thumbnet.errors import FallbackWarning, ThumbnetError, is_out_of_memory
+from thumbnet.kernels.library import kind_of_kernels
 
 # How PyTorch reports a device that it cannot use; AssertionError if it was built without CUDA.
 UNAVAILABLE = (RuntimeError, AssertionError, NotImplementedError)
@@ -29,21 +31,26 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16} 
 # Devices on which PyTorch before this version computes a wrong gradient of BatchNorm2d, or raises an error,
 # if pictures are stored channels last (https://github.com/pytorch/pytorch/issues/175189).
 WRONG_CHANNELS_LAST = {"mps": "2.14"}
+# The cards with Turing chips that have no tensor cores (TU116, TU117): GTX 16, T400 to T600, T1000, T1200,
+# T2000, MX450, MX550 and CMP 30HX.
+NO_TENSOR_CORES = re.compile(r"\b(GTX 16|T[456]\d\d\b|T1[02]00\b|T2000\b|MX[45]50\b|CMP 30HX\b)")
 _CPU = torch.device("cpu")
 _LARGE_BLOCK = 8 << 20  # bytes; Pillow decodes large pictures into blocks of a little less than 16 MB
 STAGED_BYTES = 64 * 1024  # CUDA copies this much from ordinary memory without making the host wait
 
 
-def choose_device(name: str = "auto", number: int = 0) -> torch.device:
-    """Choose a device by name, and try a convolution and its gradient on it.
+def choose_device(name: str | torch.device = "auto", number: int = 0) -> torch.device:
+    """Choose a device by name, and try a convolution and its gradient on it. A device has a name, too.
 
     ``auto`` means the CUDA device ``number``, else Apple's GPU, else the CPU. If one of them is there but
     does not work, a :class:`FallbackWarning` says why the next one is used. ``gpu`` means the same without
     the CPU, and ``cuda`` the CUDA device ``number``. Any other name goes to PyTorch.
 
     Raises:
-        ThumbnetError: the device is not available on this computer, or does not work.
+        ThumbnetError: the device is not available on this computer, or does not work; or ``name`` is neither
+            a text nor a device.
     """
+    name = device_name(name)
     if name in ("auto", "gpu"):
         return _best_device(name, number)
     if name.split(":")[0] == "cuda" and not torch.cuda.is_available():
@@ -63,6 +70,32 @@ def choose_device(name: str = "auto", number: int = 0) -> torch.device:
             "Leave --device out, or use the CPU: --device cpu"
         )
     return device
+
+
+def device_name(device: str | torch.device) -> str:
+    """The name of a device that a user gave by its name or as PyTorch's object.
+
+    Raises:
+        ThumbnetError: it is something else, such as a number.
+    """
+    if isinstance(device, str | torch.device):
+        return str(device)
+    raise ThumbnetError(
+        f"device: expected auto, cpu, gpu, cuda, cuda:1, mps or a torch.device, got {device!r}"
+    )
+
+
+def as_device(device: str | torch.device) -> torch.device:
+    """A device as its tensors name it: ``cuda`` without a number is the current GPU, such as ``cuda:0``.
+
+    To PyTorch, ``cuda`` and ``cuda:0`` differ. A name is read by :func:`choose_device`.
+    """
+    current = torch.cuda.current_device() if torch.cuda.is_initialized() else 0
+    if not isinstance(device, torch.device):
+        return choose_device(device, current)
+    if device.type != "cuda":
+        return device
+    return torch.device("cuda", current if device.index is None else device.index)
 
 
 def _best_device(name: str, number: int) -> torch.device:
@@ -108,10 +141,11 @@ def why_unusable(device: torch.device) -> str | None:
 
 def _try_out(device: torch.device) -> None:
     """Compute a convolution and its gradient on ``device``."""
-    filters = torch.ones(4, 3, 3, 3, device=device, requires_grad=True)
-    F.conv2d(torch.ones(2, 3, 8, 8, device=device), filters).sum().backward()
-    assert filters.grad is not None
-    float(filters.grad.sum())  # waits for the device, which reports some errors late
+    with usual_defaults():
+        filters = torch.ones(4, 3, 3, 3, device=device, requires_grad=True)
+        F.conv2d(torch.ones(2, 3, 8, 8, device=device), filters).sum().backward()
+        assert filters.grad is not None
+        float(filters.grad.sum())  # waits for the device, which reports some errors late
 
 
 def _reason(error: Exception) -> str:
@@ -145,13 +179,35 @@ def multiplies_bf16() -> bool:
 def has_fast_fp16(device: torch.device) -> bool:
     """Whether ``device`` multiplies float16 faster than float32, and bfloat16 not: Volta (V100), Turing (T4).
 
-    The GTX 16 series has Turing's number, but no tensor cores, and its convolutions in float16 give nan
+    Some Turing chips have no tensor cores, and their convolutions in float16 give nan
     (https://github.com/pytorch/pytorch/issues/77955).
     """
     if device.type != "cuda" or has_fast_bf16(device):
         return False
-    capability = torch.cuda.get_device_capability(device)
-    return (7, 0) <= capability < (8, 0) and "GTX 16" not in torch.cuda.get_device_name(device)
+    if not (7, 0) <= torch.cuda.get_device_capability(device) < (8, 0):
+        return False
+    return not NO_TENSOR_CORES.search(torch.cuda.get_device_name(device)) and computes_fp16(device)
+
+
+@functools.cache
+def computes_fp16(device: torch.device) -> bool:
+    """Whether a convolution in float16 gives on ``device`` what it gives in float32, found by trying.
+
+    It is as large as those of a network, because small ones may be right where these are not.
+    """
+    generator = torch.Generator().manual_seed(0)
+    drawn = (
+        torch.randn(shape, generator=generator, device=_CPU) for shape in ((32, 64, 32, 32), (64, 64, 3, 3))
+    )
+    try:
+        images, filters = (tensor.to(device) for tensor in drawn)
+        exact, found = (
+            F.conv2d(images.to(dtype), filters.to(dtype), padding=1).float()
+            for dtype in (torch.float32, torch.float16)
+        )
+        return bool((found - exact).abs().max() < 0.05 * exact.abs().max())  # never for nan
+    except UNAVAILABLE:
+        return False
 
 
 def compute_dtype(precision: str, device: torch.device) -> torch.dtype:
@@ -201,17 +257,63 @@ def memory_of(device: torch.device) -> int:
     return int(psutil.virtual_memory().total)
 
 
+class _Float32:
+    """While any block of :func:`usual_defaults` runs, float32 is the default type.
+
+    All threads share this default, and blocks of several threads overlap. So the first one sets it, and the
+    last one restores what was there before: a block that restored it alone would change it for the others.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._blocks = 0
+        self._before = torch.float32
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if not self._blocks:
+                self._before = torch.get_default_dtype()
+                torch.set_default_dtype(torch.float32)
+            self._blocks += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._blocks -= 1
+            if not self._blocks:
+                torch.set_default_dtype(self._before)
+
+
+_FLOAT32 = _Float32()
+
+
+@contextlib.contextmanager
+def usual_defaults() -> Iterator[None]:
+    """In this block, PyTorch makes tensors of float32 on the CPU, and computes gradients.
+
+    The surrounding program may have set another type or device, or have switched gradients off. The type
+    changes for all threads of the program, the rest only for this one.
+    """
+    elsewhere = torch.get_default_device().type != "cpu"
+    # Only if it is needed: while a device is set, each call of PyTorch takes longer.
+    on_cpu: contextlib.AbstractContextManager[object]
+    on_cpu = torch.device("cpu") if elsewhere else contextlib.nullcontext()
+    with _FLOAT32, on_cpu, torch.inference_mode(False), torch.enable_grad():
+        yield
+
+
 @contextlib.contextmanager
 def deterministic() -> Iterator[None]:
     """In this block, cuDNN uses only deterministic algorithms and does not choose them by timing.
 
-    Thus the same seed gives the same result.
+    Thus the same seed gives the same result, whatever defaults the surrounding program has set, see
+    :func:`usual_defaults`.
     """
     flags = torch.backends.cudnn
     before = flags.deterministic, flags.benchmark
     flags.deterministic, flags.benchmark = True, False
     try:
-        yield
+        with usual_defaults():
+            yield
     finally:
         flags.deterministic, flags.benchmark = before
 
@@ -219,6 +321,12 @@ def deterministic() -> Iterator[None]:
 def use_threads(count: int) -> None:
     """Let operations on the CPU run on ``count`` threads from now on, in the whole process."""
     torch.set_num_threads(count)
+
+
+def limit_threads(most: int) -> None:
+    """Like :func:`use_threads`, but only if there are more than ``most`` threads now."""
+    if torch.get_num_threads() > most:
+        use_threads(most)
 
 
 @contextlib.contextmanager
@@ -230,8 +338,7 @@ def seeded(seed: int, device: torch.device = _CPU) -> Iterator[None]:
     """
     generators = [torch.default_generator]
     if device.type == "cuda":
-        index = torch.cuda.current_device() if device.index is None else device.index
-        generators.append(torch.cuda.default_generators[index])
+        generators.append(torch.cuda.default_generators[as_device(device).index])
     states = [generator.get_state() for generator in generators]
     on_mps = torch.mps.get_rng_state() if device.type == "mps" else None
     for generator in generators:
@@ -248,21 +355,26 @@ def seeded(seed: int, device: torch.device = _CPU) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def one_thread(only: bool = True) -> Iterator[None]:
+def at_most_threads(most: int) -> Iterator[None]:
+    """In this block, run operations on no more than ``most`` CPU threads."""
+    threads = torch.get_num_threads()
+    if threads <= most:
+        yield
+        return
+    torch.set_num_threads(most)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def one_thread(only: bool = True) -> contextlib.AbstractContextManager[None]:
     """In this block, run operations on one CPU thread if ``only`` is true.
 
     If other processes keep the cores busy, an operation on two threads waits until the second thread is
     scheduled. That takes milliseconds, for an operation that itself takes 0.1 ms.
     """
-    threads = torch.get_num_threads()
-    if not only or threads == 1:
-        yield
-        return
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
+    return at_most_threads(1) if only else contextlib.nullcontext()
 
 
 @functools.cache
@@ -302,22 +414,53 @@ def why_not_compile(device: torch.device) -> str | None:
     """Why ``torch.compile`` cannot work on ``device``; None if it can.
 
     It writes C++ for CPUs, and for CUDA devices programs in Triton, which supports compute capability 7.0 and
-    above and is not part of PyTorch on Windows.
+    above and is not part of PyTorch on Windows. Triton compiles what launches its programs with a C compiler,
+    and brings one only on Windows.
     """
     if device.type == "cuda":
         if importlib.util.find_spec("triton") is None:
             return "Triton is not installed"
         if torch.cuda.get_device_capability(device) < (7, 0):
             return "Triton does not support GPUs below compute capability 7.0"
-    compilers = (os.environ.get("CXX", "g++"), "g++", "clang++")
-    if device.type == "cpu" and not any(shutil.which(name) for name in compilers):
+        if sys.platform != "win32" and not _any_program("CC", "gcc", "clang"):
+            return "there is no C compiler (gcc or clang), which Triton needs"
+    if device.type == "cpu" and not _any_program("CXX", "g++", "clang++"):
         return "there is no C++ compiler (g++ or clang++)"
     return None
+
+
+def _any_program(variable: str, *names: str) -> bool:
+    """Whether the program that an environment variable names, or one of ``names``, is installed."""
+    return any(shutil.which(name) for name in (os.environ.get(variable, names[0]), *names))
 
 
 def can_compile(device: torch.device) -> bool:
     """Whether ``torch.compile`` can work, see :func:`why_not_compile`."""
     return why_not_compile(device) is None
+
+
+def compiled(forward: Callable[[Tensor], Tensor], mode: str) -> Callable[[Tensor], Tensor]:
+    """``forward`` with ``torch.compile`` in one of its modes, which compiles it when it is first called.
+
+    Pictures have few different sizes, so each size gets its own compiled code. What this returns raises a
+    :class:`ThumbnetError` if the compiler fails.
+    """
+    fast = torch.compile(forward, mode=mode, dynamic=False)
+
+    def call(images: Tensor) -> Tensor:
+        try:
+            return fast(images)
+        except RuntimeError as error:
+            from torch._dynamo.exc import TorchDynamoException  # its module has been imported by now
+
+            if not isinstance(error, TorchDynamoException) or is_out_of_memory(error):
+                raise
+            reason = _reason(getattr(error, "inner_exception", error))
+            raise ThumbnetError(
+                f"torch.compile failed: {reason}. Train without it: --set training.compile=false"
+            ) from error
+
+    return call
 
 
 def uses_tf32(device: torch.device) -> bool:
@@ -341,7 +484,7 @@ def describe(device: torch.device) -> dict[str, Any]:
         "cores": psutil.cpu_count(logical=False) or psutil.cpu_count(),
         "threads": torch.get_num_threads(),
         # On a GPU they are not used, and the first step need not wait until they are compiled.
-        "kernels": device.type == "cpu" and load_kernels() is not None,
+        "kernels": kind_of_kernels() if device.type == "cpu" else "none",
         "memory_bytes": psutil.virtual_memory().total,
         "system": platform.platform(),
     }

@@ -21,10 +21,19 @@ NAME = "thumbnet"
 def command(*words: str | Path) -> str:
     """The command line that runs thumbnet with ``words``, quoted for the shell.
 
+    A path that begins with a dash gets ``./`` in front, so that it is not taken for an option.
+
     >>> command("evaluate", "my runs/1").endswith("thumbnet evaluate 'my runs/1'")
     True
     """
-    return " ".join([program(), *(quoted(str(word)) for word in words)])
+    plain = [word if isinstance(word, str) else _as_word(word) for word in words]
+    return " ".join([program(), *map(quoted, plain)])
+
+
+def _as_word(path: Path) -> str:
+    """A path as a word that argparse does not take for an option."""
+    word = str(path)
+    return os.path.join(".", word) if word.startswith("-") else word
 
 
 def rank() -> int:

@@ -24,6 +24,7 @@ from thumbnet.evaluation import (
     grouped_interval,
     student_degrees,
     student_quantiles,
+    wilson_bounds,
     wilson_interval,
 )
 
@@ -256,20 +257,26 @@ class _Ranked:
             return math.nan
         taken = np.cumsum(ordered)[self._ends]
         gains = np.diff(hits, prepend=0.0) / hits[-1]
-        return float((gains * hits / np.maximum(taken, 1e-12)).sum())
+        return min(1.0, float((gains * hits / np.maximum(taken, 1e-12)).sum()))
 
 
 def bootstrap_interval(
     scores: np.ndarray, truth: np.ndarray, groups: np.ndarray | None = None
 ) -> tuple[float, float] | None:
-    """The 95 % interval of mAP, from its standard deviation over ``RESAMPLES`` resamples of the pictures.
+    """The 95 % interval of mAP, from its variance over ``RESAMPLES`` resamples of the pictures.
 
-    The standard deviation is that of the bootstrap (Efron 1979). Its percentiles would lie too high, because
-    a picture that is drawn several times helps its own precision. The resamples are always the same.
+    The variance is that of the bootstrap (Efron 1979). Its percentiles would lie too high, because a picture
+    that is drawn several times helps its own precision. The resamples are always the same.
 
-    If the pictures have groups, whole groups are drawn, and the interval reaches to both sides as far as
-    Student's t distribution says, see :func:`thumbnet.evaluation.student_degrees`. It is 0 to 1 for a single
-    group.
+    A perfect ranking is perfect in every resample, however few pictures there are. So the bounds are Wilson's
+    for mAP, taken as the share of right pictures, with the number of pictures that would give the bootstrap's
+    variance. This is a heuristic. As in :func:`thumbnet.evaluation.grouped_bounds`, the design effect is
+    averaged: the weight of the bootstrap's is ``n * map * (1 - map)``, and that of independent pictures is 1.
+    n is the effective number of pictures with a label (Kish 1965). A picture weighs as much as it counts in
+    mAP: more if few pictures have its label.
+
+    If the pictures have groups, whole groups are drawn and counted, and the quantile is that of Student's t
+    distribution, see :func:`thumbnet.evaluation.student_degrees`. The interval is 0 to 1 for a single group.
 
     Returns:
         None if no picture has any label.
@@ -279,29 +286,33 @@ def bootstrap_interval(
         truth: bool [N, labels].
         groups: each picture's group, str [N]; None if each picture stands for itself.
     """
-    ranked = [_Ranked(scores[:, i], truth[:, i]) for i in np.flatnonzero(truth.any(axis=0))]
-    if not ranked:
+    labels = np.flatnonzero(truth.any(axis=0))
+    if not len(labels):
         return None
+    ranked = [_Ranked(scores[:, i], truth[:, i]) for i in labels]
     unit: np.ndarray = np.arange(len(truth))  # the number of what each picture is drawn with: its own
-    count, reach = len(truth), Z95
+    count, quantile = len(truth), Z95
     if groups is not None:
         _, unit, sizes = np.unique(groups, return_inverse=True, return_counts=True)
         count = len(sizes)
         if count < 2:
             return 0.0, 1.0
         degrees = student_degrees(sizes.sum(keepdims=True), (sizes**2).sum(keepdims=True))
-        # The resamples vary less than new groups would, by the factor (count - 1) / count in the variance.
-        reach = float(student_quantiles(Z95, degrees)[0]) * math.sqrt(count / (count - 1))
+        quantile = float(student_quantiles(Z95, degrees)[0])
     generator = np.random.default_rng(0)
     found = []
     for _ in range(RESAMPLES):
         weights = np.bincount(generator.integers(count, size=count), minlength=count)[unit]
         found.append(_mean(np.array([one.precision(weights) for one in ranked])))
-    value, spread = (
-        _mean(np.array([one.precision() for one in ranked])),
-        reach * float(np.nanstd(found, ddof=1)),
-    )
-    return max(0.0, value - spread), min(1.0, value + spread)
+    value = _mean(np.array([one.precision() for one in ranked]))
+    # The resamples vary less than new pictures would, by the factor (count - 1) / count in the variance.
+    variance = float(np.nanvar(found, ddof=1)) * count / max(count - 1, 1)
+    shares = (truth[:, labels] / truth[:, labels].sum(axis=0)).mean(axis=1)  # of mAP; their sum is 1
+    number = 1 / float((np.bincount(unit, shares) ** 2).sum())
+    effect = (number**2 * variance + 1) / (number * value * (1 - value) + 1)
+    effective = np.array(number / effect)
+    low, high = wilson_bounds(value * effective, effective, quantile)
+    return min(float(low), value), max(float(high), value)  # rounding must not leave the value outside
 
 
 def choose_label_thresholds(probabilities: np.ndarray, targets: np.ndarray) -> tuple[float, ...]:
@@ -310,13 +321,15 @@ def choose_label_thresholds(probabilities: np.ndarray, targets: np.ndarray) -> t
     A label that fewer than ``FEWEST_POSITIVES`` pictures have takes the threshold that is best for the
     decisions about all labels together. Choose on held-out pictures, and measure on others. A threshold lies
     halfway between two neighbouring probabilities; of several equally good ones, the nearest to 0.5 is
-    chosen.
+    chosen. All are ``HALF`` if a probability is not finite.
 
     Args:
         probabilities: float [N, labels].
         targets: bool, or 0 and 1, [N, labels].
     """
     truth = targets.astype(bool)
+    if not np.isfinite(probabilities).all():
+        return (HALF,) * truth.shape[1]
     together = _best_threshold(probabilities.ravel(), truth.ravel())
     return tuple(
         _best_threshold(probabilities[:, i], truth[:, i]) if count >= FEWEST_POSITIVES else together

@@ -6,10 +6,13 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
 
+from helpers import TINY, coloured_data
 from thumbnet.batches import cores
-from thumbnet.batches.cores import check_threads, cpu_quota, library_threads, usable_cores
+from thumbnet.batches.cores import check_threads, cpu_quota, library_threads, quota_threads, usable_cores
 from thumbnet.errors import ThumbnetError
+from thumbnet.training.train import train
 
 
 def group(root: Path, name: str, cpu_max: str) -> None:
@@ -72,3 +75,31 @@ def test_a_number_of_threads_that_means_nothing_is_refused() -> None:
     for bad in (-1, 1.5, "2"):
         with pytest.raises(ThumbnetError, match="threads: expected a whole number from 1, or 0"):
             check_threads(bad)  # type: ignore[arg-type]
+
+
+def test_a_training_starts_no_more_threads_than_its_quota_and_restores_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(cores, "cpu_quota", lambda: 1.5)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(8)
+        settings = [*TINY, "training.epochs=1"]
+        run = train(coloured_data(), "one-cycle", overrides=settings, out=tmp_path / "run", device="cpu")
+        assert run.environment["hardware"]["threads"] == 2
+        assert torch.get_num_threads() == 8
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_without_a_quota_or_with_a_chosen_number_the_threads_stay_as_they_are(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for quota, chosen in ((None, None), (1.5, "8")):
+        monkeypatch.setattr(cores, "cpu_quota", lambda quota=quota: quota)
+        if chosen is None:
+            monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+        else:
+            monkeypatch.setenv("OMP_NUM_THREADS", chosen)
+        assert quota_threads() == 0

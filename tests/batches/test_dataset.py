@@ -107,7 +107,14 @@ def test_without_splits_a_fifth_is_set_aside_and_a_note_says_so(tmp_path: Path) 
     dataset = ImageDataset(root)
     assert len(dataset) == 24
     assert any("20% of each class was set aside as test" in note for note in dataset.notes)
-    assert len(ImageDataset(load_data(root, test_fraction=0.0).split("train"))) == 30
+    assert len(ImageDataset(load_data(root, test_fraction=0.0))) == 30
+
+
+def test_loaded_data_give_the_named_split_and_its_class_names(root: Path) -> None:
+    data = load_data(root)
+    dataset = ImageDataset(data, "test")
+    assert dataset.split is data.splits["test"]
+    assert dataset.class_names == data.class_names == ("blue", "green", "red")
 
 
 def test_warnings_about_the_data_are_given(tmp_path: Path) -> None:

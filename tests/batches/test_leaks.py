@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 
@@ -110,11 +111,20 @@ def test_other_data_are_compared_with_the_training_split() -> None:
     )
     assert lines[0].startswith("warning: 1 of these 4 pictures were in the training split")
     assert other.name(1) in lines[0]
-    assert lines[1:] == ["1 test picture repeats another test picture"]
+    again = "1 test picture repeats another test picture, so the 95 % interval is too narrow"
+    assert lines[1:] == [f"{again} unless copies are in one group"]
     unknown = lines_about(
         engine_of(other), other, "test", labels=other.labels, class_names=NAMES, trained_on=None
     )
     assert unknown == [NO_DIGESTS, *lines[1:]]
+
+
+def test_few_copies_in_a_measured_split_do_not_make_its_interval_too_narrow() -> None:
+    other = split_of([*range(40), 0], [0] * 41, "test")
+    lines = lines_about(
+        engine_of(other), other, "test", labels=other.labels, class_names=NAMES, trained_on=None
+    )
+    assert lines[1:] == ["1 test picture repeats another test picture"]
 
 
 def test_missing_digests_are_none_and_damaged_ones_are_refused(tmp_path: Path) -> None:
@@ -131,6 +141,16 @@ def test_missing_digests_are_none_and_damaged_ones_are_refused(tmp_path: Path) -
 def test_a_snapshot_of_pictures_on_the_cpu_is_the_engine_itself() -> None:
     engine = engine_of(split_of([1], [0], "train"))
     assert snapshot(engine) is engine
+
+
+def test_a_search_gives_the_engines_the_digests_of_their_snapshots(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(leaks, "snapshot", copy.copy)  # as for pictures on a GPU
+    split = split_of([1, 2], [0, 1], "train")
+    engine = engine_of(split)
+    RepeatSearch({"train": engine}, {"train": split}, NAMES).finish(tmp_path)
+    assert "digests" in vars(engine)
 
 
 def test_known_digests_are_recognised() -> None:

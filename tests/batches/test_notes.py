@@ -12,7 +12,6 @@ from thumbnet.batches.engines import MemoryEngine, WorkerEngine
 from thumbnet.batches.notes import (
     FLAT,
     copied_notes,
-    epoch_seconds,
     flat_note,
     is_flat,
     picture_notes,
@@ -69,13 +68,12 @@ def test_a_copied_class_gives_a_warning_that_names_both_classes() -> None:
     assert note.startswith("warning: the class 'dog' is a copy of 'cat': 19 of its 20 pictures in train")
 
 
-def test_the_note_on_the_size_scales_the_time_with_the_area(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("thumbnet.batches.notes.epoch_seconds", lambda *_: 30.0)
-    note = size_note((400, 200), (96, 48), 1000, load_recipe("tutorial"), 3, CPU)
+def test_the_note_on_the_size_scales_the_time_with_the_area() -> None:
+    note = size_note((400, 200), (96, 48), 96)
     assert "400x200" in note
     assert "96x48" in note
-    assert "about 30 s at this size" in note
-    assert "about 9 min at their own" in note
+    assert "data.largest_auto_size=96" in note
+    assert "about 17.4 times as long" in note
     assert "--image-size 400x200" in note
 
 
@@ -106,13 +104,3 @@ def test_pictures_of_several_sizes_are_noted_only_where_they_are_much_larger(tmp
         assert sum("--image-size 128x128" in note for note in notes) == expected
         explicit = prepare(load_data(root), recipe.override(["data.image_size=32"]), CPU).notes
         assert not any("--image-size" in note for note in explicit)
-
-
-def test_an_epochs_time_grows_with_the_pictures_and_leaves_the_callers_generator_alone() -> None:
-    recipe = load_recipe("tutorial", ["model.name=resnet20", "model.width=0.25"])
-    torch.manual_seed(3)
-    expected = torch.rand(2)
-    torch.manual_seed(3)
-    few = epoch_seconds((16, 16), 100, recipe, 3, CPU)
-    assert torch.equal(torch.rand(2), expected)
-    assert 0 < few < epoch_seconds((16, 16), 100_000, recipe, 3, CPU)

@@ -16,6 +16,7 @@ from thumbnet.distributed import World
 from thumbnet.errors import DataError, FailedReadError, OutOfMemoryError, UnreadableImagesError
 from thumbnet.recipes.recipe import load_recipe
 from thumbnet.sources.load import load_data
+from thumbnet.training.build import build_state
 
 CPU = torch.device("cpu")
 
@@ -52,6 +53,13 @@ def test_a_class_without_readable_pictures_is_named(tmp_path: Path) -> None:
         (tmp_path / "train" / "green" / f"{number}.png").write_bytes(b"broken")
     with pytest.raises(DataError, match=r"no training picture of the class\(es\) green can be read"):
         without_unreadable(load_data(tmp_path))
+
+
+def test_the_device_may_be_named() -> None:
+    recipe = load_recipe("tutorial", ["model.name=resnet20"])
+    named, chosen = (prepare(coloured_data(), recipe, device) for device in ("cpu", CPU))
+    assert torch.equal(next(named.train.epoch(0)).images, next(chosen.train.epoch(0)).images)
+    assert build_state(recipe, named, ("red", "green", "blue"), "cpu").device == CPU
 
 
 def test_fewer_pictures_than_processes_are_refused() -> None:
@@ -200,11 +208,3 @@ def test_groups_stay_with_the_pictures_of_a_random_subset(tmp_path: Path) -> Non
         assert prepared.groups[name].tolist() == expected
     assert len(prepared.groups["train"]) == 9
     assert prepare(data, recipe, CPU).groups == {}
-
-
-def test_the_pictures_that_the_first_network_does_not_know() -> None:
-    prepared = prepare(coloured_data(6), load_recipe("tutorial"), CPU)
-    assert prepared.unknown("test").tolist() == [0, 1, 2, 3, 4, 5]
-    prepared = replace(prepared, known={"test": np.array([True, False, False, True, True, True])})
-    assert prepared.unknown("test").tolist() == [1, 2]
-    assert prepared.unknown("train").tolist() == [0, 1, 2, 3, 4, 5]

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageSequence
 
 from helpers import noise, write_picture
 from thumbnet.classifiers.given import decoded, is_path, one_by_one
@@ -27,7 +27,7 @@ def test_an_error_says_what_was_given_instead_of_a_picture() -> None:
     ("pixels", "words"),
     [
         (np.full((8, 8), np.nan), "not finite"),
-        (np.full((8, 8), 200.0), r"values from 200 to 200: .*floats in \[0, 1\]"),
+        (np.full((8, 8), 200.5), r"values from 200.5 to 200.5: .*floats in \[0, 1\]"),
     ],
 )
 def test_a_pil_image_of_floats_is_checked_like_an_array(pixels: np.ndarray, words: str) -> None:
@@ -119,3 +119,34 @@ def test_a_folder_among_pictures_names_the_method_that_takes_folders(tmp_path: P
         (one,) = one_by_one(given)
         with pytest.raises(DataError, match="is a folder: use predict_files"):
             decoded(one, None)
+
+
+def test_whole_numbers_in_floats_and_truth_values_are_as_good_as_uint8() -> None:
+    levels = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    whole: list[Any] = [
+        levels.astype(np.float64),
+        levels.astype(np.float16),
+        torch.from_numpy(levels)[None].float(),
+    ]
+    for given in whole:
+        found = np.asarray(decoded(given, None))
+        assert found.dtype == np.uint8
+        assert np.array_equal(found, levels)
+    white = levels > 100
+    both: list[Any] = [white, torch.from_numpy(white)[None]]
+    for mask in both:
+        for limits in (None, (0.0, 4095.0)):
+            assert np.array_equal(np.asarray(decoded(mask, limits)), np.where(white, 255, 0))
+
+
+def test_an_animation_is_classified_at_the_frame_that_it_is_at(tmp_path: Path) -> None:
+    frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "lime")]
+    frames[0].save(tmp_path / "two.gif", save_all=True, append_images=frames[1:])
+    with Image.open(tmp_path / "two.gif") as image:
+        seen = []
+        for frame in ImageSequence.Iterator(image):
+            found = decoded(frame, None)
+            assert isinstance(found, Image.Image)
+            seen.append(found.convert("RGB").getpixel((0, 0)))
+        assert image.tell() == 1
+    assert seen == [(255, 0, 0), (0, 255, 0)]

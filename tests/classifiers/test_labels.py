@@ -119,7 +119,8 @@ def test_an_export_is_compared_by_labels_and_map(label_run: Run, tmp_path: Path)
     assert (check.largest_difference, check.same_class) == (0, 1)
     assert check.accuracy_run == check.accuracy_export == pytest.approx(label_run.summary["map"], abs=1e-3)
     assert check.accuracy_plain == pytest.approx(label_run.summary["map_plain"], abs=1e-3)
-    assert check_export(label_run.path, out, random_pictures(label_run.path), "train").same_class == 1
+    made = random_pictures(read_weights(out)[1])
+    assert check_export(label_run.path, out, made, "train").same_class == 1
 
 
 def test_an_onnx_model_gives_several_labels_if_its_description_says_so(

@@ -8,6 +8,7 @@ import torch
 
 import thumbnet
 from helpers import coloured_data
+from thumbnet.batches import cores
 from thumbnet.classifiers.load import load_classifier
 from thumbnet.classifiers.onnx_classifier import OnnxClassifier
 from thumbnet.errors import RunError, ThumbnetError
@@ -24,6 +25,7 @@ def test_one_function_loads_a_run_its_weights_and_an_exported_model(tiny_run: Ru
         classifier = thumbnet.load_classifier(path, "cpu")
         assert classifier.class_names == ("red", "green", "blue")
         assert classifier.evaluate(data, "test").accuracy == expected
+        assert thumbnet.load_classifier(path, torch.device("cpu")).class_names == classifier.class_names
 
 
 def test_load_run_is_the_same_function() -> None:
@@ -56,7 +58,30 @@ def test_an_exported_model_refuses_a_device_that_it_cannot_use(device: str, tmp_
         load_classifier(tmp_path / "model.onnx", device)
 
 
-def test_threads_can_be_chosen_for_both_kinds_of_model(tiny_run: Run, onnx_file: Path) -> None:
+def test_without_a_number_a_network_computes_on_no_more_threads_than_the_quota(
+    tiny_run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(cores, "cpu_quota", lambda: 1.5)
+    before = torch.get_num_threads()
+    try:
+        for threads, used in ((8, 2), (1, 1)):
+            torch.set_num_threads(threads)
+            load_classifier(tiny_run.path, "cpu")
+            assert torch.get_num_threads() == used
+        load_classifier(tiny_run.path, "cpu", threads=3)
+        assert torch.get_num_threads() == 3
+        monkeypatch.setenv("OMP_NUM_THREADS", "3")
+        load_classifier(tiny_run.path, "cpu")
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_threads_can_be_chosen_for_both_kinds_of_model(
+    tiny_run: Run, onnx_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cores, "cpu_quota", lambda: None)
     before = torch.get_num_threads()
     try:
         load_classifier(tiny_run.path, "cpu", threads=3)

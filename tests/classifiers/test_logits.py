@@ -72,7 +72,7 @@ def test_known_logits_are_not_computed_again(tta: str) -> None:
     model.register_forward_pre_hook(count)
     fresh, _ = collect_logits(model, batches, dtype=torch.float32, tta=tta)
     without, pictures = pictures, 0
-    known, _ = collect_logits(model, batches, dtype=torch.float32, tta=tta, plain=plain)
+    known = collect_views(model, batches, dtype=torch.float32, tta=tta, plain=plain)[0]
     assert torch.equal(known, fresh)
     assert torch.equal(plain, kept)
     assert pictures == without - 60

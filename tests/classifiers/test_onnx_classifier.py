@@ -234,3 +234,15 @@ def test_the_option_makes_sums_of_8_bit_products_exact() -> None:
     )
     (found,) = session.run(None, {"given": np.full((1, 64), 255, dtype=np.uint8)})
     assert found.tolist() == [[64 * 255 * 127] * 16]
+
+
+def test_pixels_that_are_not_preprocessed_are_refused(tiny_run: Run, onnx_file: Path) -> None:
+    pixels = np.stack([coloured(i % 3, i) for i in range(4)])
+    wrong = [pixels / 255, pixels.astype(np.int64), pixels[:, :8], pixels[..., 0], pixels[0]]
+    for classifier in _both(tiny_run, onnx_file):
+        for ask in (classifier.logits, classifier.predict_pixels):
+            for given in wrong:
+                with pytest.raises(DataError, match=r"uint8 \[B, 16, 16, 3\], got .*: predict takes"):
+                    ask(given)
+        turned = pixels[:, :, ::-1]  # its strides are negative
+        assert np.array_equal(classifier.logits(turned), classifier.logits(turned.copy()))

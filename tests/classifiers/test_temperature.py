@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from thumbnet import load_data, load_run
-from thumbnet.classifiers.temperature import calibrated, fit_temperature
+from thumbnet.classifiers.temperature import calibrated, fit_sigmoid_temperature, fit_temperature
 from thumbnet.data.calibration import FEWEST
 from thumbnet.evaluation import log_softmax
 from thumbnet.training.train import train
@@ -47,6 +47,16 @@ def test_the_temperature_is_1_with_too_few_pictures() -> None:
     assert fit_temperature(logits[:-1] * 4, labels[:-1]) == 1.0
     assert fit_temperature(logits[:-1] * 4, labels[:-1], fewest=1) != 1.0
     assert fit_temperature(logits * 4, labels) != 1.0
+
+
+def test_the_temperature_is_1_if_a_logit_is_not_finite() -> None:
+    logits, labels = drawn(100, 3)
+    targets = np.eye(3)[labels]
+    assert fit_sigmoid_temperature(logits * 4, targets) != 1.0
+    for wrong in (np.nan, np.inf):
+        logits[7] = wrong
+        assert fit_temperature(logits * 4, labels) == 1.0
+        assert fit_sigmoid_temperature(logits * 4, targets) == 1.0
 
 
 def test_the_prior_keeps_a_few_correct_predictions_from_making_the_network_certain() -> None:

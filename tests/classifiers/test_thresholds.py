@@ -241,6 +241,11 @@ def test_the_description_of_a_threshold_names_the_groups_and_promises_the_precis
         threshold_for(table, 0.999)
 
 
+def test_the_description_of_a_threshold_says_what_else_its_pictures_chose() -> None:
+    text = describe_threshold(TABLE.table[1], replace(TABLE, confidence=0.95, also_chose="the epoch"))
+    assert text.endswith("with 95 % confidence; these pictures also chose the epoch, so this is optimistic)")
+
+
 def test_a_threshold_of_an_earlier_version_is_not_given_a_confidence() -> None:
     text = describe_threshold(TABLE.table[1], TABLE)
     assert "291 of these are right, 97.0 % (chosen by an earlier version of thumbnet" in text

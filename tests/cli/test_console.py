@@ -9,7 +9,9 @@ import sys
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from rich.console import Console
 
+from thumbnet.cli import console
 from thumbnet.cli.console import duration, json_line, note, say, say_sentence, table
 
 
@@ -30,14 +32,20 @@ class Dead(io.StringIO):
         raise OSError(self._error, os.strerror(self._error))
 
 
-def test_a_note_to_a_closed_terminal_is_lost_but_the_end_of_a_pipe_is_an_error(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(sys, "stderr", Dead(errno.EIO))
+@pytest.mark.parametrize("error", [errno.EIO, errno.EPIPE, errno.ENOSPC])
+def test_a_note_that_nobody_can_read_is_lost(error: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stderr", Dead(error))
     note("nobody reads this")
-    monkeypatch.setattr(sys, "stderr", Dead(errno.EPIPE))
-    with pytest.raises(BrokenPipeError):
-        note("nobody reads this")
+
+
+@pytest.mark.parametrize(("term", "live"), [("xterm-256color", True), ("dumb", False), ("unknown", False)])
+def test_a_bar_is_live_only_where_the_cursor_can_be_moved(
+    term: str, live: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(console, "progress_console", Console(force_terminal=True, _environ={"TERM": term}))
+    assert console.is_live() is live
+    monkeypatch.setattr(console, "progress_console", Console(force_terminal=False, _environ={"TERM": term}))
+    assert not console.is_live()
 
 
 def test_a_sentence_is_broken_between_words_only_on_a_terminal(

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -119,6 +120,27 @@ def test_groups_reach_the_interval_the_summary_and_the_table_of_answers(folder: 
     values = json.loads(stdout)
     assert (values["pictures"], values["groups"]) == (pictures, groups)
     assert values["interval"] == summary["accuracy_interval"]
+
+
+def test_pictures_that_were_named_relative_to_the_training_are_found_from_another_folder(
+    folder: Path, tmp_path: Path
+) -> None:
+    work, out = tmp_path / "work", tmp_path / "run"
+    shutil.copytree(folder / "train", work / "photos")
+    names = sorted(path.relative_to(work / "photos").as_posix() for path in work.rglob("*.png"))
+    rows = [f"{name},{name.partition('/')[0]}" for name in names]
+    (tmp_path / "tables").mkdir()
+    (tmp_path / "tables" / "all.csv").write_text("path,label\n" + "\n".join(rows))
+    words: list[str | Path] = ["train", "../tables/all.csv", "--images", "photos", "--recipe", "one-cycle"]
+    status, _, stderr = run_cli(*words, *SETTINGS, *epochs(1), "--out", out, cwd=work)
+    assert status == 0, stderr
+    weights = Run(out).weights_path.read_bytes()
+    commands: list[list[str | Path]] = [["evaluate", out], ["train", "--resume", out]]
+    for command in commands:
+        status, _, stderr = run_cli(*command, cwd=tmp_path)
+        assert status == 0, stderr
+        (out / "summary.json").unlink()  # so that the training goes on
+        assert Run(out).weights_path.read_bytes() == weights
 
 
 def test_the_table_of_answers_is_checked_before_the_data_are_read(

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import argparse
 import gc
 import shutil
 import subprocess
@@ -10,7 +11,9 @@ from pathlib import Path
 import pytest
 
 from helpers import write_class_folders
-from thumbnet.cli.importing import importing
+from thumbnet import hardware
+from thumbnet.cli.importing import importing, load_network
+from thumbnet.runs.folder import Run
 
 
 @pytest.fixture
@@ -105,3 +108,15 @@ def test_a_training_imports_nothing_that_it_does_not_need(tmp_path: Path) -> Non
     )
     assert packages - of_torch - {"thumbnet", "cython_runtime"} <= NEEDED
     assert parts <= parts_of_torch
+
+
+def test_a_command_keeps_the_memory_that_a_batch_frees(
+    tiny_run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[dict[str, int]] = []
+    monkeypatch.setattr(hardware, "_tell_glibc", lambda **how: asked.append(how))
+    hardware.keep_freed_memory.cache_clear()
+    classifier = load_network(argparse.Namespace(run=tiny_run.path, device="cpu", threads=0))
+    assert classifier.class_names == ("red", "green", "blue")
+    assert asked == [{"most_mapped": 0, "kept": -1}]
+    hardware.keep_freed_memory.cache_clear()

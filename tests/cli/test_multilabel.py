@@ -16,17 +16,12 @@ import pytest
 import thumbnet
 from cli_helpers import SETTINGS, epochs
 from helpers import coloured_labels, write_label_table, write_picture
-from thumbnet.classifiers.base import Prediction
 from thumbnet.cli import build_parser, main
-from thumbnet.cli.multilabel import label_printer
 from thumbnet.cli.serve import _data_to_try
 from thumbnet.cli.views import show_summary
 from thumbnet.runs.folder import Run
 from thumbnet.runs.weights import read_weights
 from thumbnet.sources.load import load_data
-
-FOUND = Prediction(("cat", "dog", "hat"), (0.9, 0.6, 0.1), found=("cat", "dog"))
-NONE = Prediction(("cat", "dog", "hat"), (0.2, 0.1, 0.1), found=())
 
 
 @pytest.fixture(scope="module")
@@ -175,44 +170,3 @@ def test_compare_compares_map(trained: Path, tmp_path: Path, capsys: pytest.Capt
     assert "mean mAP" in said
     assert "50.00 %" in said
     assert (tmp_path / "c.svg").stat().st_size > 0
-
-
-@pytest.mark.parametrize(
-    ("shape", "lines"),
-    [
-        (
-            "json",
-            [
-                '{"path": "a.png", "labels": [{"label": "cat", "probability": 0.9}, '
-                '{"label": "dog", "probability": 0.6}]}',
-                '{"path": "b.png", "labels": []}',
-                '{"path": "c.png", "error": "damaged"}',
-            ],
-        ),
-        (
-            "csv",
-            [
-                "path,labels,probabilities,error",
-                "a.png,cat;dog,0.900000;0.600000,",
-                "b.png,,,",
-                "c.png,,,damaged",
-            ],
-        ),
-        (
-            "table",
-            [
-                "picture  labels",
-                "-------  -----------------------",
-                "a.png    cat 90.0 %, dog 60.0 %",
-                "b.png    -",
-                "c.png    cannot be read: damaged",
-            ],
-        ),
-    ],
-)
-def test_predictions_are_printed_in_three_shapes(
-    shape: str, lines: list[str], capsys: pytest.CaptureFixture[str]
-) -> None:
-    show = label_printer(shape)  # type: ignore[arg-type]
-    show([("a.png", FOUND), ("b.png", NONE), ("c.png", "damaged")])
-    assert capsys.readouterr().out.splitlines() == lines

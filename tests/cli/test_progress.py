@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 import os
 import re
 import sys
@@ -10,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from rich.console import Console
 
 from cli_helpers import SETTINGS, epochs
 from helpers import TINY, coloured_data
@@ -54,6 +56,23 @@ def test_the_live_bar_fits_in_80_columns(folder: Path, tmp_path: Path, no_colour
     assert max(map(len, own)) <= 80
 
 
+@pytest.mark.parametrize("term", ["xterm-256color", "dumb"])
+def test_a_terminal_that_cannot_move_its_cursor_gets_lines(
+    term: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    terminal = Console(file=io.StringIO(), force_terminal=True, _environ={"TERM": term})
+    for module in ("console", "progress"):
+        monkeypatch.setattr(f"thumbnet.cli.{module}.progress_console", terminal)
+    monkeypatch.setattr(progress, "PLAIN_EVERY", -1.0)
+    with progress.counting("measuring", plain=True) as count:
+        count(1, 3)
+        count(2, 3)
+    told = capsys.readouterr().err
+    assert told.startswith("measuring 2 of 3  ") is (term == "dumb")
+    displays = (progress.TrainingDisplay(), progress.ScoringDisplay())
+    assert [display.live for display in displays] == [term != "dumb"] * 2
+
+
 def test_the_display_says_why_kernels_are_off(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -76,11 +95,12 @@ def test_the_display_says_why_kernels_are_off(
     try:
         if library.why_off() is None:
             assert "without the faster CPU kernels: they compute in bf16" in shown("fp32")
+            monkeypatch.setenv("THUMBNET_CACHE", str(tmp_path / "cache"))  # where no compiled ones are
             monkeypatch.setattr("shutil.which", lambda name, **_: None)
             assert "there is no gcc" in shown("gcc")
             monkeypatch.undo()
         monkeypatch.setattr(library, "instructions", set)
-        assert "neither AVX-512 BF16 nor AMX" in shown("old")
+        assert "no AVX-512 BF16" in shown("old")
         monkeypatch.setenv("THUMBNET_KERNELS", "0")
         assert "THUMBNET_KERNELS=0" in shown("off")
     finally:
@@ -241,6 +261,11 @@ def test_the_display_of_a_scoring_prints_lines_with_the_time_left(monkeypatch: p
             {"val"},
             "the last epoch is kept; the training stops after 3 epoch(s) without a better one on val; its accuracy "
             "is optimistic, as it was chosen by it",
+        ),
+        (
+            {"frozen": True, "epochs": 1},
+            {"val", "test"},
+            "val chooses L2; test is looked at once, at the end",
         ),
         ({}, {"test"}, "no val split: the last epoch is kept; test accuracies are only reported"),
     ],

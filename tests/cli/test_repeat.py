@@ -173,6 +173,14 @@ def test_a_training_that_diverges_does_not_stop_the_others(
         (["digits"], ["name a folder for the runs", "repeat digits --out study"]),
         (["digits", "--out", "s", "--seeds", "0"], ["--seeds 0: expected a number such as 5"]),
         (["digits", "--out", "s", "--seeds", "3,3"], ["--seeds 3,3: expected"]),
+        (["digits", "--out", "s", "--seeds", ","], ["--seeds ,: expected"]),
+        (
+            ["digits", "--out", "s", "--seeds", "20261128"],
+            [
+                "--seeds 20261128: expected at most 1,000 seeds",
+                "For the single seed 20261128: --seeds 20261128,",
+            ],
+        ),
         (["digits", "--out", "s", "--folds", "1"], ["--folds 1: expected a number from 2 to 20"]),
         (
             ["digits", "--out", "s", "--folds", "3", "--test-fraction", "0.1"],
@@ -210,7 +218,7 @@ def test_several_processes_are_refused(tmp_path: Path, monkeypatch: pytest.Monke
 def test_seeds_are_a_number_of_them_or_a_list() -> None:
     assert seeds("3") == (0, 1, 2)
     assert seeds("11,3") == (11, 3)
-    for text in ("0", "-1", "x", "1,", "2,-1", "5,5"):
+    for text in ("0", "-1", "x", "1,,", ",", "2,-1", "5,5"):
         with pytest.raises(argparse.ArgumentTypeError, match="expected a number such as 5"):
             seeds(text)
 
@@ -324,7 +332,7 @@ def test_a_cross_validation_goes_on_only_with_the_same_data_and_corrections(tmp_
     shutil.rmtree(out / "seed-0_fold-2-of-2")
     status, stdout, stderr = run_cli(*words)
     assert (status, stdout) == (2, "")
-    assert "begun with corrected labels, and all trainings of a study need the same" in stderr
+    assert "was begun with corrected labels: use --labels" in stderr
     (data / "red" / "1.png").rename(data / "red" / "9.png")
     status, stdout, stderr = run_cli(*corrected)
     assert (status, stdout) == (2, "")

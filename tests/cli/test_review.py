@@ -234,8 +234,7 @@ def test_suspects_beyond_the_first_are_counted(
 
 def test_the_command_that_shows_more_keeps_all_other_words(run: Path) -> None:
     task = command._Suspects(parse(["review", "--first", "3", str(run), "--first=4", "--no-browser"]))
-    task.reach = 9
-    words = shlex.split(task.show_more())
+    words = shlex.split(task.show_more(9))
     again = parse(words[words.index("review") :])
     assert (again.first, again.place, again.no_browser) == (9, str(run), True)
 

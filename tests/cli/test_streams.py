@@ -6,17 +6,30 @@ import errno
 import io
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from cli_helpers import SETTINGS, epochs
 from helpers import coloured, write_picture
 from thumbnet.cli import main
 from thumbnet.runs.folder import Run
 
 pytestmark = pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
+
+
+@pytest.fixture
+def unread() -> Iterator[int]:
+    """The end of a pipe to write to, whose reader has ended."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    yield writer
+    os.close(writer)
 
 
 def on_a_full_disk(monkeypatch: pytest.MonkeyPatch, *arguments: str | Path) -> int:
@@ -74,6 +87,44 @@ def test_help_and_version_report_a_full_disk_too(buffered: bool) -> None:
             )  # fmt: skip
         told = "thumbnet: cannot write the results to stdout: No space left on device\n"
         assert (arguments, done.returncode, done.stderr) == (arguments, 2, told)
+
+
+def test_the_version_for_a_reader_that_has_ended_is_no_traceback(unread: int) -> None:
+    command = [sys.executable, "-m", "thumbnet", "--version"]
+    done = subprocess.run(command, stdout=unread, stderr=subprocess.PIPE, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (141, "")
+
+
+def test_a_message_that_cannot_be_printed_does_not_change_the_exit_status(unread: int) -> None:
+    with open("/dev/full", "wb") as full:
+        for place in (full.fileno(), unread):
+            done = subprocess.run([sys.executable, "-m", "thumbnet", "nonsense"], stderr=place, timeout=60)
+            assert done.returncode == 2
+
+
+@pytest.mark.parametrize(("signum", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_training_whose_output_nobody_reads_goes_on_and_is_saved_when_it_is_stopped(
+    signum: signal.Signals, status: int, unread: int, folder: Path, tmp_path: Path
+) -> None:
+    """A terminal sends Ctrl-C to the ``tee`` of ``thumbnet train ... 2>&1 | tee log``, too."""
+    out = tmp_path / "run"
+
+    def steps() -> int:
+        state = Run(out).load_checkpoint() if (out / "checkpoint.pt").exists() else None
+        return -1 if state is None else int(state["state"]["step"])
+
+    words = [*SETTINGS, *epochs(100_000), "--set", "checkpoint.min_seconds=1", "--out", str(out)]
+    command = [sys.executable, "-m", "thumbnet", "train", str(folder), "--recipe", "one-cycle", *words]
+    process = subprocess.Popen(command, stdout=unread, stderr=unread)
+    try:
+        while (before := steps()) < 0:
+            assert process.poll() is None
+            time.sleep(0.05)
+        process.send_signal(signum)
+        assert process.wait(60) == status
+    finally:
+        process.kill()
+    assert steps() > before
 
 
 def test_a_training_whose_results_cannot_be_printed_ends_as_always(

@@ -46,6 +46,8 @@ MISTAKES = [
     ("train digits --moment 0.8", ["--set optimizer.momentum=0.8"]),
     ("train digits --bs 64", ["Did you mean --batch-size 64?"]),
     ("train digits --bach-size 64", ["Did you mean --batch-size 64?"]),
+    ("train digits --weights 'a b;c'", ["Did you mean --init 'a b;c'?"]),
+    ("train digits --optimizer '$(x)'", ["--set 'optimizer.name=$(x)'"]),
     ("train --data pictures", ["train pictures"]),
     ("--lr 0.1 train digits", ["--lr: a command comes first", "train digits --epochs 10"]),
     ("predict runs/cats --top 0 x.png", ["--top 0: expected 1 or more"]),
@@ -214,7 +216,7 @@ def test_the_error_of_a_failing_gcc_is_quoted(tmp_path: Path, monkeypatch: pytes
     fake.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setenv("THUMBNET_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(library, "instructions", lambda: {"avx512_bf16"})
+    monkeypatch.setattr(library, "instructions", lambda: library._VECTORS)
     library.forget()
     try:
         reason = library.why_off()

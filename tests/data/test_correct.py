@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import csv
 import shutil
+import unicodedata
 import zipfile
 from dataclasses import replace
 from pathlib import Path
@@ -86,6 +87,23 @@ def test_a_name_in_two_splits_means_the_picture_of_the_corrections_split(tmp_pat
     after = apply_corrections(data, [relabel("both[2]", "b", "a", "val")], tmp_path)
     assert after.splits["train"].labels.tolist() == [0, 1, 1, 1]
     assert after.splits["test"] is data.splits["test"]
+
+
+@pytest.mark.parametrize("start", ["", "elsewhere/"])
+def test_a_name_in_another_unicode_form_means_the_picture(start: str, tmp_path: Path) -> None:
+    composed = ["caf\u00e9/0.png", "caf\u00e9/1.png", "th\u00e9/0.png"]
+    names = [unicodedata.normalize("NFD", name) for name in composed]
+    split = FileSplit(tmp_path / "elsewhere", names, np.array([0, 0, 1]))
+    data = Data("x", "x", ("caf\u00e9", "th\u00e9"), {"train": split})
+    after = apply_corrections(data, [relabel(start + composed[1], "th\u00e9", "caf\u00e9")], tmp_path)
+    assert after.splits["train"].labels.tolist() == [0, 1, 1]
+
+
+def test_the_picture_of_the_very_name_comes_before_one_in_another_unicode_form(tmp_path: Path) -> None:
+    names = ["caf\u00e9.png", "cafe\u0301.png", "tea.png", "water.png"]
+    data = Data("x", "x", ("a", "b"), {"train": FileSplit(tmp_path, names, np.array([0, 0, 0, 1]))})
+    after = apply_corrections(data, [relabel(names[0], "b", "a")], tmp_path)
+    assert after.splits["train"].labels.tolist() == [1, 0, 0, 1]
 
 
 def test_a_picture_is_found_in_whichever_split_it_is_now(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,8 +14,9 @@ from hypothesis import strategies as st
 from helpers import coloured_data, coloured_labels
 from thumbnet.data.folds import fold_numbers, joined, rarest_labels, with_test_fold
 from thumbnet.data.multilabel import MultiLabelSplit
-from thumbnet.data.splits import ArraySplit, Data
+from thumbnet.data.splits import ArraySplit, Data, FileSplit
 from thumbnet.errors import DataError
+from thumbnet.seeds import derive_seed
 
 
 @pytest.mark.parametrize("folds", [2, 3, 5])
@@ -108,6 +110,27 @@ def test_the_division_is_the_same_for_all_folds_and_depends_on_the_seed() -> Non
     data = coloured_data(60)
     first, again, other = (names(with_test_fold(data, 3, 2, seed), "test") for seed in (1, 1, 2))
     assert first == again != other
+
+
+@pytest.mark.parametrize("grouped", [False, True])
+def test_rows_that_name_one_file_share_a_fold(grouped: bool) -> None:
+    number = np.arange(60) // 3  # each of 20 pictures is in three rows
+    train = FileSplit(Path("pictures"), [f"{n}.png" for n in number], number % 2)
+    # Each row is in another group, but a group has rows of two pictures.
+    groups = {"train": np.array([f"{n // 2} {row % 3}" for row, n in enumerate(number)], dtype=object)}
+    data = Data("made", "made by the tests", ("a", "b"), {"train": train}, groups=groups if grouped else {})
+    for fold in (1, 2):
+        part = with_test_fold(data, 2, fold, seed=0)
+        assert len(part.splits["test"]) == 30
+        assert not set(names(part, "train")) & set(names(part, "test"))
+
+
+def test_without_such_rows_the_folds_are_those_of_the_groups_or_pictures() -> None:
+    labels, groups = [index % 3 for index in range(60)], [f"person {index * 7 % 10}" for index in range(60)]
+    for known, together in ((None, np.arange(60)), (groups, np.unique(groups, return_inverse=True)[1])):
+        expected = fold_numbers(np.array(labels), together, 3, derive_seed(0, "test folds"))
+        part = with_test_fold(data_of(labels, known), 3, 2, seed=0)
+        assert names(part, "test") == [f"train[{index}]" for index in np.flatnonzero(expected == 2)]
 
 
 def test_groups_are_undivided_and_go_with_their_pictures() -> None:

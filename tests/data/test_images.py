@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from faults.broken import png
+from faults.broken import png, scans
 from helpers import noise, write_picture
 from thumbnet.data import images
 from thumbnet.data.images import (
@@ -363,6 +363,25 @@ def test_an_icon_with_a_larger_picture_than_it_says_is_refused_undecoded(
     with pytest.raises(TooManyPixelsError, match="300x300 pixels are more than the limit of 10,000"):
         peek_image(io.BytesIO(icon(large)), "large.ico")
     assert decoded == []
+
+
+def test_a_jpeg_with_too_many_scans_is_refused_undecoded(monkeypatch: pytest.MonkeyPatch) -> None:
+    claims = list[int]()
+    with pytest.raises(UnreadableImageError, match="more than 500 scans"):
+        load_picture(scans(501), "x.jpg", claim=claims.append)
+    assert claims == []
+    usual = file_of("JPEG", Image.fromarray(noise(0, 24, 24)), progressive=True)
+    monkeypatch.setattr(images, "MAX_SCANS", usual.count(images.JPEG_SCAN))
+    load_picture(usual, "x.jpg", claim=claims.append)
+    assert len(claims) == 1
+
+
+def test_what_follows_a_jpeg_is_not_taken_for_scans() -> None:
+    usual = file_of("JPEG", Image.fromarray(noise(0, 24, 24)))
+    random = np.random.default_rng(0)
+    video = b"".join(images.JPEG_SCAN + random.bytes(30) for _ in range(2_000))
+    found, expected = (np.asarray(open_image(one, "x.jpg")) for one in (usual + video, usual))
+    np.testing.assert_array_equal(found, expected)
 
 
 def tiled(side: int, tile: int) -> bytes:

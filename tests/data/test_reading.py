@@ -73,6 +73,21 @@ def test_a_folder_that_cannot_be_listed_is_not_an_empty_one(
         reading.inside(tmp_path)
 
 
+def test_the_folders_in_a_folder_are_told_without_looking_at_each_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "b").mkdir()
+    (tmp_path / "a").symlink_to(tmp_path / "b")
+    (tmp_path / "loop").symlink_to("loop")
+    (tmp_path / "file").write_bytes(b"")
+    assert reading.folders_in(tmp_path / "nowhere") == reading.folders_in(tmp_path / "file") == []
+    monkeypatch.setattr(os, "stat", failing(errno.EIO))
+    assert reading.folders_in(tmp_path) == [tmp_path / "a", tmp_path / "b"]
+    monkeypatch.setattr(os, "scandir", failing(errno.EIO))
+    with pytest.raises(FailedReadError, match=str(tmp_path)):
+        reading.folders_in(tmp_path)
+
+
 def test_an_error_of_the_system_becomes_one_that_names_the_file() -> None:
     for number in FAILURES:
         assert type(read_error(OSError(number, "why"), "x.png")) is FailedReadError

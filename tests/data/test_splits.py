@@ -10,7 +10,7 @@ from PIL import Image
 from helpers import coloured, coloured_data, write_picture
 from thumbnet.data.splits import ArraySplit, BytesSplit, Data, FileSplit, group_name
 from thumbnet.errors import DataError, UnreadableImageError
-from thumbnet.sources.python import DatasetSplit, PicturesSplit
+from thumbnet.sources.objects import DatasetSplit, PicturesSplit
 
 
 def as_files(root: Path) -> FileSplit:

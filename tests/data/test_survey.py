@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -336,7 +337,9 @@ def test_a_large_size_is_brought_to_the_cap(own: tuple[int, int], used: tuple[in
     assert capped_size(own, 0) == (own if max(own) <= LARGEST_SIDE else (16, LARGEST_SIDE))
 
 
-def test_r15_large_pictures_are_trained_smaller_and_the_note_says_how_long_each_takes(tmp_path: Path) -> None:
+def test_r15_large_pictures_are_trained_smaller_and_a_note_says_how_to_keep_their_size(
+    tmp_path: Path,
+) -> None:
     for number in range(4):
         for name in "ab":
             write_picture(tmp_path / name / f"{number}.jpg", noise(number + 10 * ord(name), 240, 320))
@@ -382,3 +385,80 @@ def test_notes_say_what_is_done_with_a_set_background() -> None:
     found = replace(Survey(), pictures=9, transparent=9, vanishing=(1.0, 0.0, 0.0), example="x")
     settings = DataSettings(background=(7, 7, 7))
     assert rendering_notes(found, choose_rendering(found, settings), settings) == []
+
+
+# --- scale
+
+
+def test_dark_and_bright_pictures_are_on_the_scale_of_the_training_and_other_units_are_not() -> None:
+    for least, most in ((0, 500), (0, 5), (400, 2_000), (0, 65_535)):
+        assert not survey.is_off_scale(least, most, (0.0, 500.0), floats=True)
+    for least, most in ((0, 1), (-2_000, -1_000), (2_000, 2_500)):
+        assert survey.is_off_scale(least, most, (0.0, 500.0), floats=True)
+    assert not survey.is_off_scale(0, 1, (0.0, 500.0), floats=False)  # a dark picture of integers
+
+
+USUAL = np.random.default_rng(0).integers(0, 501, (40, 32, 32)).astype(np.float64)
+LIMITS = (0.0, 500.0)
+
+
+def scale_of(images: np.ndarray, limits: tuple[float, float] | None) -> tuple[str, bool]:
+    return survey.scale_problem(ArraySplit(images, np.zeros(len(images), dtype=np.int64), "x"), limits)
+
+
+def changed(images: np.ndarray, where: Any, value: float) -> np.ndarray:
+    copy = images.copy()
+    copy[where] = value
+    return copy
+
+
+def sparse(value: float) -> np.ndarray:
+    """Black pictures with three bright pixels each."""
+    return changed(np.zeros((40, 32, 32)), (slice(None), [3, 9, 20], [5, 5, 30]), value)
+
+
+@pytest.mark.parametrize(
+    ("images", "limits"),
+    [
+        (USUAL, LIMITS),
+        (USUAL / 10, LIMITS),
+        (USUAL * 3, LIMITS),
+        (sparse(65_535), LIMITS),
+        (np.zeros((40, 32, 32)), LIMITS),
+        (np.minimum(USUAL, 1), LIMITS),  # counts of few photons
+        (changed(USUAL, 7, 1e6), LIMITS),
+        (USUAL.astype(np.uint16) // 500, LIMITS),
+        (USUAL[:0], LIMITS),
+        (USUAL / 500, None),
+        (USUAL / 480 - 0.02, None),  # sharpened
+        (sparse(1.5), None),
+        (changed(USUAL / 500, 7, -1000), None),
+        (USUAL.astype(np.uint16), None),
+        (np.zeros((40, 32, 32, 3), np.uint8), None),
+    ],
+)
+def test_data_that_may_be_right_cause_no_alarm(
+    images: np.ndarray, limits: tuple[float, float] | None
+) -> None:
+    assert scale_of(images, limits) == ("", False)
+
+
+@pytest.mark.parametrize(
+    ("images", "limits", "certain"),
+    [
+        (USUAL / 500, LIMITS, True),
+        (USUAL - 10_000, LIMITS, True),
+        (USUAL * 131, LIMITS, False),  # perhaps only bright
+        (np.concatenate([USUAL, USUAL[:9] / 500]), LIMITS, False),
+        (USUAL + 0.5, None, True),
+        (USUAL / 250 - 1, None, True),
+        (USUAL.astype(np.int64), None, True),
+        (changed(USUAL.astype(np.int64) // 2, (39, 0, 0), 256), None, True),  # all are rendered as 16 bits
+    ],
+)
+def test_data_on_another_scale_cause_an_alarm(
+    images: np.ndarray, limits: tuple[float, float] | None, certain: bool
+) -> None:
+    problem, is_certain = scale_of(images, limits)
+    assert re.match(r"values from .* to .* in (float64|int32): expected uint8", problem)
+    assert is_certain == certain

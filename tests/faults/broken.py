@@ -74,6 +74,22 @@ def png(width: int, height: int, *, depth: int = 8, colour: int = 2, body: bytes
     return b"\x89PNG\r\n\x1a\n" + chunks
 
 
+def texts(count: int, depth: int = 8) -> bytes:
+    """A PNG of one pixel with so many texts of a million characters each, which take about a kilobyte."""
+    whole, text = png(1, 1, depth=depth, body=bytes(1 + 3 * depth // 8)), zlib.compress(b"x" * 1_000_000, 9)
+    chunks = [png_chunk(b"zTXt", f"text {number}\0\0".encode() + text) for number in range(count)]
+    return whole[:33] + b"".join(chunks) + whole[33:]  # after the header
+
+
+def scans(count: int) -> bytes:
+    """A progressive JPEG with so many scans: the first of them is repeated."""
+    whole = saved(Image.fromarray(noise(0, 24, 24)), "jpeg", progressive=True)
+    start = whole.index(b"\xff\xda")
+    end = whole.index(b"\xff\xc4", start)  # the Huffman table of the next scan
+    more = count - whole.count(b"\xff\xda")
+    return whole[:end] + whole[start:end] * more + whole[end:]
+
+
 def saved(image: Image.Image, kind: str, **options: object) -> bytes:
     stream = io.BytesIO()
     image.save(stream, kind, **options)
@@ -119,6 +135,7 @@ def bombs() -> Iterator[tuple[str, bytes]]:
     text = PngImagePlugin.PngInfo()
     text.add_text("comment", "x" * 60_000_000, zip=True)
     yield "bomb-text.png", saved(Image.new("RGB", (8, 8)), "png", pnginfo=text)
+    yield "bomb-scans.jpg", scans(2_000)
     yield "bomb-profile.png", saved(Image.new("RGB", (8, 8)), "png", icc_profile=bytes(60_000_000))
     big = Image.new("RGB", (8000, 7999))
     yield "largest-rgb.png", saved(big, "png")

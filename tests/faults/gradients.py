@@ -1,12 +1,15 @@
 """Write the gradient, loss and statistics of one batch to a file. test_many_processes.py runs it by torchrun.
 
 ```sh
-torchrun --nproc-per-node 2 gradients.py FILE MODEL PRECISION SYNC
+torchrun --nproc-per-node 2 gradients.py FILE MODEL PRECISION SYNC [RANK]
 ```
+
+The process RANK has no kernels.
 """
 
 from __future__ import annotations
 
+import os
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -24,7 +27,9 @@ from thumbnet.training.build import build_state
 from thumbnet.training.state import TrainingState
 from thumbnet.training.step import accumulate_gradients
 
-target, name, precision, synchronised = sys.argv[1:]
+target, name, precision, synchronised, *without = sys.argv[1:]
+if os.environ.get("RANK", "0") in without:
+    os.environ["THUMBNET_KERNELS"] = "0"
 recipe = load_recipe("fast", [
     f"model.name={name}", f"training.precision={precision.replace('64', '32')}", f"training.sync_batchnorm={synchronised}",
     "model.width=0.5", "training.batch_size=23", "training.label_smoothing=0.1", "data.image_size=32",

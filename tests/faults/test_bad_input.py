@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import importlib
 import io
 import json
 import os
@@ -46,6 +47,9 @@ class Outcome:
 @pytest.fixture(scope="module", autouse=True)
 def _small_heap() -> Iterator[None]:
     """Let the garbage collections in :func:`limits` look only at objects that these tests create."""
+    # PyTorch imports it for its first optimizer, for seconds where the computer is busy. An import that a time
+    # limit interrupts would make all later tests of this process fail.
+    importlib.import_module("torch._dynamo")
     gc.collect()
     gc.freeze()
     yield

@@ -150,7 +150,7 @@ def test_a_folder_that_is_not_writable_is_an_error(tmp_path: Path, ordinary: lis
     tmp_path.chmod(0o555)
     try:
         done = run([*ordinary, *begin(tmp_path / "run")])
-        assert_refused(done, done.stderr, "Permission denied")
+        assert_refused(done, done.stderr, "is not writable")
     finally:
         tmp_path.chmod(0o755)
 

@@ -17,6 +17,7 @@ import pytest
 import torch
 
 from helpers import TINY, write_class_folders
+from kernel_helpers import needs_kernels
 from thumbnet.runs.folder import Run
 from thumbnet.runs.weights import read_weights
 
@@ -76,6 +77,15 @@ def test_two_processes_compute_the_same_gradient_as_one(
     assert float(two["loss"]) == pytest.approx(float(one["loss"]), rel=tolerance)
     assert relative_difference(two["gradients"], one["gradients"]) < tolerance
     assert relative_difference(two["buffers"], one["buffers"]) < tolerance
+
+
+@needs_kernels
+@pytest.mark.skipif(not FULL, reason="three programs that import torch: make test-faults")
+def test_if_one_process_has_no_kernels_the_other_uses_none_either(tmp_path: Path) -> None:
+    one = gradient(1, tmp_path / "1.pt", "fastnet", "bf16", "true", "0")
+    two = gradient(2, tmp_path / "2.pt", "fastnet", "bf16", "true", "1")
+    assert float(two["loss"]) == pytest.approx(float(one["loss"]), rel=0.1)
+    assert relative_difference(two["gradients"], one["gradients"]) < 0.1
 
 
 @pytest.mark.skipif(not FULL, reason="three programs that import torch: make test-faults")

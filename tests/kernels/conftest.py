@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from kernel_helpers import CAN_RUN, gcc, loaded
-from thumbnet.kernels.library import compile_library, has_tiles
+from thumbnet.kernels import library
+from thumbnet.kernels.library import has_tiles
 
 HERE = Path(__file__).parent
 
@@ -20,10 +21,10 @@ def test_kernels(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
     if not CAN_RUN:
         pytest.skip("no AVX-512 BF16 or no gcc here: only the reference implementations run")
     target = tmp_path_factory.mktemp("kernels") / "test_kernels.so"
-    headers = [HERE / "emulated_tiles.h", HERE / "refusing_memory.h"]
-    compile_library(
-        gcc(), target, extra_flags=[flag for header in headers for flag in ("-include", str(header))]
-    )
+    headers = [str(HERE / "emulated_tiles.h"), str(HERE / "refusing_memory.h")]
+    with pytest.MonkeyPatch.context() as changed:
+        changed.setattr(library, "FLAGS", (*library.FLAGS, "-include", headers[0], "-include", headers[1]))
+        library.compile_library(gcc(), target)
     return ctypes.CDLL(str(target))
 
 

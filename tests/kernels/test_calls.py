@@ -15,10 +15,11 @@ from torch import Tensor, nn
 
 from helpers import TINY, coloured_data
 from kernel_helpers import loaded, needs_kernels, on_threads, pictures
+from thumbnet.distributed import World
 from thumbnet.errors import OutOfMemoryError, is_out_of_memory
 from thumbnet.kernels import library
 from thumbnet.kernels.augment import mirror_and_translate
-from thumbnet.kernels.calls import applies
+from thumbnet.kernels.calls import agree_on_kernels, applies, available, strided_available
 from thumbnet.kernels.conv import Conv3x3
 from thumbnet.kernels.norm import conv_norm_act, norm_act
 from thumbnet.kernels.strided import strided, strided_weight_gradient
@@ -287,3 +288,18 @@ def test_kernels_run_only_under_bfloat16_autocast_on_pictures_stored_channels_la
         assert not applies(x[:0])
         assert not applies(pictures(1, 4100, 2, 2))
         assert not applies(None)  # type: ignore[arg-type]
+
+
+@needs_kernels
+def test_kernels_that_cannot_run_in_one_process_of_a_training_run_in_none(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(library, "_loaded", dict(library._loaded))
+    monkeypatch.setattr(World, "sum", lambda self, values: values)  # the others have them, too
+    agree_on_kernels(World(0, 2))
+    assert available()
+    monkeypatch.setattr(World, "sum", lambda self, values: values + 1)
+    agree_on_kernels(World(0, 2))
+    assert not available()
+    assert not strided_available()
+    assert library.why_off() == "they cannot run in another process of this training"

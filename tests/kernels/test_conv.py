@@ -1,12 +1,16 @@
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from kernel_helpers import needs_kernels, pictures
 from thumbnet.kernels import calls, norm, strided, tiles, winograd
-from thumbnet.kernels.conv import Conv3x3, uses_winograd
+from thumbnet.kernels.conv import Conv1x1, Conv3x3, uses_winograd
 from thumbnet.kernels.library import load_kernels
 from thumbnet.kernels.norm import conv_norm_act, norm_act
 from thumbnet.models import build_model
@@ -115,3 +119,28 @@ def test_without_kernels_the_reference_implementations_run(monkeypatch: pytest.M
         y = norm_act(layer(torch.randn(2, 8, 6, 6)), normalise, "silu", pool=2)
     y.float().sum().backward()
     assert layer.weight.grad is not None
+
+
+CRASHER = """
+import torch
+from thumbnet.kernels.conv import Conv1x1
+conv = Conv1x1(8, 16, 2).to(memory_format=torch.channels_last)
+x = torch.randn(9, 8, 16, 16).to(memory_format=torch.channels_last).requires_grad_()
+for _ in range(30):
+    y = conv(x)
+    y.backward(torch.randn_like(y))
+    others = [torch.randn(n) for n in (10, 100, 1000, 3000)]
+print("alive")
+"""
+
+
+def test_a_narrow_projection_with_a_stride_does_not_write_past_its_memory() -> None:
+    done = subprocess.run([sys.executable, "-c", CRASHER], capture_output=True, text=True)
+    assert done.stdout == "alive\n", done.stderr
+
+
+@pytest.mark.parametrize(("channels", "stride"), [(8, 2), (8, 1), (16, 2), (3, 3)])
+def test_a_projection_is_a_plain_convolution(channels: int, stride: int) -> None:
+    conv = Conv1x1(channels, 5, stride)
+    x = torch.randn(2, channels, 9, 7, generator=torch.Generator().manual_seed(0))
+    assert torch.allclose(conv(x), F.conv2d(x, conv.weight, stride=stride), atol=1e-6)

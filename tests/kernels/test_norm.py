@@ -2,12 +2,15 @@ from __future__ import annotations
 
 import copy
 import itertools
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from kernel_helpers import BF16, FP32, NAN_BITS, assert_close, needs_kernels, pictures
+from thumbnet.distributed import SyncBatchNorm2d
 from thumbnet.kernels import norm as norm_kernels
 from thumbnet.kernels.norm import Activation, norm_act, plain_norm_act
 
@@ -153,3 +156,45 @@ def test_a_norm_without_biases_runs_in_pytorch() -> None:
 def test_a_single_value_per_channel_raises_the_error_of_pytorch() -> None:
     with torch.autocast("cpu", torch.bfloat16), pytest.raises(ValueError, match="more than 1 value"):
         norm_kernels.norm_act(pictures(1, 32, 1, 1), nn.BatchNorm2d(32))
+
+
+@needs_kernels
+@pytest.mark.timeout(60)
+def test_a_process_with_a_single_value_sends_the_same_sums_as_one_with_two(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The processes are threads. Three pictures of 1x1 pixels are shared by two of them."""
+    barrier, sent = threading.Barrier(2), dict[int, Tensor]()
+
+    def all_reduce(sums: Tensor) -> None:
+        sent[threading.get_ident()] = sums.clone()
+        barrier.wait(20)
+        one, other = sent.values()
+        assert (one.dtype, one.shape) == (other.dtype, other.shape)
+        total = one + other
+        barrier.wait(20)
+        sums.copy_(total)
+
+    def learn(norm: nn.BatchNorm2d, x: Tensor, dy: Tensor) -> list[Tensor]:
+        x = x.clone().requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16):
+            y = norm_act(x, norm)
+        y.backward(dy)
+        found = [y.detach(), x.grad, norm.weight.grad, norm.running_var]
+        return [one for one in found if one is not None]
+
+    x, dy = pictures(3, 32, 1, 1, scale=2, shift=1), pictures(3, 32, 1, 1, seed=1)
+    expected = learn(nn.BatchNorm2d(32), x, dy)
+    monkeypatch.setattr("torch.distributed.all_reduce", all_reduce)
+    norms = [SyncBatchNorm2d(32), SyncBatchNorm2d(32)]
+    with ThreadPoolExecutor(2) as pool:
+        first, second = pool.map(learn, norms, x.tensor_split(2), dy.tensor_split(2))
+    found = [
+        torch.cat([first[0], second[0]]),
+        torch.cat([first[1], second[1]]),
+        first[2] + second[2],
+        first[3],
+    ]
+    for ours, whole in zip(found, expected, strict=True):
+        assert_close(ours, whole, BF16)
+    assert torch.equal(first[3], second[3])

@@ -1,17 +1,12 @@
 from __future__ import annotations
 
-import subprocess
-import sys
-
 import numpy as np
 import pytest
 import torch
 from torch import nn
-from torch.nn import functional as F
 
 from thumbnet.errors import RecipeError
 from thumbnet.models import ResidualBlock, ResNet, build_model, narrow_resnet, resnet18, resnet34
-from thumbnet.models.resnet import Conv1x1
 from thumbnet.recipes.networks import MODEL_NAMES
 from thumbnet.recipes.recipe import load_recipe
 from thumbnet.recipes.settings import ModelSettings
@@ -154,28 +149,3 @@ def test_a_wrong_depth_or_name_is_refused() -> None:
         load_recipe("fast", ["model.name=resnet-18"])
     with pytest.raises(RecipeError, match="Known: fastnet, resnet18"):
         ModelSettings("resnet 18")
-
-
-CRASHER = """
-import torch
-from thumbnet.models.resnet import Conv1x1
-conv = Conv1x1(8, 16, 2).to(memory_format=torch.channels_last)
-x = torch.randn(9, 8, 16, 16).to(memory_format=torch.channels_last).requires_grad_()
-for _ in range(30):
-    y = conv(x)
-    y.backward(torch.randn_like(y))
-    others = [torch.randn(n) for n in (10, 100, 1000, 3000)]
-print("alive")
-"""
-
-
-def test_a_narrow_projection_with_a_stride_does_not_write_past_its_memory() -> None:
-    done = subprocess.run([sys.executable, "-c", CRASHER], capture_output=True, text=True)
-    assert done.stdout == "alive\n", done.stderr
-
-
-@pytest.mark.parametrize(("channels", "stride"), [(8, 2), (8, 1), (16, 2), (3, 3)])
-def test_a_projection_is_a_plain_convolution(channels: int, stride: int) -> None:
-    conv = Conv1x1(channels, 5, stride)
-    x = torch.randn(2, channels, 9, 7, generator=torch.Generator().manual_seed(0))
-    assert torch.allclose(conv(x), F.conv2d(x, conv.weight, stride=stride), atol=1e-6)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
 from helpers import coloured_data
@@ -12,8 +14,9 @@ from thumbnet.cli import main
 from thumbnet.data.splits import Progress
 from thumbnet.errors import RunError, ThumbnetError
 from thumbnet.publish import checked
+from thumbnet.publish import export as exporting
 from thumbnet.publish.checked import export_checked, target
-from thumbnet.publish.export import ExportCheck
+from thumbnet.publish.export import ExportCheck, loses_accuracy
 from thumbnet.runs.folder import Run
 
 
@@ -37,6 +40,40 @@ def test_a_refused_export_leaves_the_former_file(
     assert f"differ by {difference:g}, and at most 0.001 is allowed" in capsys.readouterr().err
     assert out.read_bytes() == b"before"
     assert list(tmp_path.iterdir()) == [out]
+
+
+def test_a_network_that_8_bits_spoil_is_refused_and_the_former_file_stays(
+    tiny_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    onnx = pytest.importorskip("onnx", reason="the extra 'export' is not installed")
+
+    def mixed_up(model: Any, *_: object) -> Any:
+        """The network with its classes in another order."""
+        for node in model.graph.node:
+            for at, name in enumerate(node.output):
+                if name == "logits":
+                    node.output[at] = "ordered"
+        model.graph.initializer.append(onnx.numpy_helper.from_array(np.array([1, 2, 0]), "order"))
+        model.graph.node.append(onnx.helper.make_node("Gather", ["ordered", "order"], ["logits"], axis=1))
+        return model
+
+    monkeypatch.setattr(exporting, "_quantised", mixed_up)
+    out = tmp_path / "a.int8.onnx"
+    out.write_bytes(b"before")
+    with pytest.raises(RunError, match=r"in 8 bits, the accuracy falls .* at most 5 points may be lost"):
+        export_checked(target(str(tiny_run.path), "onnx-int8", out), coloured_data(), uncounted)
+    assert out.read_bytes() == b"before"
+
+
+@pytest.mark.parametrize(
+    ("pictures", "accuracy", "loses"),
+    [(100, 0.85, False), (100, 0.84, True), (10, 0.7, False), (10, 0.6, True)],
+)
+def test_8_bits_may_cost_5_points_of_accuracy_or_two_pictures(
+    pictures: int, accuracy: float, loses: bool
+) -> None:
+    found = ExportCheck(pictures, 0.5, 0.5, 0.9, 0.9, accuracy, accuracy, "none")
+    assert loses_accuracy(found) == loses
 
 
 def test_an_export_tells_what_was_written_and_compared(tiny_run: Run, tmp_path: Path) -> None:

@@ -2,8 +2,11 @@ from __future__ import annotations
 
 import errno
 import json
+import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -51,7 +54,8 @@ def test_an_int8_export_is_smaller_and_predicts_nearly_the_same(
     for path, kind in ((out, "onnx-int8"), (onnx_file, "onnx")):
         info = OnnxClassifier(path).info
         assert (info.run, info.exported) == (tiny_run.path.name, kind)
-        assert (info.accuracy, info.accuracy_split) == (tiny_run.summary["accuracy"], "test")
+        measured = (tiny_run.summary["accuracy"], "test", 60) if kind == "onnx" else (None, "", None)
+        assert (info.accuracy, info.accuracy_split, info.accuracy_pictures) == measured
         assert info.fingerprint == tiny_run.settings["fingerprint"]
 
 
@@ -142,6 +146,31 @@ def test_plain_onnxruntime_needs_only_the_picture(tiny_run: Run, any_size_file: 
         (expected,) = predictor.predict(picture)
         assert predictor.class_names[int(probabilities.argmax())] == expected.label
         assert probabilities.max() == pytest.approx(expected.probability, abs=0.01)
+
+
+def test_the_program_of_the_export_page_gives_the_answer_of_predict_to_a_turned_picture(
+    tiny_run: Run,
+    any_size_file: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    page = Path(__file__).parents[2] / "docs" / "howto" / "export.md"
+    blocks = re.findall(r"```python\n(.*?)```", page.read_text("utf-8"), re.DOTALL)
+    (program,) = [block for block in blocks if "cats.any-size.onnx" in block]
+    shutil.copy(any_size_file, tmp_path / "cats.any-size.onnx")
+    exif = Image.Exif()
+    exif[0x0112] = 6  # a camera that was held upright
+    lying = Image.fromarray(coloured(1, 7)).resize((90, 40), Image.Resampling.BICUBIC)
+    write_picture(tmp_path / "cat.jpg", lying, exif=exif, quality=95)
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    exec(program, names)
+    assert names["picture"].size == (40, 90)
+    label, probability = capsys.readouterr().out.split()
+    (expected,) = load_run(tiny_run.path, "cpu").predict("cat.jpg", tta="none")
+    assert label == expected.label
+    assert float(probability) == pytest.approx(expected.probability, abs=0.01)
 
 
 def test_eight_bits_are_calibrated_on_the_pictures_that_can_be_read(onnx_file: Path, tmp_path: Path) -> None:

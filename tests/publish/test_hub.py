@@ -7,6 +7,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -80,6 +81,38 @@ def test_a_refusal_of_the_hub_is_reported_in_one_line(
     assert hub.files == {}
 
 
+@pytest.mark.parametrize("is_private", [False, True])
+def test_nothing_that_should_be_private_is_published_in_a_public_repository(
+    is_private: bool, tiny_run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    called: list[str] = []
+
+    class Api:
+        endpoint = "https://hub"
+
+        def __init__(self, **_: str) -> None:
+            pass
+
+        def create_repo(self, name: str, *, private: bool, exist_ok: bool) -> None:
+            assert exist_ok  # it exists, so `private` changes nothing
+
+        def repo_info(self, name: str) -> SimpleNamespace:
+            return SimpleNamespace(private=is_private)
+
+        def create_commit(self, name: str, *_: object, **__: object) -> None:
+            called.append(name)
+
+    monkeypatch.setattr(huggingface_hub, "HfApi", Api)
+    status, out, errors = run_cli("push", tiny_run.path, f"hf:{NAME}", "--private")
+    if is_private:
+        assert (status, out, called) == (0, f"published: https://hub/{NAME}\n", [NAME])
+    else:
+        assert (status, out, called) == (2, "", [])
+        assert f"thumbnet: {NAME} exists and is public, so nothing was published" in errors
+    assert run_cli("push", tiny_run.path, f"hf:{NAME}")[0] == 0
+    assert called.pop() == NAME
+
+
 def test_damaged_weights_from_the_hub_are_refused(
     tiny_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -125,6 +158,15 @@ def test_the_card_says_what_the_measured_pictures_chose(label_run: Run, tmp_path
     assert "The val F1 is optimistic, because the same pictures chose the thresholds." in card
     assert "(on the same pictures, so it is optimistic)." in card
     assert "optimistic" not in model_card(label_run, NAME, "mit")
+
+
+@pytest.mark.parametrize(("kept_by", "what"), [("best on val", "The best epoch"), ("L2 chosen on val", "L2")])
+def test_the_card_says_what_a_separate_split_chose(
+    kept_by: str, what: str, tiny_run: Run, tmp_path: Path
+) -> None:
+    run = Run(Path(shutil.copytree(tiny_run.path, tmp_path / "run")))
+    (run.path / "summary.json").write_text(json.dumps({**run.summary, "kept_by": kept_by}))
+    assert f" {what} was chosen on a separate split; test was measured once." in model_card(run, NAME)
 
 
 def test_what_is_published_names_no_local_folder(tiny_run: Run, tmp_path: Path) -> None:

@@ -2,7 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from thumbnet.publish.label_card import measures, results_table, what_it_does
+from thumbnet.publish.hub import measures
+from thumbnet.publish.label_card import results_table, what_it_does
 from thumbnet.runs.folder import Run
 
 
@@ -28,7 +29,7 @@ def test_the_table_has_as_many_cells_in_each_row(label_run: Run) -> None:
 
 
 def test_pictures_without_any_label_give_no_measures() -> None:
-    summary = {"map": None, "split": "test", "tta": "none"}
+    summary = {"map": None, "split": "test", "tta": "none", "multilabel": True}
     assert measures(summary) == {}
     assert "nothing was measured" in results_table(summary)[0]
     assert what_it_does("32x32", 5).startswith("that gives small pictures (32x32 pixels)")

@@ -69,6 +69,15 @@ def test_the_page_holds_the_network_and_runs_nothing_but_its_own_script(
     assert re.findall(r"(?:src|href)=\"(?!data:)", page) == []
 
 
+def test_the_page_holds_the_logits_of_a_picture_to_compare_with(onnx_file: Path, info: WeightsInfo) -> None:
+    height, width = info.preprocessing.size
+    values = [37 * i % 256 for i in range(height * width * 3)]  # as classify.js makes them
+    picture = np.array(values, dtype=np.uint8).reshape(1, height, width, 3)
+    (expected,) = OnnxClassifier(onnx_file).logits(picture, tta="none")
+    found = described_in(page_of(onnx_file, info))["known_logits"]
+    assert found == pytest.approx(list(map(float, expected)), abs=1e-4)
+
+
 @pytest.mark.parametrize("count", [0, 1, 3, 4, 10])
 def test_bytes_are_put_into_planes_and_back(count: int) -> None:
     content = bytes(range(count))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageCms
 
 from helpers import coloured, noise, write_picture
 from serving.test_browser import (
@@ -29,7 +30,7 @@ from thumbnet.classifiers.onnx_classifier import OnnxClassifier
 from thumbnet.classifiers.unlike import fit_unlikeness, looks
 from thumbnet.classifiers.words import in_words
 from thumbnet.publish.web_runtime import is_in, load_runtime, packaged_folder
-from thumbnet.publish.webpage import web_page
+from thumbnet.publish.webpage import described_in, web_page
 
 onnx = pytest.importorskip("onnx", reason="the extra 'export' is not installed")
 pytestmark = pytest.mark.skipif(not is_in(packaged_folder()), reason="no ONNX Runtime Web: make web-runtime")
@@ -43,6 +44,23 @@ URL.createObjectURL = (blob) => {
   if (blob.type === "text/csv") blob.text().then((text) => { window.saved = text; });
   return address.call(URL, blob);
 };
+"""
+# Refuses what Chrome before 112 refuses.
+OLD_CHROME = """
+const decode = window.createImageBitmap;
+window.createImageBitmap = async (file, how) => {
+  if (how?.imageOrientation === "from-image") throw new TypeError("not a valid enum value");
+  return decode(file, how);
+};
+"""
+# The first pixel of a picture (in base 64), with its colours converted by its profile.
+FIRST_CONVERTED = """
+const [text, done] = arguments, bytes = Uint8Array.from(atob(text), (c) => c.charCodeAt(0));
+createImageBitmap(new Blob([bytes])).then((bitmap) => {
+  const context = document.createElement("canvas").getContext("2d");
+  context.drawImage(bitmap, 0, 0);
+  done([...context.getImageData(0, 0, 1, 1).data]);
+});
 """
 
 
@@ -182,6 +200,35 @@ def test_pictures_are_turned_upright_whatever_their_format(
     found = ask(browser, made)
     same_as_predict(found, classifier, made)
     assert len({found[f"{orientation}.webp"]["probability_1"] for orientation in range(10)}) == 8
+
+
+def test_colours_are_not_converted_by_a_profile(browser: Any, onnx_file: Path, tmp_path: Path) -> None:
+    plain = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    changed = {b"rXYZ": b"gXYZ", b"gXYZ": b"rXYZ"}  # red and green change places
+    profile = re.sub(b"[rg]XYZ", lambda found: changed[found[0]], plain)
+    pixels = noise(6)
+    pixels[0, 0] = (200, 30, 90)
+    picture = write_picture(tmp_path / "tagged.png", pixels, icc_profile=profile)
+    classifier = variant(onnx_file, fit="squash", tta="none")
+    visit(browser, written(tmp_path / "page.html", onnx_file, classifier))
+    red, green, _, _ = browser.execute_async_script(FIRST_CONVERTED, encoded_text(picture.read_bytes()))
+    assert red < green  # so the browser does heed the profile by default
+    browser.execute_script(OLD_CHROME)
+    same_as_predict(ask(browser, [picture]), classifier, [picture])
+
+
+def test_a_browser_that_computes_other_logits_than_the_export_is_named(
+    browser: Any, onnx_file: Path, tmp_path: Path
+) -> None:
+    warning = "This browser computes other numbers than the network that was exported"
+    page = written(tmp_path / "page.html", onnx_file, variant(onnx_file))
+    visit(browser, page)
+    assert warning not in find(browser, "#model").text
+    text = page.read_text()
+    first, *others = described_in(text)["known_logits"]
+    page.write_text(text.replace(json.dumps([first, *others]), json.dumps([first + 1, *others])))
+    visit(browser, page)
+    assert warning in find(browser, "#model").text
 
 
 def test_several_labels_views_and_a_background_are_as_in_predict(

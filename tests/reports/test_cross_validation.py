@@ -169,8 +169,9 @@ def test_copies_in_train_and_test_are_told_with_the_fold(tmp_path: Path) -> None
     for number in range(6):
         (data / "red" / f"{number}.png").write_bytes((data / "red" / "0.png").read_bytes())
     found = cross_validate(trained(data, tmp_path / "runs"), data, device="cpu")
-    assert [note.partition(": ")[0] for note in found.notes] == ["fold 1", "fold 2"]
-    assert all("are also in train" in note for note in found.notes)
+    assert [note.partition(": ")[0] for note in found.notes] == ["fold 1", "fold 1", "fold 2", "fold 2"]
+    assert all("are also in train" in note for note in found.notes[::2])
+    assert all("the 95 % interval is too narrow" in note for note in found.notes[1::2])
 
 
 def test_test_pictures_that_the_initial_weights_know_are_told_with_the_fold(

@@ -60,8 +60,11 @@ def test_repeated_seeds_of_the_same_time_form_one_group_if_the_clock_chose_other
 
 def test_settings_that_change_no_result_do_not_separate_repetitions(make: Make) -> None:
     runs = [make(0.9, seed) for seed in range(3)]
-    runs[1].write_recipe(runs[1].recipe.override(["data.workers=3", "data.engine=workers"]))
-    runs[2].write_recipe(runs[2].recipe.override(["checkpoint.minutes=3", "checkpoint.steps=7"]))
+    settings = ["data.workers=3", "data.engine=workers", "data.images=/another/place"]  # of the same pictures
+    runs[1].write_recipe(runs[1].recipe.override(settings))
+    # The batches have their final size, so no more of `min_steps` is left to do.
+    more = ["checkpoint.minutes=3", "checkpoint.steps=7", "training.min_steps=7"]
+    runs[2].write_recipe(runs[2].recipe.override(more))
     assert [len(group.runs) for group in group_runs(runs)] == [3]
 
 

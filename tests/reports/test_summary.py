@@ -182,6 +182,30 @@ def test_pictures_that_the_initial_weights_know_are_the_reason_if_there_are_any(
     )
 
 
+def test_copies_of_training_pictures_are_a_reason_too_and_so_is_doubt() -> None:
+    none = {"calibrated_on": None, "calibration_pictures": 4}
+    assert describe_calibration(calibrated(**none, calibration_copied=26)) == (
+        "probabilities are not calibrated: 26 of the 30 pictures for it are copies of training pictures or in their "
+        "groups"
+    )
+    both = str(describe_calibration(calibrated(**none, calibration_known=6, calibration_copied=20)))
+    assert both.endswith(
+        "6 of the 30 pictures for it and 20 of the 30 pictures for it are copies of training "
+        "pictures or in their groups"
+    )
+    unsure = str(describe_calibration(calibrated(**none, calibration_unsure=True)))
+    assert unsure.endswith("the initial weights may have been trained on some of the pictures for it")
+
+
+def test_answers_that_are_not_finite_are_the_reason_if_there_are_any() -> None:
+    text = describe_calibration(
+        calibrated(calibrated_on=None, calibration_pictures=500, calibration_not_finite=3)
+    )
+    assert text == (
+        "probabilities are not calibrated: the network answers 3 of the 500 pictures for it with nan or infinity"
+    )
+
+
 def test_runs_of_older_versions_say_nothing_about_calibration() -> None:
     assert describe_calibration({"split": "test"}) is None
 

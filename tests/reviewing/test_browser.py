@@ -30,7 +30,7 @@ LEFT, RIGHT, ENTER, ESCAPE = "\ue012", "\ue014", "\ue007", "\ue00c"
 def served(review: Review) -> Iterator[str]:
     """Serve a review from a thread of this process."""
     title = "Review of 2026-11-27-pictures-small-1"
-    heading = Heading(title, COMMAND, beyond="without a label", show_more=SHOW_MORE)
+    heading = Heading(title, COMMAND, show_more=SHOW_MORE)
     app = build_review(review, heading, load, Rendering())
     with listen("127.0.0.1", 0) as listener:
         server = uvicorn.Server(uvicorn.Config(app, log_level="error"))
@@ -206,7 +206,7 @@ def test_a_digit_typed_ahead_is_dropped_if_it_means_a_class_of_a_list_not_seen(
     browser: Any, tmp_path: Path
 ) -> None:
     names = [f"class {number}" for number in range(11)]
-    review = Review([item(number) for number in range(3)], names, tmp_path / "labels.csv")
+    review = made_review(tmp_path, [item(number) for number in range(3)], classes=names)
     with served(review) as address:
         visit(browser, address)
         shown(browser, "0.png")
@@ -268,7 +268,7 @@ def test_filters_the_grid_and_copies(browser: Any, tmp_path: Path) -> None:
 def test_new_pictures_and_many_classes(browser: Any, tmp_path: Path) -> None:
     names = [f"class {number}" for number in range(30)]
     items = [item(number, given=None) for number in range(3)]
-    review = Review(items, names, tmp_path / "labels.csv")
+    review = made_review(tmp_path, items, classes=names)
     with served(review) as address:
         visit(browser, address)
         shown(browser, "0.png")

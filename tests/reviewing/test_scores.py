@@ -14,7 +14,7 @@ from typing import cast
 import numpy as np
 import pytest
 
-from helpers import Payload, coloured, coloured_data, write_class_folders
+from helpers import TINY, Payload, coloured, coloured_data, write_class_folders
 from thumbnet.batches.prepare import Prepared
 from thumbnet.classifiers.load import load_classifier
 from thumbnet.data.splits import ArraySplit, Data
@@ -26,6 +26,7 @@ from thumbnet.reviewing.scores import Scores, Scoring, _Meter, fold_recipe, scor
 from thumbnet.runs.folder import Run
 from thumbnet.sources.load import load_data
 from thumbnet.training.fit import StepResult
+from thumbnet.training.train import train
 
 
 class Stop(Exception):
@@ -286,9 +287,36 @@ def test_the_networks_of_the_folds_begin_with_nothing_that_was_learned_from_the_
     recipe, init = run.recipe, str(run.path)
     begun = replace(recipe, training=replace(recipe.training, init=init))
     monkeypatch.setattr(Run, "recipe", begun)
-    assert fold_recipe(run, "coloured", 1).training.init == ""
-    assert fold_recipe(run, "other data", 1).training.init == init
-    assert len({fold_recipe(run, "coloured", fold).seed for fold in (1, 2, 3)} | {recipe.seed}) == 4
+    assert fold_recipe(run, 1, knows=True).training.init == ""
+    assert fold_recipe(run, 1, knows=False).training.init == init
+    assert len({fold_recipe(run, fold, knows=True).seed for fold in (1, 2, 3)} | {recipe.seed}) == 4
+
+
+def test_what_the_initial_weights_know_is_decided_by_the_pictures_of_all_runs_behind_them(
+    tiny_run: Run, tmp_path: Path
+) -> None:
+    """The first and the third run have the same pictures, the second one has others."""
+
+    def others(source: str) -> Data:
+        numbers = np.arange(500, 560)
+        images = np.stack([coloured(number % 3, number) for number in numbers.tolist()])
+        train_split = ArraySplit(images, numbers % 3, "train")
+        return replace(
+            coloured_data(), source=source, splits={**coloured_data().splits, "train": train_split}
+        )
+
+    def begun(init: Run, data: Data, name: str) -> Run:
+        settings = [*TINY, "training.epochs=1", f'training.init="{init.path}"']
+        return train(data, "one-cycle", overrides=settings, out=tmp_path / name, device="cpu")
+
+    def init_of_folds(run: Run, data: Data) -> str:
+        return scoring._Scorer(run, data, 2, "cpu", lambda state: None)._recipe(1).training.init
+
+    second = begun(tiny_run, others("others"), "second")
+    third = begun(second, coloured_data(), "third")
+    assert init_of_folds(third, coloured_data()) == ""
+    assert init_of_folds(second, others("others")) == second.recipe.training.init
+    assert init_of_folds(second, others("coloured")) != "", "the name of the data says nothing"
 
 
 def test_the_networks_of_the_folds_begin_with_what_the_first_of_several_runs_began_with(
@@ -296,7 +324,7 @@ def test_the_networks_of_the_folds_begin_with_what_the_first_of_several_runs_beg
 ) -> None:
     recipe, init = run.recipe, str(run.path)
 
-    def longer(source: str, **began: object) -> Recipe:
+    def longer(knows: bool, **began: object) -> Recipe:
         values = {"pretrained": False, "init": "", "head_first": 0.0, **began}
         record = {"run": init, "epochs": 4, "began": values}
         monkeypatch.setattr(Run, "settings", {"continues": record})
@@ -307,15 +335,15 @@ def test_the_networks_of_the_folds_begin_with_what_the_first_of_several_runs_beg
             schedule=replace(recipe.schedule, begin_at=0.5),
         )
         monkeypatch.setattr(Run, "recipe", later)
-        return fold_recipe(run, source, 1)
+        return fold_recipe(run, 1, knows=knows)
 
-    plain = longer("coloured")
+    plain = longer(knows=False)
     assert (plain.training.init, plain.training.epochs) == ("", 4 + recipe.training.epochs)
     assert (plain.schedule.begin_at, plain.schedule.head_first, plain.model.pretrained) == (0, 0, False)
-    pretrained = longer("coloured", pretrained=True, head_first=0.2)
+    pretrained = longer(knows=False, pretrained=True, head_first=0.2)
     assert (pretrained.model.pretrained, pretrained.schedule.head_first) == (True, 0.2)
-    assert longer("other data", init=init, head_first=0.2).training.init == init
-    same = longer("coloured", init=init, head_first=0.2)  # it has learned from these pictures
+    assert longer(knows=False, init=init, head_first=0.2).training.init == init
+    same = longer(knows=True, init=init, head_first=0.2)  # it has learned from these pictures
     assert (same.training.init, same.schedule.head_first) == ("", 0)
 
 
@@ -325,7 +353,7 @@ def test_if_the_first_of_several_runs_is_gone_random_weights_do_only_for_thumbne
     recipe = run.recipe
     gone = {"run": str(tmp_path / "gone"), "epochs": 4}
     monkeypatch.setattr(Run, "settings", {**run.settings, "continues": gone})
-    assert fold_recipe(run, "coloured", 1).training.init == ""
+    assert fold_recipe(run, 1, knows=False).training.init == ""
     nothing = Scores({})
     monkeypatch.setattr(scoring, "_Scorer", lambda *_: SimpleNamespace(scores=lambda: nothing))
     with pytest.warns(
@@ -361,5 +389,5 @@ def test_a_plan_for_a_given_time_becomes_a_number_of_epochs(
         schedule=replace(recipe.schedule, planned_at=(0,), planned_steps=(50,)),
     )
     monkeypatch.setattr(Run, "recipe", planned)
-    plain = fold_recipe(run, "coloured", 1)
+    plain = fold_recipe(run, 1, knows=False)
     assert (plain.training.steps, plain.training.epochs, plain.schedule.planned_at) == (0, 5, ())

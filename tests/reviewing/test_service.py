@@ -26,7 +26,6 @@ HEADING = Heading(
     "Review of run",
     "thumbnet train data --labels run/labels.csv",
     ("localhost",),
-    "whose label may be wrong",
     "thumbnet review run --first 8",
 )
 
@@ -46,7 +45,7 @@ def test_the_page_shows_the_pictures_and_their_decisions_and_decides(tmp_path: P
     with opened(review) as (client, headers):
         state = client.get("/state").json()
         more = (state["remaining"], state["beyond"], state["show_more"])
-        assert more == (2, HEADING.beyond, HEADING.show_more)
+        assert more == (2, review.selection.what, HEADING.show_more)
         assert (state["title"], state["command"], state["shown"]) == (HEADING.title, HEADING.continue_with, 5)
         assert state["classes"] == ["red", "green", "blue"]
         assert state["file"] == str(review.path)

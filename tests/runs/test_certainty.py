@@ -30,14 +30,14 @@ def test_thresholds_and_unlikeness_survive_json() -> None:
 def test_thresholds_without_groups_are_as_in_files_of_older_versions() -> None:
     assert TABLE.to_dict().keys() == {"split", "pictures", "highest", "table"}
     assert thresholds_from(json.loads(json.dumps(TABLE.to_dict()))) == TABLE
-    grouped = replace(TABLE, groups=40)
-    assert thresholds_from(json.loads(json.dumps(grouped.to_dict()))) == grouped
+    for newer in (replace(TABLE, groups=40), replace(TABLE, also_chose="the epoch")):
+        assert thresholds_from(json.loads(json.dumps(newer.to_dict()))) == newer
 
 
 @pytest.mark.parametrize(
     "change",
     [
-        {"groups": 0}, {"groups": 501}, {"groups": "many"}, {"confidence": 2}, {"confidence": "high"},
+        {"groups": 0}, {"groups": 501}, {"groups": "many"}, {"confidence": 2}, {"confidence": "high"}, {"also_chose": 3},
         {"highest": 1.2}, {"highest": float("nan")}, {"pictures": 0}, {"pictures": 350}, {"table": 3}, {"table": [{}]},
         {"table": [{"precision": 2, "probability": 0.5, "accepted": 3, "right": 3}]},
         {"table": [{"precision": 0.9, "probability": -1, "accepted": 3, "right": 3}]},

@@ -19,7 +19,6 @@ from thumbnet.recipes.settings import DataSettings
 from thumbnet.runs.data import (
     Wanted,
     data_to_measure,
-    load_named,
     load_wanted,
     open_run,
     settings_for,
@@ -143,7 +142,7 @@ def test_a_network_that_was_trained_on_all_of_the_data_warns(run: Run, own: Path
     _, info = read_weights(run.weights_path)
     told: list[str] = []
     whole = replace(info, fingerprint=load_data(own, test_fraction=0).fingerprint())
-    assert len(load_named(str(own), "", whole, told.append).splits["all"]) == 60
+    assert len(data_to_measure(own, "", whole, None, told.append).splits["all"]) == 60
     assert told[-1] == "warning: the network was trained on these pictures"
 
 

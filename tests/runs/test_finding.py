@@ -7,8 +7,17 @@ from pathlib import Path
 
 import pytest
 
+from thumbnet.errors import DataError, RunError
 from thumbnet.invocation import command
-from thumbnet.runs.finding import are_gone, is_finished, is_run, is_search, no_run, runs_in
+from thumbnet.runs.finding import (
+    are_gone,
+    explaining_gone,
+    is_finished,
+    is_run,
+    is_search,
+    no_run,
+    runs_in,
+)
 
 
 def make_run(folder: Path, *, finished: bool = True, age: int = 0) -> Path:
@@ -39,6 +48,20 @@ def test_only_a_place_that_is_missing_is_gone(tmp_path: Path) -> None:
     assert are_gone(str(tmp_path / "moved"))
     for source in (str(tmp_path), "cifar10", "hf:owner/name", None):
         assert not are_gone(source)
+
+
+def test_only_an_error_about_data_that_are_gone_says_what_to_do(tmp_path: Path) -> None:
+    gone = str(tmp_path / "moved")
+    with (
+        pytest.raises(DataError, match="^not found\nMove them back$"),
+        explaining_gone(gone, lambda: "Move them back"),
+    ):
+        raise DataError("not found")
+    for source in (str(tmp_path), None, [gone]):
+        with pytest.raises(DataError, match="^not found$"), explaining_gone(source, lambda: "Move them back"):
+            raise DataError("not found")
+    with pytest.raises(RunError, match="^damaged$"), explaining_gone(gone, lambda: "Move them back"):
+        raise RunError("damaged")
 
 
 def test_runs_are_listed_newest_first(tmp_path: Path) -> None:

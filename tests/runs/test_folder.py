@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -18,6 +19,7 @@ from thumbnet.files import write_file, write_with
 from thumbnet.recipes.recipe import load_recipe
 from thumbnet.runs.folder import Run
 from thumbnet.runs.weights import find_weights
+from thumbnet.training.train import train
 
 
 def test_a_complete_run_has_all_of_its_files(tiny_run: Run) -> None:
@@ -25,7 +27,7 @@ def test_a_complete_run_has_all_of_its_files(tiny_run: Run) -> None:
         "recipe.toml", "run.json", "environment.json", "metrics.jsonl",
         "checkpoint.pt", "model.safetensors", "summary.json", ".lock", "metrics.csv", "digests.npy",
     }  # fmt: skip
-    assert tiny_run.recipe == load_recipe("one-cycle", TINY)
+    assert tiny_run.recipe == load_recipe("one-cycle", [*TINY, "training.min_steps=0"])
     summary = tiny_run.summary
     assert summary["split"] == "test"
     assert 0 <= summary["accuracy"] <= 1
@@ -170,12 +172,38 @@ def test_the_error_names_a_folder_that_cannot_be_created(
 ) -> None:
     (tmp_path / "runs").write_text("a file")
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(
-        RunError, match=r"cannot create the run's folder runs/: (File exists|Not a directory)"
-    ):
+    with pytest.raises(RunError, match="cannot write in runs: runs is a file"):
         Run.create(None, "x", "y")
-    with pytest.raises(RunError, match=r"cannot create the run's folder .*runs/below: "):
+    with pytest.raises(RunError, match=r"cannot write in .*runs/below: .*runs is a file"):
         Run.create(tmp_path / "runs" / "below", "x", "y")
+    (tmp_path / "runs").unlink()
+    (tmp_path / "runs").symlink_to("a drive that is not there")
+    with pytest.raises(RunError, match="cannot write in runs: runs is a link to nothing"):
+        Run.create(None, "x", "y")
+
+
+def test_a_folder_that_is_not_writable_is_found_out_before_the_data_are_read(
+    read_only: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(RunError, match=r"cannot write in .*deep/run: the folder .*read-only is not writable"):
+        train("no-such-data", out=read_only / "deep" / "run")
+    monkeypatch.chdir(read_only)
+    with pytest.raises(RunError, match=r"cannot write in runs: the folder \. is not writable"):
+        train("no-such-data")
+    with pytest.raises(RunError, match=r"cannot write in .*: the folder .* is not writable"):
+        train("no-such-data", out=read_only)
+
+
+@pytest.mark.parametrize("name", ["recipe.toml", "corrections.csv", "environment.json", "skipped.jsonl"])
+def test_a_file_of_the_users_own_is_not_taken_for_that_of_a_killed_training(
+    name: str, tmp_path: Path
+) -> None:
+    (tmp_path / name).write_text("mine")
+    with pytest.raises(RunError, match="not empty: choose another folder"):
+        train("digits", out=tmp_path)
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {name: "mine"}
+    (tmp_path / ".lock").touch()  # a training that was killed before its first step had locked the folder
+    Run.check_free(tmp_path)
 
 
 def test_a_second_process_is_refused_at_once_and_the_first_removes_leftovers(tmp_path: Path) -> None:
@@ -189,6 +217,20 @@ def test_a_second_process_is_refused_at_once_and_the_first_removes_leftovers(tmp
             pass
         assert time.perf_counter() - started < 0.5
     with Run(run.path).locked():
+        pass
+
+
+def test_the_name_of_the_lock_survives_a_power_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[Path] = []
+    monkeypatch.setattr("thumbnet.runs.folder.sync_folder", synced.append)
+    with Run(tmp_path).locked():
+        assert synced == [tmp_path]
+
+    def fail(folder: Path) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr("thumbnet.runs.folder.sync_folder", fail)
+    with pytest.raises(RunError, match="cannot write in .*: Input/output error"), Run(tmp_path).locked():
         pass
 
 
@@ -347,7 +389,8 @@ def test_a_checkpoint_whose_recipe_lacks_newer_keys_can_be_loaded(tmp_path: Path
 def test_a_folder_in_which_only_skipped_pictures_were_written_down_is_free(tmp_path: Path) -> None:
     run = Run(tmp_path)
     assert run.skipped == []
-    run.write_skipped([("train", "red/\udcff3.png", "not a picture")])
+    with run.locked():
+        run.write_skipped([("train", "red/\udcff3.png", "not a picture")])
     Run.check_free(tmp_path)
     assert run.skipped == [("train", "red/\udcff3.png", "not a picture")]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 
 from helpers import coloured, coloured_labels
-from serving_helpers import LIMITS, Decided, Slow, client_of, encoded, grey
+from serving_helpers import LIMITS, Decided, Slow, client_of, encoded, grey, wait_until
 from sorting_helpers import unlike_above
 from thumbnet.classifiers.load import load_run
 from thumbnet.runs.folder import Run
@@ -49,6 +50,33 @@ def test_an_explanation_takes_no_more_pictures_at_a_time_than_a_prediction() -> 
     with client_of(build_service(classifier, replace(LIMITS, max_batch=4))) as client:
         assert client.post("/explain", files={"file": grey(0)}).status_code == 200
     assert max(classifier.batches) == 4
+
+
+def test_a_prediction_does_not_wait_for_a_whole_explanation() -> None:
+    classifier = Slow()
+    settings = replace(LIMITS, max_batch=8)
+    with client_of(build_service(classifier, settings)) as client, ThreadPoolExecutor(2) as pool:
+        classifier.may_go_on.clear()
+        classifier.batches.clear()
+        explaining = pool.submit(client.post, "/explain", files={"file": grey(0)})
+        wait_until(lambda: classifier.batches == [1])
+        predicting = pool.submit(client.post, "/predict", files=[("file", grey(0))] * 2)
+        read = 'thumbnet_pictures_total{outcome="read"} 3.0'  # so the prediction waits for the thread
+        wait_until(lambda: read in client.get("/metrics").text)
+        classifier.may_go_on.set()
+        assert (explaining.result().status_code, predicting.result().status_code) == (200, 200)
+    assert classifier.batches == [1, 2, 1] + [8] * 8  # the picture is covered at 64 places
+
+
+def test_an_explanation_that_nobody_waits_for_is_not_finished() -> None:
+    classifier = Slow()
+    with client_of(build_service(classifier, replace(LIMITS, max_batch=8, timeout=1.0))) as client:
+        classifier.batches.clear()
+        classifier.may_go_on.clear()
+        assert client.post("/explain", files={"file": grey(0)}).status_code == 503
+        classifier.may_go_on.set()
+        assert client.post("/predict", files=[("file", grey(0))] * 2).status_code == 200
+    assert classifier.batches == [1, 2]
 
 
 def test_answers_say_whether_a_picture_is_unlike_the_training_pictures() -> None:

@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -20,9 +21,12 @@ from helpers import coloured, coloured_data
 from serving_helpers import LIMITS, Slow, client_of, encoded, grey, served, wait_until
 from thumbnet.classifiers.load import load_run
 from thumbnet.cli import main
+from thumbnet.data.images import load_picture
 from thumbnet.runs.folder import Run
+from thumbnet.serving import uploads
 from thumbnet.serving.access_log import AccessLog, Entry
 from thumbnet.serving.identity import identify
+from thumbnet.serving.keeping import Keeper
 from thumbnet.serving.service import build_service
 
 httpx = pytest.importorskip("httpx")
@@ -81,6 +85,8 @@ def test_requests_for_other_host_names_are_refused(tiny_run: Run) -> None:
     with client_of(build_service(load_run(tiny_run.path), replace(LIMITS, hosts=("localhost",)))) as client:
         assert client.get("/model").status_code == 200
         assert client.get("/model", headers={"Host": "rebound.example"}).status_code == 400
+        counted = 'thumbnet_requests_total{method="GET",path="other",status="400"} 1.0'
+        assert counted in client.get("/metrics").text
 
 
 def test_pages_of_accepted_origins_may_use_the_service_with_their_key(tiny_run: Run) -> None:
@@ -149,6 +155,29 @@ def test_every_request_is_logged_with_its_pictures_also_one_that_is_refused() ->
         ("GET", "/nowhere%0A1%20x", 404, 0),
         ("GET", "/model", 400, 0),
     ]
+
+
+def test_a_stopping_service_closes_its_files_before_it_waits_for_a_decoder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log, closed, seen = Kept(), threading.Event(), list[bool]()
+
+    class Told(Keeper):
+        def close(self, seconds: float = 2.0) -> None:
+            super().close(seconds)
+            closed.set()
+
+    def slow(*arguments: Any) -> Any:
+        seen.append(closed.wait(30))
+        wait_until(lambda: log.closed)
+        return load_picture(*arguments)
+
+    monkeypatch.setattr(uploads, "load_picture", slow)
+    settings = replace(LIMITS, timeout=0.5)
+    service = build_service(Slow(), settings, access_log=log, keeper=Told(tmp_path / "unsure"))
+    with client_of(service) as client:
+        assert client.post("/predict", files={"file": grey(0)}).status_code == 503
+    assert seen == [True]
 
 
 def test_concurrent_requests_are_classified_together() -> None:

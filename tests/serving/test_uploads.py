@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import codecs
 import errno
 import gc
 import re
@@ -20,7 +21,7 @@ import pytest
 from fastapi import HTTPException
 from prometheus_client import CollectorRegistry
 
-from faults.broken import png
+from faults.broken import png, scans, texts
 from helpers import coloured, noise
 from serving_helpers import LIMITS, Slow, client_of, encoded, grey, wait_until
 from thumbnet.classifiers.load import load_run
@@ -70,6 +71,9 @@ FORM = {"Content-Type": "multipart/form-data; boundary=x"}
         (415, {"files": {"file": ("a.exe", b"MZ no picture", "image/png")}}, "a.exe: not a picture"),
         (422, {"files": {"file": grey(9)[:-30]}}, "cannot read"),
         (422, {"files": [("file", grey(9)), ("file", grey(9)[:-30])]}, "cannot read"),
+        (422, {"files": {"file": texts(64)}}, "text chunks"),
+        (422, {"files": {"file": texts(64, depth=16)}}, "text chunks"),
+        (422, {"files": {"file": scans(501)}}, "more than 500 scans"),
         (422, {"content": b"", "headers": FORM}, "no picture"),
         (422, {"files": [("file", grey(9))] * 9}, "more than 8 pictures"),
         (
@@ -88,6 +92,44 @@ def test_an_error_says_what_is_wrong_with_the_request(
     answer = client.post("/predict", **options)
     assert answer.status_code == status, answer.text
     assert says in answer.json()["detail"]
+
+
+@pytest.mark.parametrize("depth", [8, 16])
+def test_a_png_may_have_some_text(client: Any, depth: int) -> None:
+    answer = client.post("/predict", files={"file": texts(2, depth)})
+    assert answer.status_code == 200, answer.text
+
+
+def form_in(charset: str) -> dict[str, Any]:
+    """A form with a text and a picture, whose head names the charset."""
+    field = b'--x\r\nContent-Disposition: form-data; name="a"\r\n\r\n' + b"a" * 1000 + b"\r\n"
+    file = b'--x\r\nContent-Disposition: form-data; name="file"; filename="a.png"\r\n\r\n' + grey(9) + b"\r\n"
+    kind = f"multipart/form-data; boundary=x; charset={charset}"
+    return {"content": field + file + b"--x--\r\n", "headers": {"Content-Type": kind}}
+
+
+@pytest.mark.parametrize("charset", ["undefined", "punycode", "idna", "rot13", "madebythetest"])
+def test_a_form_in_another_charset_is_refused_undecoded(client: Any, charset: str) -> None:
+    asked = list[str]()
+
+    def search(name: str) -> codecs.CodecInfo | None:
+        asked.append(name)
+        return None
+
+    codecs.register(search)
+    try:
+        answer = client.post("/predict", **form_in(charset))
+    finally:
+        codecs.unregister(search)
+    assert answer.status_code == 415, answer.text
+    assert answer.json()["detail"] == f"{charset}: send the form in UTF-8"
+    assert "madebythetest" not in asked
+
+
+@pytest.mark.parametrize("charset", ["UTF-8", '"utf-8"', "utf8", "ISO-8859-1"])
+def test_a_form_may_say_that_it_is_in_utf_8(client: Any, charset: str) -> None:
+    answer = client.post("/predict", **form_in(charset))
+    assert answer.status_code == 200, answer.text
 
 
 @pytest.mark.parametrize("installed", [False, True])

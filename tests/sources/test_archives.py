@@ -78,6 +78,15 @@ def test_a_zip_with_a_member_outside_the_folder_is_refused(name: str, tmp_path: 
         unpack(tmp_path / "evil.zip", tmp_path / "cache")
 
 
+def test_a_member_of_a_zip_with_content_and_no_name_is_refused(tmp_path: Path) -> None:
+    info = zipfile.ZipInfo("x")
+    info.filename = "pictures\\"
+    with zipfile.ZipFile(tmp_path / "odd.zip", "w") as zipped:
+        zipped.writestr(info, b"x")
+    with pytest.raises(DataError, match="has content but no name"):
+        unpack(tmp_path / "odd.zip", tmp_path / "cache")
+
+
 def test_a_link_in_a_zip_is_refused(tmp_path: Path) -> None:
     info = zipfile.ZipInfo("link.png")
     info.external_attr = 0o120777 << 16

@@ -6,6 +6,7 @@ import time
 import unicodedata
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -386,7 +387,8 @@ def test_a_note_says_how_to_classify_unlabelled_pictures_in_an_archive(tmp_path:
         assert {name: len(split) for name, split in data.splits.items()} == {"train": 24, "test": 6}
         assert data.set_aside == ("test",)
     assert f"thumbnet predict RUN {root / 'test'}" in plain.notes[0]
-    assert "unpack the archive, then thumbnet predict RUN test" in archived.notes[0]
+    assert "unpack the archive, then " in archived.notes[0]
+    assert "thumbnet predict RUN test" in archived.notes[0]
 
 
 def test_pictures_with_the_class_in_their_name_are_read(tmp_path: Path) -> None:
@@ -430,3 +432,46 @@ def test_links_to_class_folders_are_followed_but_circular_links_are_refused(tmp_
         (tmp_path / "mutual" / first / "x").symlink_to(tmp_path / "mutual" / second, target_is_directory=True)
     with pytest.raises(DataError, match="link to a folder that contains it"):
         load_data(tmp_path / "mutual")
+
+
+@pytest.mark.parametrize(
+    ("link", "target", "why"),
+    [
+        ("violet", "store", "pictures lie next to it"),
+        ("violet", "nowhere", "it leads nowhere"),
+        ("red/more", "store", "pictures lie next to it"),
+    ],
+)
+def test_a_link_that_is_not_followed_is_named(link: str, target: str, why: str, tmp_path: Path) -> None:
+    write_picture(tmp_path / "store" / "0.png", noise(50))
+    root = write_class_folders(tmp_path / "data", [""], per_class=4)
+    write_picture(root / "cover.png", noise(51))
+    (root / link).symlink_to(tmp_path / target)
+    data = load_data(root)
+    assert data.class_names == ("blue", "green", "red")
+    note = f"warning: 1 link(s) were not followed, such as {link}, because {why}. "
+    assert any(one.startswith(note) for one in data.notes)
+
+
+def test_a_split_that_is_a_broken_link_is_named(tmp_path: Path) -> None:
+    root = write_class_folders(tmp_path / "data", ["train"], per_class=4)
+    (root / "test").symlink_to(tmp_path / "nowhere")
+    assert any("such as test, because it leads nowhere" in note for note in load_data(root).notes)
+
+
+def test_a_flat_folder_is_not_looked_through_once_for_each_form(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    count = 200
+    for number in range(count):
+        write_picture(tmp_path / "data" / f"{('cat', 'dog')[number % 2]}_{number}.png", noise(0, 2, 2))
+    asked: list[object] = []
+    original = os.stat
+
+    def stat(path: Any, **more: Any) -> os.stat_result:
+        asked.append(path)
+        return original(path, **more)
+
+    monkeypatch.setattr(os, "stat", stat)
+    assert load_data(tmp_path / "data").class_names == ("cat", "dog")
+    assert len(asked) < 2 * count  # looking at each file once per form makes more than 2,000

@@ -66,6 +66,18 @@ def test_a_link_to_a_folder_is_followed_if_its_own_folder_has_no_pictures(
     assert Index(root).pictures_below("") == ["cats/1.png", "cats/2.png"]
 
 
+def test_links_that_are_not_followed_are_recorded_with_the_reason(folder: Path) -> None:
+    (folder / "a" / "more").symlink_to(folder / "b")
+    (folder / "gone").symlink_to(folder / "nowhere")
+    (folder / "read.me").symlink_to(folder / "a" / "notes.txt")
+    tree = Index(folder).tree()
+    assert {link for each in tree.walk() for link in each.links} == {
+        ("a/more", "pictures lie next to it"),
+        ("gone", "it leads nowhere"),
+    }
+    assert tree.ignored_below() == ["read.me", "a/notes.txt"]
+
+
 def listed_again(folder: Path) -> list[str]:
     """The pictures after one was added without another modification time of the folder, as in a bucket."""
     os.utime(folder / "a", (1e9, 1e9))

@@ -303,6 +303,19 @@ def test_empty_cells_next_to_zeros_are_no_and_columns_without_a_one_are_noted(tm
     assert "left out 1 column(s) in which no row has a 1: owl" in data.notes
 
 
+def test_minus_one_next_to_zero_may_mean_uncertain(tmp_path: Path) -> None:
+    def row(n: int, labels: tuple[str, ...]) -> str:
+        cells = ["1.0" if name in labels else "0.0" for name in ("cat", "dog")]
+        if n in (2, 3):  # neither is a cat
+            cells[0] = "-1.0"
+        return f"{n}.png,{','.join(cells)},{1 if 'hat' in labels else -1}"
+
+    data = load_data(write_table(tmp_path, "path,cat,dog,hat", row), test_fraction=0)
+    check_read(data)
+    (note,) = [one for one in data.notes if "-1 is read as no" in one]
+    assert note.startswith("warning: labels.csv: -1 is read as no, like the 0 next to it: cat (2). ")
+
+
 def test_empty_cells_in_columns_of_marks_only_are_not_noted(tmp_path: Path) -> None:
     def row(n: int, labels: tuple[str, ...]) -> str:
         return f"{n}.png," + ",".join("x" if name in labels else "" for name in ("cat", "dog", "hat"))

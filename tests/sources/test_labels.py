@@ -57,6 +57,15 @@ def test_labels_of_another_split_are_trains_in_another_case_or_unicode_form() ->
     assert any("'DOG' is 'dog'" in note for note in found.notes)
 
 
+def test_words_that_may_mean_nothing_are_classes_with_a_warning() -> None:
+    found = number_classes(
+        {"train": ["cat"] * 10 + ["NA"] * 3 + [7], "test": ["NA", "cat", "cat", "cat"]}, "x"
+    )
+    assert found.class_names == ("7", "NA", "cat")
+    assert [note.partition(",")[0] for note in found.notes] == ["warning: 4 label(s) are NA"]
+    assert one_spelling({"train": ["na", "none", "Nadine", 0]}) == ({}, [])
+
+
 def test_labels_of_train_that_differ_in_case_stay_different_and_are_noted() -> None:
     respelt, notes = one_spelling({"train": ["cat", "Cat", "dog", "e\u0301", "\u00e9"], "val": ["CAT"]})
     assert respelt == {"e\u0301": "\u00e9"}

@@ -7,7 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sources.trees import meaning, some
+from thumbnet.data.spelling import name_key
 from thumbnet.errors import DataError
+from thumbnet.sources import layout
 from thumbnet.sources.split_names import split_name
 
 CLASSES = ("cat", "dog", "owl")
@@ -204,6 +206,20 @@ def test_a_copy_of_the_class_folders_is_ignored() -> None:
     assert (
         "ignored because it contains the same class folders again: cell_images/ (8 pictures)" in found.notes
     )
+
+
+def test_looking_for_a_copy_costs_little_however_many_classes_there_are(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[str] = []
+
+    def key(name: str) -> str:
+        asked.append(name)
+        return name_key(name)
+
+    monkeypatch.setattr(layout, "name_key", key)
+    assert len(meaning([f"class{number}/{number}.png" for number in range(300)]).layout.class_names) == 300
+    assert len(asked) < 30 * 300  # 300 * 300 if each folder is compared with each
 
 
 def test_pictures_next_to_a_wrapping_folder_are_ignored() -> None:

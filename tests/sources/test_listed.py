@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import tarfile
+import unicodedata
 from pathlib import Path
 
 import pytest
@@ -234,3 +235,18 @@ def test_the_picture_of_the_listed_path_comes_before_one_of_another_suffix(tmp_p
     write_picture(folder / "7.jpg", coloured(0, 70))
     train = load_data(folder, test_fraction=0.0).splits["train"]
     assert train.name(7) == "images/7.png"
+
+
+def test_lists_may_have_another_unicode_form_than_the_pictures(tmp_path: Path) -> None:
+    lines: dict[str, list[str]] = {"train": [], "test": []}
+    for label, name in enumerate(("café", "thé")):
+        for number in range(6):
+            path = f"{name}/{label}{number}.jpg"
+            write_picture(tmp_path / unicodedata.normalize("NFD", path), coloured(label, number))
+            lines["train" if number < 4 else "test"].append(path)
+    for split, names in lines.items():
+        (tmp_path / f"{split}.txt").write_text("\n".join(names), "utf-8")
+    data = load_data(tmp_path)
+    assert data.layout.startswith("lists of pictures")
+    assert data.class_names == ("café", "thé")
+    assert {split: len(found) for split, found in data.splits.items()} == {"train": 8, "test": 4}

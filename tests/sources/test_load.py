@@ -4,6 +4,7 @@ import shutil
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from sklearn.datasets import load_digits
 from helpers import write_class_folders
 from thumbnet.data.splits import ArraySplit
 from thumbnet.errors import DataError
+from thumbnet.recipes.settings import DataSettings
 from thumbnet.sources.archives import _unpack_tar, unpack
 from thumbnet.sources.load import data_dir_again, load_data, unpacking_ahead
 from thumbnet.sources.packed import Pack
@@ -54,6 +56,15 @@ def test_a_fingerprint_changes_with_any_pixel_or_label() -> None:
     assert data.fingerprint() == before
     split.labels[0] = (split.labels[0] + 1) % 10
     assert data.fingerprint() != before
+
+
+def test_loaded_data_stay_as_they_are_and_settings_come_too_late() -> None:
+    data = load_data("digits", val_fraction=0.1)
+    assert load_data(data) is data
+    given: list[dict[str, Any]] = [{"val_fraction": 0.2}, {"settings": DataSettings()}, {"labels": []}]
+    for late in given:
+        with pytest.raises(DataError, match="digits is loaded already"):
+            load_data(data, **late)
 
 
 def test_an_archive_that_is_unpacked_ahead_is_unpacked_once(

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -34,6 +35,23 @@ def test_a_cell_names_a_picture_by_its_path_or_its_name(cell: str, pictures: Pic
 @pytest.mark.parametrize("cell", ["b.png", "images/b.png", "old/b.png", "C:\\pets\\b.png", "/home/bob/b.png"])
 def test_another_suffix_or_outer_folder_of_the_same_picture_is_found(cell: str, pictures: Pictures) -> None:
     assert find(pictures, cell) == "images/b.jpg"
+
+
+@pytest.mark.parametrize(
+    "cell", ["caf\u00e9/th\u00e9.png", "Th\u00c9.png", "th\u00e9", "x/CAF\u00c9/th\u00e9.jpg"]
+)
+def test_a_name_in_another_unicode_form_is_found(cell: str, tmp_path: Path) -> None:
+    decomposed = unicodedata.normalize("NFD", "caf\u00e9/th\u00e9.png")
+    pictures = pictures_at(
+        tmp_path, [decomposed, "chat/1.png", unicodedata.normalize("NFD", "\u00e9t\u00e9/2.png")]
+    )
+    assert find(pictures, cell) == decomposed
+
+
+def test_the_very_name_comes_before_one_in_another_unicode_form(tmp_path: Path) -> None:
+    names = ["a/caf\u00e9.png", "a/cafe\u0301.png"]
+    pictures = pictures_at(tmp_path, names)
+    assert [find(pictures, name) for name in names] == names
 
 
 def test_folder_or_label_decides_between_pictures_of_the_same_name(pictures: Pictures) -> None:

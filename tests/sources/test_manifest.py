@@ -3,10 +3,13 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import shutil
+import unicodedata
 import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -97,6 +100,23 @@ def test_a_manifest_in_a_zip_reads_like_one_in_a_folder(tmp_path: Path) -> None:
         assert any("sample_submission.csv" in note for note in data.notes)
 
 
+@pytest.mark.parametrize("suffix", [".png", ""])
+@pytest.mark.parametrize("table_form", ["NFC", "NFD"])
+def test_a_table_and_its_pictures_may_be_in_other_unicode_forms(
+    suffix: str, table_form: Literal["NFC", "NFD"], tmp_path: Path
+) -> None:
+    folder, archive = tmp_path / "data", tmp_path / "data.zip"
+    pictures_form: Literal["NFC", "NFD"] = "NFC" if table_form == "NFD" else "NFD"
+    pictures(folder / "images", [unicodedata.normalize(pictures_form, f"café{n}.png") for n in range(COUNT)])
+    named = unicodedata.normalize(table_form, "café{n}") + suffix
+    table(folder / "labels.csv", "image,label", lambda n: f"{named.format(n=n)},c{n % 2}")
+    with zipfile.ZipFile(archive, "w") as zipped:
+        for path in sorted(folder.rglob("*.*")):
+            zipped.write(path, path.relative_to(tmp_path))
+    for source in (folder, archive):
+        assert counts(load_data(source, data_dir=tmp_path / "cache", test_fraction=0)) == {"train": COUNT}
+
+
 def test_a_table_in_an_archive_cannot_name_files_outside_it(tmp_path: Path) -> None:
     write_picture(tmp_path / "secret.png", coloured(0, 0))
     for cell in ("../secret.png", str(tmp_path / "secret.png"), "C:\\secret.png"):
@@ -167,6 +187,34 @@ def test_a_group_column_reaches_the_data(tmp_path: Path) -> None:
     assert data.groups["train"].tolist() == [f"p{n}" for n in range(8)]
 
 
+def test_labels_and_groups_that_may_mean_nothing_are_warned_about(tmp_path: Path) -> None:
+    pictures(tmp_path, [f"{n}.png" for n in range(COUNT)])
+    names = ("NA", "cat", "dog")
+    table(
+        tmp_path / "all.csv",
+        "path,country,patient",
+        lambda n: f"{n}.png,{names[n % 3]},{'N/A' if n < 2 else f'p{n // 2}'}",
+    )
+    data = load_data(tmp_path, label_column="country", group_by="patient", test_fraction=0)
+    assert data.class_names == ("NA", "cat", "dog")
+    warnings = [note for note in data.notes if note.startswith("warning: ")]
+    assert [note.partition(". ")[0] for note in warnings] == [
+        "warning: all.csv: 2 row(s) have the group N/A",
+        "warning: 4 label(s) are NA, which is taken for a class",
+    ]
+
+
+def test_a_group_column_has_to_be_in_all_tables(tmp_path: Path) -> None:
+    for split in ("train", "test"):
+        pictures(tmp_path / split, [f"{n}.png" for n in range(COUNT)])
+    table(tmp_path / "train.csv", "path,label,patient", lambda n: f"train/{n}.png,c{n % 2},p1")
+    table(tmp_path / "test.csv", "path,label", lambda n: f"test/{n}.png,c{n % 2}")
+    with pytest.raises(DataError, match=r"--group-by patient: test\.csv has no such column"):
+        load_data(tmp_path, group_by="patient")
+    data = load_data(tmp_path, group_by=r"/(\d)")  # an expression, as no table has such a column
+    assert len(set(data.groups["train"])) == 10
+
+
 def test_a_column_of_groups_that_is_not_used_is_noted(tmp_path: Path) -> None:
     pictures(tmp_path, [f"{n}.png" for n in range(COUNT)])
     table(tmp_path / "all.csv", "path,label,patient id", lambda n: f"{n}.png,c{n % 2},p{n // 2}")
@@ -178,13 +226,21 @@ def test_a_column_of_groups_that_is_not_used_is_noted(tmp_path: Path) -> None:
     assert not set(data.groups["train"]) & set(data.groups["test"])
 
 
-@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "latin-1"])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "cp1252"])
 def test_tables_in_any_common_encoding_are_read(encoding: str, tmp_path: Path) -> None:
     pictures(tmp_path, [f"{n}.png" for n in range(COUNT)])
-    table(tmp_path / "l.csv", "image,label", lambda n: f"{n}.png,{('café', 'thé')[n % 2]}", encoding)
+    table(tmp_path / "l.csv", "image,label", lambda n: f"{n}.png,{('cœur', 'thé')[n % 2]}", encoding)
     data = load_data(tmp_path)
-    assert data.class_names == ("café", "thé")
-    assert any("Latin-1" in note for note in data.notes) == (encoding == "latin-1")
+    assert data.class_names == ("cœur", "thé")
+    warning = "warning: l.csv is not UTF-8 and was read as Windows-1252. "
+    assert any(note.startswith(warning) for note in data.notes) == (encoding == "cp1252")
+
+
+def test_names_that_no_western_encoding_gives_are_refused_with_advice(tmp_path: Path) -> None:
+    pictures(tmp_path, [f"{n}.png" for n in range(COUNT)])
+    table(tmp_path / "l.csv", "image,label", lambda n: f"{n}.png,{('ラーメン', '画像')[n % 2]}", "shift-jis")
+    with pytest.raises(DataError, match="control characters: .* save it as UTF-8"):
+        load_data(tmp_path)
 
 
 def test_pictures_may_be_outside_the_folder_of_the_table(tmp_path: Path) -> None:
@@ -193,6 +249,42 @@ def test_pictures_may_be_outside_the_folder_of_the_table(tmp_path: Path) -> None
     assert sum(counts(load_data(path, images=str(tmp_path / "elsewhere"))).values()) == COUNT
     path = table(tmp_path / "tables" / "m.csv", "image,label", lambda n: f"../elsewhere/{n}.png,c{n % 2}")
     assert sum(counts(load_data(path)).values()) == COUNT
+
+
+@pytest.mark.parametrize("where", ["tables/l.csv", "tables"])
+def test_the_folder_of_the_pictures_is_found_again_from_another_folder(
+    where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = [f"{n}.png" for n in range(COUNT)]
+    pictures(tmp_path / "work" / "elsewhere", names)
+    pictures(tmp_path / "tables" / "beside", names)
+    table(tmp_path / "tables" / "l.csv", "image,label", lambda n: f"{n}.png,c{n % 2}")
+    monkeypatch.chdir(tmp_path / "work")
+    there = load_data(f"../{where}", images="elsewhere")
+    beside = load_data(f"../{where}", images="beside")
+    found = [data.settings.images for data in (there, beside) if data.settings is not None]
+    assert found == [str(tmp_path / "work" / "elsewhere"), "beside"]
+    monkeypatch.chdir(tmp_path)
+    for data in (there, beside):
+        again = load_data(where, settings=data.settings)
+        assert again.fingerprint() == data.fingerprint()
+        assert again.settings == data.settings
+    monkeypatch.chdir(tmp_path / "tables")
+    assert load_data("l.csv", images="beside").settings == beside.settings
+
+
+def test_a_folder_of_pictures_in_an_archive_is_named_as_it_is_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = [f"{n}.png" for n in range(COUNT)]
+    pictures(tmp_path / "data" / "beside", names)
+    table(tmp_path / "data" / "l.csv", "image,label", lambda n: f"{n}.png,c{n % 2}")
+    packed = shutil.make_archive(str(tmp_path / "packed"), "zip", tmp_path / "data")
+    monkeypatch.chdir(tmp_path / "data")  # where a folder has that name, too
+    data = load_data(packed, data_dir=tmp_path / "cache", images="beside")
+    assert data.settings is not None
+    assert data.settings.images == "beside"
+    assert sum(counts(data).values()) == COUNT
 
 
 @pytest.mark.parametrize("name", ["labels.csv", "styles.csv"])
@@ -231,6 +323,16 @@ def test_integer_classes_take_their_names_from_a_matching_file(tmp_path: Path) -
     table(tmp_path / "l.csv", "image,label", lambda n: f"{n}.png,{n % 2}")
     (tmp_path / "label_num_to_disease_map.json").write_text('{"0": "healthy", "1": "rust"}')
     assert load_data(tmp_path / "l.csv").class_names == ("healthy", "rust")
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_names_of_classes_are_taken_from_a_file_with_a_byte_order_mark(encoding: str, tmp_path: Path) -> None:
+    pictures(tmp_path, [f"{n}.png" for n in range(COUNT)])
+    table(tmp_path / "l.csv", "image,label", lambda n: f"{n}.png,{n % 2}")
+    (tmp_path / "classes.txt").write_text("thé\ncafé\n", encoding)
+    data = load_data(tmp_path / "l.csv")
+    odd = [note for note in data.notes if note.startswith("warning: classes.txt is not UTF-8")]
+    assert (data.class_names, len(odd)) == ((("0", "1"), 1) if encoding == "utf-16" else (("thé", "café"), 0))
 
 
 @pytest.mark.parametrize("cells", [["a|b", "a", "b"], ["haze water", "haze road", "water road", "haze"]])

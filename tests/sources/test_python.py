@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,10 +14,13 @@ from PIL import Image
 
 import thumbnet
 from helpers import coloured, write_class_folders
+from thumbnet.batches.prepare import prepare
 from thumbnet.classifiers.load import load_run
 from thumbnet.cli import main
-from thumbnet.errors import DataError, RunError, ThumbnetError
+from thumbnet.errors import DataError, DataWarning, RunError, ThumbnetError
+from thumbnet.recipes.recipe import load_recipe
 from thumbnet.sources.load import load_data
+from thumbnet.sources.python import load_python
 from thumbnet.training import train as training
 from thumbnet.training.listener import Listener
 
@@ -97,7 +103,9 @@ class Rows:
     def __len__(self) -> int:
         return self.rows
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
+    def __getitem__(self, index: Any) -> Any:
+        if index == "breed":
+            return Y[: self.rows].tolist()
         return {"img": Image.fromarray(X[index]), "breed": int(Y[index])}
 
 
@@ -261,3 +269,240 @@ def test_pictures_of_numbered_classes_are_flipped_only_if_they_are_in_colour(tmp
     grey = training.train((X[..., 0], Y), "one-cycle", overrides=settings, out=tmp_path / "b", device="cpu")
     assert colour.recipe.augment.flip == "random"
     assert grey.recipe.augment.flip == "none"
+
+
+class Named:
+    """A data set in torchvision's style: labels are positions in its own class names."""
+
+    target_transform: Any = None
+
+    def __init__(self, names: str, labels: list[Any]) -> None:
+        self.class_to_idx = {name: number for number, name in enumerate(names)}
+        self.labels = labels
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> tuple[Any, Any]:
+        label = self.labels[index]
+        return X[index], label if self.target_transform is None else self.target_transform(label)
+
+
+class Around:
+    """A data set around another one, such as one that transforms its pictures."""
+
+    def __init__(self, dataset: Any, change: Callable[[Any], Any] = lambda label: label) -> None:
+        self.dataset, self.change = dataset, change
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> tuple[Any, Any]:
+        item = self.dataset[index]
+        picture, label = item.values() if isinstance(item, dict) else item
+        return picture, self.change(label)
+
+
+class Part(Around):
+    """Some items of another data set, like PyTorch's Subset."""
+
+    indices = (5, 4, 0, 1)
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, index: int) -> tuple[Any, Any]:
+        picture, label = self.dataset[self.indices[index]]
+        return picture, self.change(label)
+
+
+class Twice(Around):
+    """Each item of another data set twice."""
+
+    def __len__(self) -> int:
+        return 2 * len(self.dataset)
+
+    def __getitem__(self, index: int) -> tuple[Any, Any]:
+        picture, label = self.dataset[index % len(self.dataset)]
+        return picture, label
+
+
+@pytest.mark.parametrize(
+    ("names", "labels", "expected"),
+    [
+        ("abc", [0, 1, 2], [0, 1, 2]),
+        ("ac", [0, 1], [0, 2]),
+        ("cab", [0, 1, 2], [2, 0, 1]),
+        ("ac", ["c"], [2]),
+    ],
+)
+def test_each_data_sets_labels_are_positions_in_its_own_class_names(
+    names: str, labels: list[Any], expected: list[int]
+) -> None:
+    train = Named("abc", ["a", "b", "c"] if isinstance(labels[0], str) else [0, 1, 2])
+    for given in ((train, Named(names, labels)), {"test": Named(names, labels), "train": train}):
+        data = load_data(given)
+        assert data.class_names == ("a", "b", "c")
+        assert data.splits["train"].labels.tolist() == [0, 1, 2]
+        assert data.splits["test"].labels.tolist() == expected
+
+
+def test_data_sets_whose_classes_cannot_be_matched_are_refused() -> None:
+    train = Named("abc", [0, 1, 2])
+    with pytest.raises(DataError, match="test has classes that train lacks: d"):
+        load_data((train, Named("ad", [0, 1])))
+    with pytest.raises(DataError, match="test: the class names .* its labels are not positions in them"):
+        load_data((train, Named("ac", [0, 2])))
+
+
+def test_notes_tell_how_class_names_were_used() -> None:
+    data = load_data((Named("abcd", [0, 1, 2]), (X[:3], Y[:3])))
+    assert data.splits["test"].labels.tolist() == Y[:3].tolist()
+    assert any("test: its labels are numbers without names, read as positions" in note for note in data.notes)
+    assert "1 of the 4 classes have no training pictures: d" in data.notes
+
+
+def turned(label: int) -> int:
+    return 2 - label
+
+
+def test_a_data_set_around_another_one_keeps_its_class_names_if_the_labels_are_the_same() -> None:
+    named, same = Named("abc", [0, 1, 2] * 3), Named("abc", [0, 1, 2] * 3)
+    same.target_transform = int
+    plain = load_data(named, test_fraction=0.0)
+    for given in (named, Around(named), Around(Around(named)), same):
+        data = load_data(given, test_fraction=0.0)
+        assert data.fingerprint() == plain.fingerprint()  # a run that was trained on it can be resumed
+        assert not any("class names" in note for note in data.notes)
+    unknown = Pictures("array")  # keeps no labels
+    for given, labels in (
+        (Part(named), [2, 1, 0, 1]),
+        (Around(Part(named)), [2, 1, 0, 1]),
+        (Part(Around(named)), [2, 1, 0, 1]),
+        (Part(unknown), [2, 1, 0, 1]),
+        (Around(named, "abc".__getitem__), [0, 1, 2] * 3),
+        (Around(Rows(9)), [0, 1, 2] * 3),
+    ):
+        data = load_data(given, test_fraction=0.0)
+        assert data.class_names in (("a", "b", "c"), ("red", "green", "blue"))
+        assert data.splits["train"].labels.tolist() == labels
+        assert not any("class names" in note for note in data.notes)
+
+
+def test_class_names_of_labels_that_may_have_been_changed_are_not_used() -> None:
+    named, changed = Named("abc", [0, 1, 2] * 3), Named("abc", [0, 1, 2] * 3)
+    changed.target_transform = turned
+    for given in (
+        changed,
+        Around(changed),
+        Part(changed),
+        Around(named, turned),
+        Part(Around(named, turned)),
+        Part(named, turned),
+        Around(Rows(9), turned),
+        Around(Pictures("array")),  # there is nothing to compare with
+        Twice(named),
+    ):
+        data = load_data(given, test_fraction=0.0)
+        assert data.class_names == ("0", "1", "2")
+        assert any("the class names of its data set are not used" in note for note in data.notes)
+    for pair in ((Around(named, turned), named), (changed, named)):
+        assert load_data(pair).class_names == ("0", "1", "2")
+    assert load_data((named, changed)).class_names == ("a", "b", "c")
+    data = load_data({"train": Around(named, turned), "class_names": ["c", "b", "a"]}, test_fraction=0.0)
+    assert data.class_names == ("c", "b", "a")
+    assert not any("are not used" in note for note in data.notes)
+
+
+def test_class_names_of_a_test_set_count_only_if_they_occur() -> None:
+    data = load_data((Named("abc", [0, 1, 2]), Named("dacb", [1, 2, 3])))
+    assert data.class_names == ("a", "b", "c")
+    assert data.splits["test"].labels.tolist() == [0, 2, 1]
+
+
+class Column(Sequence[Any]):
+    """A column of a Dataset of the Hub."""
+
+    def __init__(self, cells: list[Any]) -> None:
+        self.cells = cells
+
+    def __len__(self) -> int:
+        return len(self.cells)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self.cells[index]
+
+
+def test_two_columns_of_a_data_set_are_pictures_and_labels() -> None:
+    pictures, labels = Column([Image.fromarray(one) for one in X]), Column(Y.tolist())
+    train = load_data((pictures, labels), test_fraction=0.0).splits["train"]
+    assert train.labels.tolist() == Y.tolist()
+    assert (np.asarray(train.read(5)) == X[5]).all()
+
+
+def test_a_frame_of_pixels_with_a_column_of_labels_is_read() -> None:
+    pandas = pytest.importorskip("pandas")
+    rows = X[:, :14, :14].reshape(60, -1)[:, : 14 * 14]
+    data = load_data((pandas.DataFrame(rows), pandas.Series([f"c{label}" for label in Y])), test_fraction=0.0)
+    assert data.class_names == ("c0", "c1", "c2")
+    assert data.splits["train"].labels.tolist() == Y.tolist()
+    assert (np.asarray(data.splits["train"].load(5)) == rows[5].reshape(14, 14)).all()
+
+
+FORMS: dict[str, Any] = {
+    "uint8": X,
+    "int64": X.astype(np.int64),
+    "floats of whole numbers": X.astype(np.float32),
+    "floats from 0 to 1": X / 255,
+    "bool": X > 127,
+    "uint16": X.astype(np.uint16) * 257,
+}
+
+
+@pytest.mark.parametrize("form", list(FORMS))
+def test_evaluate_and_predict_take_every_type_and_scale_that_can_be_trained_on(
+    form: str, trained: thumbnet.Run
+) -> None:
+    predictor, images = load_run(trained.path, "cpu"), FORMS[form]
+    assert load_data((images, Y)).splits
+    own = [int(one.label) for one in predictor.predict(list(images), tta="none")]
+    assert predictor.evaluate((images, Y), tta="none").accuracy == pytest.approx(np.mean(np.array(own) == Y))
+
+
+@pytest.mark.parametrize(
+    "images", [X * 16.5, X.astype(np.int64) * 16, X / 64 - 2], ids=["wide", "whole", "centred"]
+)
+def test_evaluate_refuses_values_that_predict_refuses(images: np.ndarray, trained: thumbnet.Run) -> None:
+    predictor = load_run(trained.path, "cpu")
+    for refused in (lambda: predictor.predict(list(images)), lambda: predictor.evaluate((images, Y))):
+        with pytest.raises(DataError, match=r"values from .*: expected uint8 or other whole numbers"):
+            refused()
+
+
+def test_deep_pictures_that_are_all_dark_are_read_on_the_networks_scale(trained: thumbnet.Run) -> None:
+    predictor = load_run(trained.path, "cpu")
+    pre = replace(predictor.info.preprocessing, range=(0.0, 300.0))
+    predictor.info = replace(predictor.info, preprocessing=pre)
+    dark = (X // 2).astype(np.uint16)
+    own = [int(one.label) for one in predictor.predict(list(dark), tta="none")]
+    assert predictor.evaluate((dark, Y), tta="none").accuracy == pytest.approx(np.mean(np.array(own) == Y))
+    loaded = load_python((dark, Y), predictor.class_names, limits=(0.0, 300.0)).splits["train"]
+    assert np.asarray(loaded.load(3)).dtype == np.uint16
+    with pytest.raises(DataError, match="where 0 is black and 300 white"):
+        predictor.evaluate((X / 255, Y))
+    for brighter in (X.astype(np.uint16) * 20, X.astype(np.uint16) * 257):  # a warning: they may be right
+        with pytest.warns(DataWarning, match="where 0 is black and 300 white. Many of their pixels become"):
+            predictor.evaluate((brighter, Y))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", DataWarning)
+        predictor.evaluate((X.astype(np.uint16) // 100, Y))
+        predictor.evaluate((X.astype(np.uint16) * 3, Y))
+
+
+def test_splits_on_different_scales_give_a_warning() -> None:
+    data = load_data(((X / 255, Y), (X + 0.25, Y)))
+    found = prepare(data, load_recipe("small", ["training.min_steps=0"]), torch.device("cpu"))
+    assert any(note.startswith("warning: the pictures of test have values from ") for note in found.notes)
+    same = load_data(((X / 255, Y), (X / 255, Y)))
+    found = prepare(same, load_recipe("small", ["training.min_steps=0"]), torch.device("cpu"))
+    assert not any("the pictures of test have" in note for note in found.notes)

@@ -71,6 +71,22 @@ def test_label_studios_export_has_its_classes_in_the_choice_column(tmp_path: Pat
     assert counts(tmp_path, test_fraction=0.0) == {"train": {"cat": 6, "ship": 6}}
 
 
+def test_label_studios_export_may_have_several_choices_in_a_cell(tmp_path: Path) -> None:
+    lines = ["annotation_id,annotator,choice,id,image,lead_time"]
+    cells = ('"{""choices"": [""cat"", ""ship""]}"', "cat", '"cat, sleeping"', "")
+    for i in range(12):
+        picture(tmp_path / "upload" / "1" / f"{i:08x}-p.png", i)
+        lines.append(f"{i},1,{cells[i % 4]},{i},/data/upload/1/{i:08x}-p.png,3.2")
+    rows_of(tmp_path / "project-1.csv", lines)
+    data = load_data(tmp_path, test_fraction=0.0)
+    assert data.class_names == ("cat", "cat, sleeping", "ship")
+    assert data.splits["train"].class_counts(3).tolist() == [6, 3, 3]
+    lines[5] = lines[5].replace("choices", "rectangle")
+    rows_of(tmp_path / "project-1.csv", lines)
+    with pytest.raises(DataError, match=r'project-1\.csv, line 6: \{"rectangle": .* is not a label'):
+        load_data(tmp_path)
+
+
 def test_ham10000s_two_folders_of_pictures_are_not_classes(tmp_path: Path) -> None:
     lines, pixels = (
         ["lesion_id,image_id,dx,dx_type,age"],
@@ -134,11 +150,10 @@ def test_zips_with_windows_backslashes_or_mac_files_are_read(tmp_path: Path) -> 
     buffer = io.BytesIO()
     Image.fromarray(coloured(0, 0)).save(buffer, "PNG")
     with zipfile.ZipFile(windows, "w") as zipped:
-        for name in ("猫", "船"):
-            for i in range(4):
-                info = zipfile.ZipInfo("x")
-                info.filename = f"训练集\\{name}\\{i}.png"
-                zipped.writestr(info, buffer.getvalue())
+        for path in ("空\\", *(f"{name}\\{i}.png" for name in ("猫", "船") for i in range(4))):
+            info = zipfile.ZipInfo("x")
+            info.filename = f"训练集\\{path}"
+            zipped.writestr(info, buffer.getvalue() if path.endswith(".png") else b"")
     with zipfile.ZipFile(mac, "w") as zipped:
         for name in ("normal_2", "normal_10"):
             for i in range(4):

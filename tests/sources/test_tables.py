@@ -36,11 +36,12 @@ def test_a_quoted_cell_may_span_lines(tmp_path: Path) -> None:
     assert found.lines == [2, 4]
 
 
-@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "latin-1"])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "cp1252"])
 def test_the_encoding_is_detected(encoding: str, tmp_path: Path) -> None:
     found = read_table(table(tmp_path, "file,label\na.png,caf\xe9\n".encode(encoding)))
     assert found.names == ["file", "label"]
     assert found.column("label") == ["caf\xe9"]
+    assert len(found.notes) == (encoding == "cp1252")
 
 
 def test_json_lines_are_read_as_a_table(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import shlex
 import shutil
 import sqlite3
 import sys
@@ -70,8 +71,22 @@ def test_the_error_recognises_a_database_and_a_single_picture(tmp_path: Path) ->
         database.execute("create table a (b)")
     with pytest.raises(DataError, match="is an SQLite database"):
         load_data(tmp_path / "pictures")
-    with pytest.raises(DataError, match=r"is a single picture. To train, .* thumbnet predict RUN"):
+    with pytest.raises(DataError, match=r"is a single picture. To classify it: .*thumbnet predict RUN"):
         load_data(write_picture(tmp_path / "one.jpg", coloured(0, 0)))
+
+
+@pytest.mark.parametrize("name", ["a b;$(x).jpg", "it's.png", "-o.png"])
+def test_the_command_for_a_single_picture_names_it_as_the_shell_reads_it(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_picture(Path(name), coloured(0, 0))
+    with pytest.raises(DataError, match="is a single picture") as caught:
+        load_data(Path(name))
+    line = str(caught.value).partition("To classify it: ")[2].partition("\n")[0]
+    *_, command, run, picture = shlex.split(line)
+    assert (command, run, Path(picture)) == ("predict", "RUN", Path(name))
+    assert not picture.startswith("-")
 
 
 def test_the_error_names_the_batches_of_cifar_that_are_missing(tmp_path: Path) -> None:

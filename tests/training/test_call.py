@@ -21,9 +21,12 @@ def call_of(device: str = "auto", size: int = 1) -> Call:
 
 
 def test_several_processes_cannot_be_told_to_share_a_gpu() -> None:
-    call = Call("cuda:0", Listener(), World(1, 2, 1), 0.0)
-    with pytest.raises(ThumbnetError, match=r"^--device cuda:0: process 1 has cuda:1, .*: --device cuda$"):
-        call.choose_device()
+    for device in ("cuda:0", torch.device("cuda:0")):
+        call = Call(device, Listener(), World(1, 2, 1), 0.0)
+        with pytest.raises(
+            ThumbnetError, match=r"^--device cuda:0: process 1 has cuda:1, .*: --device cuda$"
+        ):
+            call.choose_device()
 
 
 def test_apples_gpu_trains_in_one_process_only(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -83,7 +83,29 @@ def test_a_small_data_set_gets_small_batches_unless_the_user_names_a_size() -> N
     assert recipe == asked.fitted(100)
     assert recipe.training.batch_size < asked.training.batch_size
     named, _ = choose_recipe(data_of(100), "fast", [" training.batch_size = 64"], None, QUIET)
-    assert named.training.batch_size == 64
+    assert (named.training.batch_size, named.training.min_steps) == (64, 0)
+    assert named.optimizer == asked.optimizer
+    both = ["training.batch_size=64", "training.min_steps=90"]
+    kept, _ = choose_recipe(data_of(100), "fast", both, None, QUIET)
+    assert (kept.training.batch_size, kept.training.min_steps) == (64, 90)
+
+
+def test_it_says_that_smaller_batches_change_a_rate_that_an_option_names() -> None:
+    def said(*overrides: str) -> tuple[float, list[str]]:
+        recipe, told = choose_recipe(data_of(1_000), "one-cycle", overrides, None, QUIET)
+        return recipe.optimizer.lr, [note for note in told.notes if "training.min_steps" in note]
+
+    rate, notes = said("optimizer.lr=0.05")
+    assert rate == pytest.approx(0.05 * (37 / 256) ** 0.5)
+    assert notes == [
+        "warning: batches have 37 pictures instead of 256 (training.min_steps), so all learning rates are 0.38 "
+        "times as high: optimizer.lr is 0.019, not 0.05. To keep the rates that you set: --set training.min_steps=0"
+    ]
+    for kept in ("training.min_steps=0", "training.batch_size=256"):
+        assert said("optimizer.lr=0.05", kept) == (0.05, [])
+    assert said("optimizer.groups=[{match = '@head', lr = 0.4}]")[1]
+    for nothing in ("seed=1", "optimizer.groups=[{match = '@head', weight_decay = 0.0}]"):
+        assert not said(nothing)[1]
 
 
 def test_class_names_that_forbid_mirroring_turn_it_off_and_leave_a_note() -> None:

@@ -18,7 +18,7 @@ from thumbnet.training import fit as fit_module
 from thumbnet.training import graphed
 from thumbnet.training.build import build_state
 from thumbnet.training.fit import StepResult, fit
-from thumbnet.training.graphed import GraphedSteps
+from thumbnet.training.graphed import GraphedSteps, why_not_recorded
 from thumbnet.training.recording import Recorder
 from thumbnet.training.state import TrainingState
 
@@ -143,6 +143,15 @@ def test_it_learns_there_what_it_learns_on_the_cpu(name: str, monkeypatch: pytes
         found = [result.loss for result in fit(state, prepared.train)]
     assert found == pytest.approx(expected, rel=0.05)
     assert found[0] == pytest.approx(expected[0], rel=1e-4)
+
+
+@pytest.mark.parametrize("device", ["cuda", "cuda:0"])
+def test_the_device_may_be_named_without_its_number(device: str) -> None:
+    """``torch.device("cuda")`` differs from ``cuda:0``, where its tensors are."""
+    with simulated_gpu():
+        state, prepared = build("fast", torch.device(device))
+        assert why_not_recorded(state, prepared.train) is None
+        assert state.device == state.losses.device == prepared.train.engine.home == CUDA
 
 
 def test_a_gpu_that_cannot_record_trains_with_the_ordinary_loop(monkeypatch: pytest.MonkeyPatch) -> None:

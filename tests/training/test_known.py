@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from helpers import TINY, coloured, coloured_data, write_class_folders
+from helpers import TINY, coloured_data, numbered, write_class_folders
 from thumbnet.batches.leaks import DIGESTS_NAME
 from thumbnet.batches.prepare import Prepared, prepare
 from thumbnet.data.splits import ArraySplit, Data
@@ -21,14 +21,10 @@ from thumbnet.recipes.recipe import Recipe, load_recipe
 from thumbnet.runs.folder import Run
 from thumbnet.runs.weights import read_weights, write_weights
 from thumbnet.sources.load import load_data, where_again
-from thumbnet.training.known import (
-    KNOWN_CHOOSE_NOTHING,
-    known_at_start,
-    known_from_record,
-    known_record,
-    without_known_choice,
-)
+from thumbnet.training.judges import CHOOSE_NOTHING, choose_by_val
+from thumbnet.training.known import known_at_start, masks_from_record, record_of_masks
 from thumbnet.training.listener import Listener
+from thumbnet.training.resuming import KNOWN_CHOOSE_NOTHING
 from thumbnet.training.train import resume, train
 from thumbnet.training.transfer import read_initial
 from training_helpers import StopAfter
@@ -42,15 +38,6 @@ class Notes(Listener):
 
     def on_note(self, text: str) -> None:
         self.notes.append(text)
-
-
-def pictures(**seeds: Sequence[int]) -> Data:
-    """Splits of pictures with these seeds. The tiny run was trained on those with the seeds 0 to 59."""
-    made = {}
-    for split, numbers in seeds.items():
-        images = np.stack([coloured(seed % 3, seed) for seed in numbers])
-        made[split] = ArraySplit(images, np.array(numbers) % 3, split)
-    return Data("numbered", "made by the tests", ("red", "green", "blue"), dict(made))
 
 
 def recipe_from(init: Path, *overrides: str, name: str = "one-cycle") -> Recipe:
@@ -77,7 +64,7 @@ VAL_KNOWN = {"train": range(100, 160), "val": range(40, 90), "test": range(200, 
 
 @pytest.mark.parametrize("overrides", [[], ["data.image_size=24"]], ids=["its size", "another size"])
 def test_known_pictures_are_named_whatever_size_they_have_now(overrides: list[str], tiny_run: Run) -> None:
-    _, known, notes = found(pictures(**VAL_KNOWN), recipe_from(tiny_run.path, *overrides))
+    _, known, notes = found(numbered(**VAL_KNOWN), recipe_from(tiny_run.path, *overrides))
     assert known.keys() == {"val"}
     assert known["val"].tolist() == [True] * 20 + [False] * 30
     assert notes == [
@@ -87,7 +74,7 @@ def test_known_pictures_are_named_whatever_size_they_have_now(overrides: list[st
 
 
 def test_if_too_few_calibration_pictures_are_left_the_note_says_what_to_do(tiny_run: Run) -> None:
-    data = pictures(train=range(100, 160), calibration=range(30))
+    data = numbered(train=range(100, 160), calibration=range(30))
     _, known, notes = found(data, recipe_from(tiny_run.path))
     assert known["calibration"].all()
     assert notes == [
@@ -97,11 +84,11 @@ def test_if_too_few_calibration_pictures_are_left_the_note_says_what_to_do(tiny_
 
 
 def test_a_copy_of_a_picture_that_is_in_train_now_is_a_leak_of_the_data(tiny_run: Run) -> None:
-    assert found(pictures(train=range(60), val=range(40, 90)), recipe_from(tiny_run.path))[1:] == ({}, [])
+    assert found(numbered(train=range(60), val=range(40, 90)), recipe_from(tiny_run.path))[1:] == ({}, [])
 
 
 def test_only_a_frozen_training_asks_about_its_training_pictures(tiny_run: Run) -> None:
-    data = pictures(train=range(40, 100))
+    data = numbered(train=range(40, 100))
     assert found(data, recipe_from(tiny_run.path))[1] == {}
     _, known, notes = found(data, recipe_from(tiny_run.path, name="linear"))
     assert known["train"].tolist() == [True] * 20 + [False] * 40
@@ -124,18 +111,18 @@ def test_the_run_that_a_run_began_with_counts_too(tiny_run: Run, tmp_path: Path)
     second = copied(tiny_run, tmp_path / "second")
     np.save(second.path / DIGESTS_NAME, np.empty((0, 2), dtype=np.uint64))
     recipe = recipe_from(second.path)
-    assert found(pictures(**VAL_KNOWN), recipe)[1] == {}
+    assert found(numbered(**VAL_KNOWN), recipe)[1] == {}
     second.write_recipe(second.recipe.override([f'training.init="{tiny_run.path}"']))
-    assert found(pictures(**VAL_KNOWN), recipe)[1]["val"].sum() == 20
+    assert found(numbered(**VAL_KNOWN), recipe)[1]["val"].sum() == 20
     second.write_recipe(second.recipe.override([f'training.init="{second.path}"']))  # in a circle
-    assert found(pictures(**VAL_KNOWN), recipe)[1] == {}
+    assert found(numbered(**VAL_KNOWN), recipe)[1] == {}
 
 
 def test_weights_outside_of_a_run_know_the_data_with_their_fingerprint(tiny_run: Run, tmp_path: Path) -> None:
     shutil.copy(tiny_run.weights_path, tmp_path / "weights.safetensors")
     recipe = recipe_from(tmp_path / "weights.safetensors", name="linear")
     assert found(coloured_data(), recipe)[1]["train"].all()
-    assert found(pictures(**VAL_KNOWN), recipe)[1] == {}
+    assert found(numbered(**VAL_KNOWN), recipe)[1] == {}
 
 
 def weights_of(run: Run, file: Path, source: str) -> Path:
@@ -154,7 +141,7 @@ def test_weights_outside_of_a_run_may_know_data_of_the_same_name(tiny_run: Run, 
     assert names["bees"] == ({}, [])
     (note,) = names["ants"][1]
     assert "may have been trained on pictures that are now in val and test" in note
-    in_memory = replace(pictures(train=range(60), val=range(100, 120)), set_aside=("val",))
+    in_memory = replace(numbered(train=range(60), val=range(100, 120)), set_aside=("val",))
     same = weights_of(tiny_run, tmp_path / "same.safetensors", source=in_memory.source)
     assert found(in_memory, recipe_from(same))[1:] == ({}, [])
 
@@ -199,7 +186,7 @@ def test_a_run_without_digests_is_recognised_by_the_place_of_its_data(tiny_run: 
 def test_a_run_without_digests_that_calibrated_on_other_pictures_knows_these(
     tiny_run: Run, tmp_path: Path
 ) -> None:
-    data = pictures(train=range(100, 160), calibration=range(200, 230))
+    data = numbered(train=range(100, 160), calibration=range(200, 230))
     run = without_digests(tiny_run, tmp_path / "run", fingerprint=data.fingerprint())
     assert found(data, recipe_from(run.path))[1] == {}
     asked = recipe_from(run.path, "data.calibration_pictures=30")
@@ -210,15 +197,15 @@ def test_damaged_digests_are_an_error(tiny_run: Run, tmp_path: Path) -> None:
     run = copied(tiny_run, tmp_path / "run")
     (run.path / DIGESTS_NAME).write_bytes(b"broken")
     with pytest.raises(RunError, match=r"cannot read .*digests.npy"):
-        found(pictures(**VAL_KNOWN), recipe_from(run.path))
+        found(numbered(**VAL_KNOWN), recipe_from(run.path))
 
 
 def test_what_is_recorded_is_read_again(tiny_run: Run) -> None:
-    data = pictures(train=range(100, 160), val=[0, 1, 90, 2, 91])
+    data = numbered(train=range(100, 160), val=[0, 1, 90, 2, 91])
     prepared, known, _ = found(data, recipe_from(tiny_run.path))
-    record = known_record(known)
+    record = record_of_masks(known)
     assert record == {"val": [[0, 2], [3, 4]]}
-    again = known_from_record(json.loads(json.dumps(record)), prepared)
+    again = masks_from_record(json.loads(json.dumps(record)), "init.known", prepared)
     assert again.keys() == known.keys()
     assert np.array_equal(again["val"], known["val"])
 
@@ -227,17 +214,17 @@ def test_what_is_recorded_is_read_again(tiny_run: Run) -> None:
     "damaged", [[], {"val": [[0, 99]]}, {"odd": []}, {"val": [3]}, {"val": [[0, "1"]]}, {"val": 5}]
 )
 def test_a_damaged_record_is_an_error(damaged: object, tiny_run: Run) -> None:
-    data = pictures(train=range(100, 160), val=range(100, 110))
+    data = numbered(train=range(100, 160), val=range(100, 110))
     prepared = prepare(data, recipe_from(tiny_run.path), CPU)
     with pytest.raises(ValueError, match=r"init.known|a range"):
-        known_from_record(damaged, prepared)
+        masks_from_record(damaged, "init.known", prepared)
 
 
 def chosen(val: Sequence[int], init: Path, *overrides: str) -> tuple[str, list[str]]:
     """``training.keep`` of a training with the val pictures of these seeds, and the notes about it."""
     recipe = recipe_from(init, *overrides)
-    prepared, known, _ = found(pictures(train=range(100, 160), val=val), recipe)
-    recipe, notes = without_known_choice(recipe, replace(prepared, known=known))
+    prepared, known, _ = found(numbered(train=range(100, 160), val=val), recipe)
+    recipe, _, notes = choose_by_val(recipe, replace(prepared, known=known))
     return recipe.training.keep, notes
 
 
@@ -245,7 +232,10 @@ def test_the_epoch_is_chosen_by_the_val_pictures_that_the_weights_do_not_know(ti
     some, few = range(40, 80), range(40, 79)
     assert chosen(some, tiny_run.path) == (
         "auto",
-        ["only the 20 other val pictures choose which epoch is best"],
+        [
+            f"the network in {tiny_run.path} was trained on 20 of the 40 val pictures: only the 20 others choose "
+            "which epoch is best"
+        ],
     )
     keep, (note,) = chosen(few, tiny_run.path)
     assert keep == "last"
@@ -268,7 +258,7 @@ def test_a_choice_that_only_known_pictures_could_make_is_refused(
     expected = f"{said} chooses the epoch by val, but .* on 20 of the 39 val .*19 others are too few"
     with pytest.raises(RunError, match=expected):
         chosen(range(40, 79), tiny_run.path, asked)
-    with pytest.raises(RunError, match="on all 20 val pictures.*anything new. Without that setting"):
+    with pytest.raises(RunError, match="on all 20 val pictures.*the wrong epoch. Without that setting"):
         chosen(range(40, 60), tiny_run.path, asked)
     assert chosen(range(40, 80), tiny_run.path, asked)[1]
 
@@ -289,18 +279,18 @@ def test_the_refusal_names_every_setting_that_asks_for_a_choice(tiny_run: Run) -
 
 def test_pictures_that_the_weights_may_know_choose_no_epoch_unless_asked(tiny_run: Run) -> None:
     recipe = recipe_from(tiny_run.path)
-    data = pictures(train=range(100, 160), val=range(200, 230))
+    data = numbered(train=range(100, 160), val=range(200, 230))
     prepared = replace(prepare(data, recipe, CPU), perhaps_known=("val",))
-    kept, (note,) = without_known_choice(recipe, prepared)
+    kept, _, (note,) = choose_by_val(recipe, prepared)
     assert kept.training.keep == "last"
-    assert "may have been trained on some val pictures" in note
+    assert "may have been trained on some of the 30 val pictures, so val chooses no epoch" in note
     for asked in ("training.patience=1", "training.keep=best", "training.choose_by=loss"):
         asking = recipe.override([asked])
-        kept, (note,) = without_known_choice(asking, prepared)
+        kept, _, (note,) = choose_by_val(asking, prepared)
         assert kept == asking
-        assert "val may hold pictures that the network in" in note
-        assert note.endswith("was trained on: the epoch that it chooses may be too early")
-    assert without_known_choice(recipe, replace(prepared, perhaps_known=("test",))) == (recipe, [])
+        assert note.endswith("some of the 30 val pictures: the epoch that val chooses may be too early")
+    kept, _, none = choose_by_val(recipe, replace(prepared, perhaps_known=("test",)))
+    assert (kept, none) == (recipe, [])
 
 
 # --- whole trainings -------------------------------------------------------------------------------------
@@ -338,7 +328,7 @@ def test_probabilities_are_calibrated_only_on_pictures_that_the_weights_do_not_k
         assert any("was trained on all 21 calibration pictures" in note for note in notes.notes) == (
             first is knows_all
         )
-        assert any("so it is 0.0032" in note for note in notes.notes)
+        assert any("so L2 is 0.0032" in note for note in notes.notes)
     none = summaries[knows_all.path]
     assert (none["calibrated_on"], none["temperature"], none["calibration_known"]) == (None, 1, 21)
     assert summaries[usual.path]["calibrated_on"] == "calibration"
@@ -347,20 +337,20 @@ def test_probabilities_are_calibrated_only_on_pictures_that_the_weights_do_not_k
 
 
 def test_the_summary_warns_of_an_accuracy_on_known_pictures(knows_all: Run, tmp_path: Path) -> None:
-    data = pictures(train=range(1000, 1060), test=range(30, 60))
+    data = numbered(train=range(1000, 1060), test=range(30, 60))
     init = [*SHORT, f'training.init="{knows_all.path}"']
     run = train(data, "one-cycle", overrides=init, out=tmp_path / "run", device="cpu")
     assert run.summary["warnings"][0] == (
         f"warning: the network in {knows_all.path.name} was trained on all 30 test pictures: the accuracy there "
         "may be too high"
     )
-    both = pictures(train=range(1000, 1060), val=range(40, 90), test=range(2000, 2030))
+    both = numbered(train=range(1000, 1060), val=range(40, 90), test=range(2000, 2030))
     run = train(both, "one-cycle", overrides=init, out=tmp_path / "both", device="cpu")
     assert run.summary["warnings"][0] == (
         f"warning: the network in {knows_all.path.name} was trained on all 50 val pictures: the accuracy there "
         "may be too high"
     ), "the summary has the accuracy on val as well"
-    unknown = pictures(train=range(1000, 1060), test=range(2000, 2030))
+    unknown = numbered(train=range(1000, 1060), test=range(2000, 2030))
     run = train(unknown, "one-cycle", overrides=init, out=tmp_path / "unknown", device="cpu")
     assert not any("was trained on" in text for text in run.summary["warnings"])
 
@@ -424,23 +414,27 @@ def val_counts(run: Run) -> list[int]:
 
 
 def test_scores_of_epochs_are_of_unknown_pictures(knows_all: Run, tmp_path: Path) -> None:
-    data = pictures(train=range(1000, 1060), val=[*range(10), *range(2000, 2020)], test=range(3000, 3012))
+    data = numbered(train=range(1000, 1060), val=[*range(10), *range(2000, 2020)], test=range(3000, 3012))
     asked = [*SHORT, "training.epochs=3", f'training.init="{knows_all.path}"']
-    sampled = [*asked, "evaluation.every=3", "evaluation.sample=25"]
+    sampled = [*asked, "evaluation.every=2", "evaluation.sample=25"]
     run = train(data, "one-cycle", overrides=sampled, out=tmp_path / "run", device="cpu")
     assert val_counts(run) == [20, 20, 20]
     assert run.summary["kept_by"] == "best on val"
     # A run that an earlier version began goes on as it began.
-    with pytest.raises(InterruptedRunError):
-        train(data, "one-cycle", overrides=asked, out=tmp_path / "old", device="cpu", listener=StopAfter(1))
-    settings = json.loads((tmp_path / "old" / "run.json").read_text())
-    assert settings.pop(KNOWN_CHOOSE_NOTHING) is True
-    (tmp_path / "old" / "run.json").write_text(json.dumps(settings))
-    assert val_counts(resume(tmp_path / "old", data=data, device="cpu")) == [30, 30, 30]
+    for name, earlier, scored in (("first", False, 30), ("second", True, 20)):
+        out = tmp_path / name
+        with pytest.raises(InterruptedRunError):
+            train(data, "one-cycle", overrides=asked, out=out, device="cpu", listener=StopAfter(1))
+        settings = json.loads((out / "run.json").read_text())
+        assert settings.pop(CHOOSE_NOTHING) == {"val": [[0, 10]]}
+        if earlier:
+            settings[KNOWN_CHOOSE_NOTHING] = True
+        (out / "run.json").write_text(json.dumps(settings))
+        assert val_counts(resume(out, data=data, device="cpu")) == [scored] * 3
 
 
 def test_with_too_few_unknown_pictures_the_last_epoch_is_kept(knows_all: Run, tmp_path: Path) -> None:
-    data = pictures(train=range(1000, 1060), val=range(30), test=range(3000, 3012))
+    data = numbered(train=range(1000, 1060), val=range(30), test=range(3000, 3012))
     asked = [*SHORT, "training.epochs=2", f'training.init="{knows_all.path}"']
     run = train(data, "one-cycle", overrides=asked, out=tmp_path / "run", device="cpu")
     assert (run.recipe.training.keep, run.summary["kept_by"], run.summary["kept_epoch"]) == (

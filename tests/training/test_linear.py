@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from helpers import coloured_data, coloured_labels
+from helpers import coloured_data, coloured_labels, write_class_folders
 from thumbnet.batches import decoding
 from thumbnet.classifiers.load import load_run
 from thumbnet.cli import main
@@ -21,16 +21,16 @@ from thumbnet.errors import InterruptedRunError, NetworkError, RecipeError, RunE
 from thumbnet.models.fastnet import FastNet
 from thumbnet.models.resnet import ResNet, resnet18
 from thumbnet.recipes.recipe import load_recipe
+from thumbnet.reports.summary import optimism
 from thumbnet.reviewing.scores import fold_recipe
 from thumbnet.runs.folder import Run
-from thumbnet.runs.weights import read_weights
-from thumbnet.training.known import KNOWN_CHOOSE_NOTHING
+from thumbnet.runs.weights import read_weights, write_weights
 from thumbnet.training.linear import L2, Problem, held_out, last_layer, with_network_of_init
 from thumbnet.training.listener import Listener
 from thumbnet.training.mirror_names import named_keys
 from thumbnet.training.train import resume, train
 from thumbnet.training.transfer import read_initial
-from training_helpers import refuse_seeds
+from training_helpers import Noting, refuse_seeds
 
 
 class Notes(Listener):
@@ -140,7 +140,7 @@ def test_several_labels_get_a_binary_regression(tiny_run: Run, tmp_path: Path) -
     notes = Notes()
     run = linear(tiny_run, tmp_path / "labels", data=coloured_labels(), listener=notes)
     assert run.summary["map"] > 0.95
-    assert run.summary["kept_by"] == "best on val"
+    assert run.summary["kept_by"] == "L2 chosen on val"
     assert any("120 held-out pictures of val" in note for note in notes.notes)
 
 
@@ -226,7 +226,7 @@ def test_l2_is_not_chosen_on_pictures_that_the_frozen_layers_have_learned(
 ) -> None:
     known = replace(coloured_data(), class_names=("fire", "grass", "sea"))
     assert chosen_on(tiny_run, tmp_path / "all", known) == (
-        f"last layer: {tiny_run.path} was trained on 12 of the 12 pictures to choose L2 on, so it is 0.0032"
+        f"last layer: the network in {tiny_run.path} was trained on all 12 pictures to choose L2 on, so L2 is 0.0032"
     )
     val = other_classes().splits["train"]
     assert isinstance(val, ArraySplit)
@@ -254,35 +254,55 @@ def test_l2_is_not_chosen_on_val_pictures_that_belong_to_training_pictures(
     tiny_run: Run, tmp_path: Path
 ) -> None:
     data = with_copies_in_val()
-    said = "chosen on 60 held-out pictures of val, without 10 that belong to training pictures"
+    said = (
+        "chosen on 60 held-out pictures of val (10 of the 70 pictures to choose L2 on are copies of training "
+        "pictures or in their groups)"
+    )
     assert chosen_on(tiny_run, tmp_path / "copies", data).endswith(said)
     groups = {"train": ["ann"] * 60, "val": ["ann"] * 45 + ["bob"] * 15 + ["eve"] * 10}
     grouped = replace(data, groups={name: np.array(own, dtype=object) for name, own in groups.items()})
     assert chosen_on(tiny_run, tmp_path / "groups", grouped) == (
         "last layer: 55 of the 70 pictures to choose L2 on are copies of training pictures or in their groups, so "
-        "it is 0.0032"
+        "L2 is 0.0032"
     )
     others = [*(f"v{number}" for number in range(60)), *(f"v{number}" for number in range(10))]
     groups = {"train": [f"t{number}" for number in range(60)], "val": others}
     grouped = replace(data, groups={name: np.array(own, dtype=object) for name, own in groups.items()})
-    said = "chosen on 50 held-out pictures of val, without 20 that belong to training pictures"
-    assert chosen_on(tiny_run, tmp_path / "group-of-a-copy", grouped).endswith(said)
+    said = "chosen on 50 held-out pictures of val (20 of the 70 pictures"
+    assert said in chosen_on(tiny_run, tmp_path / "group-of-a-copy", grouped)
 
 
-def test_a_run_of_an_earlier_version_chooses_l2_on_copies_as_it_began(
-    tiny_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("keep", ["auto", "last"])
+def test_val_chose_l2_and_no_epoch_so_its_accuracy_is_optimistic(
+    keep: str, tiny_run: Run, tmp_path: Path
 ) -> None:
-    # With features in the cache, there is no step to stop after.
-    monkeypatch.setenv("THUMBNET_CACHE", str(tmp_path / "cache"))
-    data, out = with_copies_in_val(), tmp_path / "run"
-    with pytest.raises(InterruptedRunError):
-        linear(tiny_run, out, data=data, listener=Notes(stop=True))
-    settings = json.loads((out / "run.json").read_text())
-    del settings[KNOWN_CHOOSE_NOTHING]
-    (out / "run.json").write_text(json.dumps(settings))
-    notes = Notes()
-    resume(out, device="cpu", data=data, listener=notes)
-    assert any(note.endswith("chosen on 70 held-out pictures of val") for note in notes.notes)
+    data = with_copies_in_val()
+    run = linear(tiny_run, tmp_path / "run", f"training.keep={keep}", data=data)
+    assert (run.summary["split"], run.summary["kept_by"]) == ("val", "L2 chosen on val")
+    assert optimism(run)["accuracy"] == "optimistic, because the same pictures chose L2"
+    seen = coloured_data()
+    known = replace(other_classes(), splits={**data.splits, "val": seen.splits["train"]})
+    run = linear(tiny_run, tmp_path / "known", f"training.keep={keep}", data=known)
+    assert run.summary["kept_by"] == "last"
+    assert "accuracy" not in optimism(run), "val chose nothing"
+
+
+def test_l2_is_not_chosen_on_pictures_that_the_network_may_know(tiny_run: Run, tmp_path: Path) -> None:
+    folder = write_class_folders(tmp_path / "ants", [""], per_class=20)
+    weights, info = read_weights(tiny_run.weights_path)
+    file = tmp_path / "x.safetensors"
+    write_weights(file, weights, replace(info, source="ants", fingerprint="0"))
+    for name, fraction in (("train", 0.0), ("val", 0.3)):
+        notes = Noting(1000)
+        settings = [f'training.init="{file}"', f"data.val_fraction={fraction}"]
+        train(folder, "linear", overrides=settings, out=tmp_path / name, device="cpu", listener=notes)
+        (note,) = [note for note in notes.notes if note.startswith("last layer")]
+        assert f"last layer: the network in {file} may have been trained on some of the" in note
+        assert note.endswith("pictures to choose L2 on, so L2 is 0.0032")
+        (warning,) = [note for note in notes.notes if "may have been trained on pictures" in note]
+        assert "train" not in warning.partition(" now in ")[2].partition(",")[0]
+        perhaps = Run(tmp_path / name).settings["init"]["perhaps_known"]
+        assert "train" in perhaps
 
 
 def test_noise_gets_a_stronger_l2_than_a_clear_signal(tiny_run: Run, tmp_path: Path) -> None:
@@ -462,12 +482,11 @@ def test_the_first_layers_of_the_frozen_network_are_not_for_settings(tiny_run: R
 
 
 def test_a_review_trains_its_folds_on_features_of_other_data_only(linear_run: Run) -> None:
-    recipe = fold_recipe(linear_run, "other pictures", 1)
+    recipe = fold_recipe(linear_run, 1, knows=False)
     assert recipe.training.frozen
     assert recipe.training.init
-    source = read_weights(linear_run.weights_path)[1].source
     with pytest.raises(RunError, match="no network of this recipe can judge"):
-        fold_recipe(linear_run, source, 1)
+        fold_recipe(linear_run, 1, knows=True)
 
 
 def test_an_array_that_cannot_be_kept_is_still_returned(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -108,6 +108,20 @@ def test_val_can_still_be_set_aside_from_loaded_data(place: Path) -> None:
     assert load_data(place, settings=patient.data).fingerprint() == data.fingerprint()
 
 
+def test_the_folder_of_the_pictures_is_recorded_with_its_whole_path(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [f"{path.relative_to(place).as_posix()},{path.parent.name}" for path in place.rglob("*.png")]
+    (tmp_path / "all.csv").write_text("path,label\n" + "\n".join(rows))
+    monkeypatch.chdir(place.parent)
+    data = load_data(tmp_path / "all.csv", images=place.name)
+    for asked in ([], [f"data.images={place.name}"]):
+        assert chosen(data, *asked)[0].data.images == str(place)
+    assert chosen(replace(data, settings=None), f"data.images={place.name}")[0].data.images == place.name
+    with pytest.raises(RecipeError, match=r"data\.images = 'other' has no effect"):
+        chosen(data, "data.images=other")
+
+
 def test_where_nothing_is_set_aside_yet_the_seed_can_still_be_chosen(with_splits: Path) -> None:
     late = ["data.split_seed=4", "data.val_fraction=0.2", "data.test_fraction=0.5"]
     found, data = chosen(load_data(with_splits), *late)

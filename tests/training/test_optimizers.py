@@ -71,6 +71,14 @@ def test_the_last_layer_has_a_pattern_that_does_not_depend_on_its_name() -> None
         assert len(rest["params"]) == len(list(model.parameters())) - of_head
 
 
+def test_pytorch_chooses_how_adamw_updates_unless_it_must_be_one_kernel() -> None:
+    """With ``fused`` False, it would update each parameter by itself on a GPU."""
+    settings = OptimizerSettings(name="adamw", lr=0.001)
+    for fused, expected in ((False, None), (True, True)):
+        (group,) = build_optimizer(settings, small(), fused=fused).param_groups
+        assert (group["fused"], group["foreach"]) == (expected, None)
+
+
 def test_the_schedule_scales_every_groups_own_rate() -> None:
     settings = OptimizerSettings(lr=0.1, groups=(GroupSettings("head.*", lr=0.5),))
     optimizer = build_optimizer(settings, small())

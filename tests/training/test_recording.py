@@ -1,13 +1,16 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import gc
+import itertools
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 import torch
 
+from thumbnet.training import recording
 from thumbnet.training.recording import WARM_UPS, LateReader, Recorder
 
 CUDA = torch.device("cuda", 0)
@@ -18,6 +21,8 @@ class FakeCuda:
 
     Attributes:
         refuses: whether ending a capture fails, as after a call that CUDA refuses.
+        ended: device and pool of each capture that the allocator was told is over.
+        generators: of random numbers, one for each device.
     """
 
     def __init__(self, refuses: bool = False) -> None:
@@ -25,6 +30,8 @@ class FakeCuda:
         self.events: list[str] = []
         self.main = self.current = self.Side(self.events, "main")
         self.pools: list[Any] = []
+        self.ended: list[tuple[int, Any]] = []
+        self.generators = (self.Generator(), self.Generator())
         self.modes: list[str] = []
         self.streams: list[FakeCuda.Side] = []
         self.chosen = torch.device("cpu")  # by `with torch.cuda.device(...)`
@@ -34,11 +41,20 @@ class FakeCuda:
         def __init__(self) -> None:
             self.replays = 0
 
-        def pool(self) -> str:
-            return "the pool"
-
         def replay(self) -> None:
             self.replays += 1
+
+    class Generator:
+        """As in PyTorch 2.11: it gives no numbers while a capture has not ended well."""
+
+        def __init__(self) -> None:
+            self.capturing = False
+
+        def clone_state(self) -> FakeCuda.Generator:
+            return FakeCuda.Generator()
+
+        def graphsafe_set_state(self, other: FakeCuda.Generator) -> None:
+            self.capturing = other.capturing
 
     class Side:
         def __init__(self, events: list[str], name: str, device: torch.device = CUDA) -> None:
@@ -64,6 +80,8 @@ class FakeCuda:
         self.pools.append(pool)
         self.streams.append(stream)
         self.modes.append(capture_error_mode)
+        generator = self.generators[self.chosen.index]
+        generator.capturing = True
         before, self.current = self.current, self.Side(self.events, "capture")
         try:
             yield
@@ -71,6 +89,7 @@ class FakeCuda:
             if self.refuses:
                 raise RuntimeError("CUDA error: operation failed due to a previous error during capture")
             self.current = before  # as in PyTorch, not after a failure
+            generator.capturing = False
         self.captured.append(graph)
 
     @contextlib.contextmanager
@@ -81,9 +100,19 @@ class FakeCuda:
         finally:
             self.chosen = before
 
+    def end_allocating(self, device: int, pool: Any) -> None:
+        self.ended.append((device, pool))
+
     def install(self, patch: pytest.MonkeyPatch) -> None:
         patch.setattr(torch.cuda, "device", self.device)
-        patch.setattr(torch.cuda, "Stream", lambda: self.Side(self.events, "side", self.chosen))
+        stream = functools.cache(recording._recording_stream.__wrapped__)  # knows no real one
+        patch.setattr(recording, "_recording_stream", stream)
+        patch.setattr(torch.cuda, "Stream", lambda device: self.Side(self.events, "side", device))
+        handles = itertools.count(1)
+        patch.setattr(torch.cuda, "graph_pool_handle", lambda: f"pool {next(handles)}")
+        patch.setattr(torch.cuda, "current_device", lambda: self.chosen.index)
+        patch.setattr(torch._C, "_cuda_endAllocateToPool", self.end_allocating, raising=False)
+        patch.setattr(torch.cuda, "default_generators", self.generators)
         patch.setattr(torch.cuda, "current_stream", lambda: self.current)
         patch.setattr(torch.cuda, "stream", self.stream)
         patch.setattr(torch.cuda, "CUDAGraph", self.Graph)
@@ -129,18 +158,17 @@ def test_all_graphs_share_their_memory_and_tolerate_other_threads(cuda: FakeCuda
     recorder = Recorder(CUDA, [])
     for _ in range(3):
         recorder.record(lambda: None)
-    assert cuda.pools == [None, "the pool", "the pool"]
+    assert cuda.pools == ["pool 1"] * 3
     assert cuda.modes == ["thread_local"] * 3
 
 
-def test_each_recorder_captures_on_one_stream_of_its_own_device(cuda: FakeCuda) -> None:
-    for number in (0, 1):
+def test_everything_on_a_device_is_captured_on_one_stream(cuda: FakeCuda) -> None:
+    for number in (0, 1, 0):
         recorder = Recorder(torch.device("cuda", number), [])
         recorder.record(lambda: None)
         recorder.record(lambda: None)
-    assert [stream.device.index for stream in cuda.streams] == [0, 0, 1, 1]
-    assert cuda.streams[0] is cuda.streams[1]
-    assert cuda.streams[2] is cuda.streams[3]
+    assert [stream.device.index for stream in cuda.streams] == [0, 0, 1, 1, 0, 0]
+    assert len({id(stream) for stream in cuda.streams}) == 2
 
 
 def test_work_that_fails_leaves_the_tensors_as_they_were(cuda: FakeCuda) -> None:
@@ -170,6 +198,28 @@ def test_a_refused_call_is_the_error_and_the_stream_is_as_before(monkeypatch: py
     with pytest.raises(RuntimeError, match="previous error"):  # the work is not to blame
         Recorder(CUDA, []).record(lambda: None)
     assert cuda.current is cuda.main
+
+
+def test_pytorch_learns_that_a_refused_capture_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise, PyTorch 2.11 frees no memory and draws no random numbers in the rest of the process."""
+    cuda = FakeCuda()
+    cuda.install(monkeypatch)
+    recorder = Recorder(torch.device("cuda", 1), [])
+    recorder.record(lambda: None)
+    assert cuda.ended == []
+    cuda.refuses = True
+    with pytest.raises(RuntimeError, match="previous error"):
+        recorder.record(lambda: None)
+    assert cuda.ended == [(1, "pool 1")]
+    assert not any(generator.capturing for generator in cuda.generators)
+
+    def done_already(device: int, pool: Any) -> None:
+        raise RuntimeError("endAllocatePool: not currently recording to mempool_id")
+
+    monkeypatch.setattr(torch._C, "_cuda_endAllocateToPool", done_already)
+    with pytest.raises(RuntimeError, match="previous error"):
+        recorder.record(lambda: None)
+    assert not any(generator.capturing for generator in cuda.generators)
 
 
 @pytest.mark.parametrize("collects", [True, False])

@@ -47,6 +47,11 @@ def test_each_combination_is_trained_with_each_seed_one_seed_after_the_other(tmp
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_study_whose_folder_cannot_be_written_to_is_refused(read_only: Path) -> None:
+    with pytest.raises(RunError, match="is not writable"):
+        plan(read_only / "study", None, [], [], [0])
+
+
 def test_without_varied_settings_only_the_seed_varies(tmp_path: Path) -> None:
     planned = plan(tmp_path, None, [], [], [3, 5])
     assert [(one.path.name, one.overrides) for one in planned] == [

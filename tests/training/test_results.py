@@ -19,8 +19,16 @@ from thumbnet.runs.folder import Run
 from thumbnet.runs.summaries import check_summary
 from thumbnet.training import results
 from thumbnet.training.build import build_state
+from thumbnet.training.epochs import EpochResult, Score
 from thumbnet.training.listener import Listener
-from thumbnet.training.results import Findings, Measured, RepeatTeller, measure, summary_of
+from thumbnet.training.results import (
+    Findings,
+    Measured,
+    RepeatTeller,
+    measure,
+    summary_of,
+    with_choices,
+)
 
 CPU = torch.device("cpu")
 NAMES = ("red", "green", "blue")
@@ -119,6 +127,48 @@ def test_pictures_that_the_first_network_knows_calibrate_nothing() -> None:
     assert (few.calibrated_on, few.calibration_pictures, few.temperature) == (None, 19, 1.0)
     assert few.headline is not None
     assert few.headline.pictures == 60
+
+
+def test_a_network_that_answers_with_nan_is_not_calibrated(monkeypatch: pytest.MonkeyPatch) -> None:
+    state, prepared = made("evaluation.tta=none")
+
+    def broken(*given: Any, **options: Any) -> Any:
+        logits, plain, labels = collect_views(*given, **options)
+        logits = logits.clone()
+        logits[3] = torch.nan
+        return logits, plain, labels
+
+    monkeypatch.setattr(results, "collect_views", broken)
+    measured = measure(state.model, state, prepared, NAMES, None)
+    assert (measured.calibrated_on, measured.temperature, measured.thresholds) == (None, 1.0, None)
+    assert (measured.calibration_pictures, measured.calibration_not_finite) == (60, 1)
+
+
+@pytest.mark.parametrize(
+    ("kept", "judged_on", "chose"),
+    [
+        ("last", None, None), ("last", "train", None), ("epoch", None, "the epoch"), ("L2", None, "L2"),
+        ("last", "val", "the settings"), ("epoch", "val", "the epoch and the settings"),
+    ],
+)  # fmt: skip
+def test_thresholds_say_what_else_their_pictures_chose(
+    kept: str, judged_on: str | None, chose: str | None
+) -> None:
+    state, prepared = made()
+    measured = measure(state.model, state, prepared, NAMES, None)
+    state.best_weights = {}
+    looks = 2 if kept == "epoch" else 1  # of a single one, none was chosen
+    score = Score("val", 0.9, 0.1, 60)
+    state.history = [EpochResult(epoch, epoch, 0.1, 0.1, 1.0, 60.0, score) for epoch in range(1, looks + 1)]
+    state.l2_chosen_on = "val" if kept == "L2" else ""
+    found = with_choices(measured, state, judged_on)
+    assert found.thresholds is not None
+    assert found.thresholds.also_chose == chose
+    summary = summary_of(state, found, Findings(), 0.0, 0)
+    assert summary["thresholds"].get("also_chose") == chose
+    other = replace(measured, thresholds=replace(found.thresholds, split="calibration", also_chose=None))
+    assert with_choices(other, state, judged_on) == other
+    assert with_choices(Measured(), state, judged_on) == Measured()
 
 
 def test_calibration_can_be_turned_off() -> None:

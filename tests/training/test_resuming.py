@@ -9,8 +9,10 @@ from typing import Any
 import pytest
 
 from helpers import TINY, coloured_data, write_class_folders
+from kernel_helpers import needs_kernels
 from thumbnet.data.splits import Data
 from thumbnet.errors import InterruptedRunError
+from thumbnet.kernels import library
 from thumbnet.runs.folder import Run
 from thumbnet.training.choose import load_for
 from thumbnet.training.listener import Listener
@@ -72,6 +74,25 @@ def test_a_run_that_goes_on_elsewhere_says_so(folder: Path, tmp_path: Path) -> N
     (added,) = Run(out).environment["resumed"]
     assert added["step"] == 2
     assert Run(out).environment == {**first, "resumed": [added]}
+
+
+@needs_kernels
+def test_a_run_that_goes_on_without_the_kernels_says_so(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "run"
+    with pytest.raises(InterruptedRunError):
+        train(folder, "fast", overrides=SMALLEST, out=out, device="cpu", listener=StopAfter(1))
+    before = Run(out).environment["hardware"]["kernels"]
+    assert before in ("winograd", "tiles")
+    off = library._Kernels(why_off="there is no gcc")
+    monkeypatch.setattr(library, "_loaded", {False: off, True: off})
+    with pytest.raises(InterruptedRunError):
+        resume(out, device="cpu", listener=(other := Noting(2)))
+    (note,) = (note for note in other.notes if "resumed with" in note)
+    assert note.startswith(f"resumed with kernels none instead of {before}: ")
+    (added,) = Run(out).environment["resumed"]
+    assert added["hardware"]["kernels"] == "none"
 
 
 def test_a_run_that_begins_again_records_where_it_begins(folder: Path, tmp_path: Path) -> None:

@@ -86,6 +86,23 @@ def test_the_network_sees_small_pictures_while_the_schedule_says_so() -> None:
     assert seen == [(32, 32), (32, 32), (64, 64), (64, 64)]
 
 
+def test_steps_seeds_and_processes_draw_different_numbers_and_a_repeated_step_the_same() -> None:
+    class Drawing(nn.Sequential):
+        def forward(self, x: Tensor) -> Tensor:
+            drawn.append(torch.rand(4))
+            return super().forward(x)  # type: ignore[no-untyped-call]
+
+    drawn: list[Tensor] = []
+    for seed, step, rank in ((0, 7, 0), (0, 8, 0), (1, 7, 0), (0, 7, 1), (0, 7, 0)):
+        state = state_of(f"seed={seed}", model=Drawing(*linear()))  # type: ignore[misc]
+        state.step, state.world = step, World(rank, 2)
+        train_step(state, batch_of(), 0.1)
+    *different, again = drawn
+    assert torch.equal(again, different[0])
+    for one, other in itertools.combinations(different, 2):
+        assert not torch.equal(one, other)
+
+
 def test_pictures_without_a_label_count_neither_in_loss_nor_gradient() -> None:
     whole, masked = state_of(), state_of()
     images, labels = batch_of(4).images, batch_of(4).labels

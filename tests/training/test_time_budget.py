@@ -19,8 +19,10 @@ from thumbnet.recipes.recipe import Recipe, load_recipe
 from thumbnet.runs.folder import Run
 from thumbnet.training import time_budget
 from thumbnet.training.build import build_state
+from thumbnet.training.choose import choose_recipe
 from thumbnet.training.epochs import EpochResult
 from thumbnet.training.fit import StepResult
+from thumbnet.training.listener import Listener
 from thumbnet.training.results import measure
 from thumbnet.training.schedules import done_at, factor_at, trains_head_only
 from thumbnet.training.speed import Speed, slowdown
@@ -55,10 +57,15 @@ def prepared() -> Prepared:
 
 
 def simulate(
-    recipe: Recipe, prepared: Prepared, budget: TimeBudget, clock: Clock, slowness: Callable[[float], float]
+    recipe: Recipe,
+    prepared: Prepared,
+    budget: TimeBudget,
+    clock: Clock,
+    slowness: Callable[[float], float],
+    speed: Speed = SPEED,
 ) -> tuple[TrainingState, list[str]]:
     """Pretend to train: each step takes what it costs, times ``slowness`` at that time."""
-    found = costs(recipe, prepared, SPEED)
+    found = costs(recipe, prepared, speed)
     budget._costs = found
     train = prepared.with_recipe(recipe).train
     state = TrainingState(build_model(recipe.model, 3), recipe, len(train), CPU)
@@ -66,7 +73,7 @@ def simulate(
     while not state.is_over:
         done = done_at(state.recipe.schedule, state.step + 0.5, state.total_steps)
         size = (20, 20) if done < 0.25 else (24, 24) if done < 0.5 else (32, 32)
-        cost = SPEED.step(size, found.batch_size)
+        cost = speed.step(size, found.batch_size)
         if trains_head_only(state.recipe.schedule, state.step, state.total_steps):
             cost *= 0.3  # there is no backward pass through the other layers
         clock.now += cost * slowness(clock.now)
@@ -117,6 +124,20 @@ def test_the_training_ends_in_time_and_at_the_end_of_its_schedule(
     assert state.recipe.training.steps in (state.step, recipe.training.steps)
     assert bool(notes) == told
     assert len(state.recipe.schedule.planned_at) < 1 / 0.04
+
+
+def test_the_plan_stays_where_evaluations_take_as_long_as_planned() -> None:
+    """Steps take 4 s and evaluations 12 s, each longer than the time between two looks at the clock."""
+    settings = ["training.batch_size=9", "training.min_steps=0", "data.skip_easy=0", "evaluation.every=1"]
+    recipe = load_recipe("fast", [*settings, "evaluation.tta=none"])
+    prepared = prepared_for(recipe)
+    speed = Speed({(20, 20): 4 / 9, (24, 24): 4 / 9, (32, 32): 4 / 9}, 0.0, 12 / 400)
+    recipe = fit_steps(recipe, prepared, speed, 600.0)
+    assert recipe.training.epochs > 2
+    clock = Clock()
+    budget = TimeBudget(10.0, clock(), clock=clock)
+    state, notes = simulate(recipe, prepared, budget, clock, lambda _: 1.0, speed)
+    assert (notes, state.recipe) == ([], recipe)
 
 
 def test_several_processes_change_the_plan_only_where_they_meet_and_as_the_first_decides(
@@ -289,6 +310,46 @@ def test_batches_become_smaller_where_there_would_be_too_few_steps(prepared: Pre
     assert fit_steps(recipe, prepared, SPEED, 0.5).training.steps == LEAST_STEPS
     free = recipe.override(["training.min_steps=0"])
     assert fit_steps(free, prepared, SPEED, 0.5).training.steps == LEAST_STEPS
+
+
+def test_a_batch_size_that_an_option_names_stays(prepared: Prepared) -> None:
+    named = ["training.batch_size=200"]
+    recipe, _ = choose_recipe(coloured_data(400, 32), "fast", named, None, Listener())
+    chosen = fit_steps(recipe, prepared, SPEED, 20.0)
+    assert chosen.training.steps < 130  # the recipe's training.min_steps
+    assert chosen.training.batch_size == 200
+    assert chosen.optimizer == load_recipe("fast").optimizer
+
+
+def test_it_says_that_the_time_changes_a_rate_that_an_option_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Begun(Exception):
+        pass
+
+    def plan(self: TimeBudget, recipe: Recipe, *_: object) -> tuple[Recipe, str]:
+        return recipe.with_batch_size(8), "planned"
+
+    def begin(*_: object, **__: object) -> TrainingState:
+        raise Begun
+
+    monkeypatch.setattr(TimeBudget, "plan", plan)
+    monkeypatch.setattr("thumbnet.training.train.build_state", begin)
+    for overrides, warned in ((["optimizer.lr=0.1"], 1), (["seed=1"], 0)):
+        listener = Noting(1)
+        with pytest.raises(Begun):
+            train(
+                coloured_data(),
+                "tutorial",
+                overrides=overrides,
+                minutes=1,
+                out=tmp_path / "run",
+                device="cpu",
+                listener=listener,
+            )
+        assert "planned" in listener.notes
+        told = [note for note in listener.notes if "optimizer.lr is 0.025, not 0.1" in note]
+        assert len(told) == warned
 
 
 def test_a_time_that_is_over_before_the_first_step_gets_the_fewest_steps(prepared: Prepared) -> None:

@@ -349,6 +349,7 @@ def test_what_a_killed_training_left_does_not_change_the_next_one(folder: Path, 
     out = tmp_path / "run"
     left = Run(out)
     out.mkdir()
+    (out / ".lock").touch()
     left.write_corrections(b"picture,label,split,was,decision\ntrain/red/1.png,,train,red,drop\n")
     left.write_skipped([("train", "train/red/0.png", "damaged")])
     assert left.corrections
@@ -475,7 +476,9 @@ def test_the_same_call_resumes_only_with_the_same_corrections(
     (tmp_path / "labels.csv").write_text(
         "picture,label,split,was,decision\ntrain/red/2.png,,train,red,drop\n"
     )
-    with pytest.raises(RunError, match=f"the corrections have changed since the run {corrected.path} began"):
+    with pytest.raises(
+        RunError, match=f"the run {corrected.path} was begun with other corrections of labels"
+    ):
         call(tmp_path / "labels.csv")
 
 
@@ -580,7 +583,7 @@ def test_a_run_can_be_ended_within_an_epoch(folder: Path, tmp_path: Path) -> Non
         "why": "ended on request",
     }  # fmt: skip
     assert (run.summary["epochs"], run.summary["kept_epoch"]) == (2, 2)
-    assert run.summary["kept_by"] == "best on val", "the last epoch is always evaluated"
+    assert run.summary["kept_by"] == "last", "val was looked at only once, so it chose nothing"
     assert [row["step"] for row in metrics(run)] == [3, 4]
     assert metrics(run)[-1]["stopped"] == "ended on request"
     again = load_run(run.path).evaluate(load_data(folder), "test", tta=run.summary["tta"])

@@ -5,6 +5,7 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -12,6 +13,7 @@ from torch.nn import functional as F
 
 from helpers import TINY, coloured_data, write_class_folders
 from thumbnet.batches.batches import NO_LABEL, balanced_order
+from thumbnet.batches.prepare import prepare
 from thumbnet.cli import main
 from thumbnet.data.splits import ArraySplit, Data
 from thumbnet.errors import RunError
@@ -21,7 +23,7 @@ from thumbnet.recipes.settings import ModelSettings, TrainingSettings
 from thumbnet.runs.any_weights import AnyWeights, read_any_weights
 from thumbnet.runs.folder import Run
 from thumbnet.runs.weights import read_weights, write_weights
-from thumbnet.training.build import balanced_weights
+from thumbnet.training.build import balanced_weights, build_state
 from thumbnet.training.listener import Listener
 from thumbnet.training.step import summed_loss
 from thumbnet.training.train import resume, train
@@ -116,11 +118,42 @@ def test_a_strangers_weights_are_taken_and_what_stays_new_is_said(tmp_path: Path
     for new in ("stem.weight", "head.weight", "head.bias"):
         assert torch.equal(state[new], drawn[new])
     assert not start.body_is_whole
-    assert start.note() == (
+    assert start.notes() == [
         f"99 of 102 tensors taken from {tmp_path / 'imagenet.pth'}, matched by the usual names of a ResNet's "
         "layers; left new: stem.weight (8x3x7x7 in the file, 8x3x3x3 here), the last layer (1000 classes in "
         "the file, 3 classes here)"
-    )
+    ]
+
+
+def without_colour(data: Data) -> Data:
+    for name, split in data.splits.items():
+        assert isinstance(split, ArraySplit)
+        grey = split.images.mean(axis=3, keepdims=True).astype(np.uint8)
+        data.splits[name] = ArraySplit(np.repeat(grey, 3, axis=3), split.labels, name)
+    return data
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "warned"),
+    [
+        ("grey", "colour", True),
+        ("grey", "grey", False),
+        ("colour", "colour", False),
+        ("colour", "grey", False),
+    ],
+)
+def test_it_warns_of_a_first_layer_that_cannot_see_the_colours_of_the_new_pictures(
+    before: str, now: str, warned: bool, tmp_path: Path
+) -> None:
+    data = {"grey": without_colour(coloured_data(30)), "colour": coloured_data(30)}
+    recipe, file = load_recipe("small", ["model.width=0.125"]), tmp_path / "first.pt"
+    first = build_state(recipe, prepare(data[before], recipe, "cpu"), "abc", "cpu")
+    torch.save(first.model.state_dict(), file)
+    begun = recipe.override([f'training.init="{file}"'])
+    start = build_state(begun, prepare(data[now], begun, "cpu"), "abc", "cpu").start
+    assert start is not None
+    warnings = [note for note in start.notes() if note.startswith(f"warning: the first layer of {file} ")]
+    assert len(warnings) == warned
 
 
 def test_half_precision_becomes_single(tmp_path: Path) -> None:

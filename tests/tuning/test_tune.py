@@ -11,7 +11,7 @@ pytest.importorskip("optuna", reason="the extra 'tune' is not installed")
 pytest.importorskip("jinja2", reason="the extra 'tune' is not installed")
 
 from helpers import of_many_sizes, write_class_folders
-from thumbnet.errors import InterruptedTuneError, RunError, ThumbnetError
+from thumbnet.errors import DataError, InterruptedTuneError, RunError, ThumbnetError
 from thumbnet.recipes.recipe import load_recipe
 from thumbnet.training.train import train
 from thumbnet.tuning import search
@@ -126,7 +126,7 @@ def test_a_search_that_starts_from_a_network_that_knows_the_pictures_is_refused(
     tuned: Tuned, folder: Path, tmp_path: Path
 ) -> None:
     asked = [*SHORTEST, f'training.init="{tuned.run.path}"']
-    with pytest.raises(RunError, match="was trained on 24 of the 24 train pictures"):
+    with pytest.raises(DataError, match="was trained on all 24 train pictures"):
         tune(folder, "small", trials=1, overrides=asked, out=tmp_path / "search", device="cpu")
     assert not (tmp_path / "search").exists()
 
@@ -193,6 +193,16 @@ def test_a_length_that_makes_no_search_is_an_error(
 def test_a_folder_that_is_in_use_is_an_error(tuned: Tuned, folder: Path) -> None:
     with pytest.raises(RunError, match="already exists and is not empty"):
         tune(folder, "small", trials=1, overrides=SHORTEST, out=tuned.path)
+
+
+def test_a_folder_that_cannot_be_written_to_is_an_error_before_the_data_are_read(
+    read_only: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(RunError, match="is not writable"):
+        tune("no-such-data", "small", trials=1, out=read_only / "search")
+    monkeypatch.chdir(read_only)
+    with pytest.raises(RunError, match="cannot write in runs"):
+        tune("no-such-data", "small", trials=1)
 
 
 def test_a_length_in_steps_is_refused_before_pictures_are_decoded(

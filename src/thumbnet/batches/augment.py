@@ -103,17 +103,17 @@ class Augmentation:
             settings.cutmix > 0,
         )
 
-    def draw(self, indices: Tensor, turns: Tensor | int, generator: torch.Generator) -> Draw:
+    def draw(self, indices: Tensor, seen: Tensor | int, generator: torch.Generator) -> Draw:
         """Draw the choices for the pictures at ``indices`` (int64 [B]).
 
-        ``turns`` (int, or int64 [B]) says how often each picture was seen before. Alternating flips are where
+        ``seen`` (int, or int64 [B]) says how often each picture was seen before. Alternating flips are where
         the indices are, everything else is on the CPU.
         """
         count, (height, width), reach = len(indices), self.size, self.settings.translate
         if self.settings.flip == "alternating":
             if self._first_flip.device != indices.device:
                 self._first_flip = send(self.first_flip, indices.device)
-            flip = self._first_flip[indices] ^ (turns % 2 == 1)
+            flip = self._first_flip[indices] ^ (seen % 2 == 1)
         elif self.settings.flip == "random":
             flip = torch.rand(count, generator=generator) < 0.5
         else:

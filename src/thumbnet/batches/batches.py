@@ -128,23 +128,24 @@ class TrainBatches:
         device = self.normalise.device
         order, visits = self._order(epoch)
         batches = list(order.split(self.batch_size))[start : len(self)]
-        shares = [self._needed(whole, epoch, step) for step, whole in enumerate(batches, start=start)]
-        fetched = zip(batches, shares, self.engine.fetch(shares), strict=True)
-        for step, (whole, indices, images) in enumerate(fetched, start=start):
-            turns = epoch if visits is None else visits[whole]
-            draw = self._draw_share(whole, turns, epoch, step)
-            labels = self._labels[indices]
-            if len(whole) <= self.world.rank:  # this process has no picture of its own in this batch
+        needed = [self._needed(batch, epoch, step) for step, batch in enumerate(batches, start=start)]
+        fetched = zip(batches, needed, self.engine.fetch(needed), strict=True)
+        for step, (batch, positions, images) in enumerate(fetched, start=start):
+            seen = epoch if visits is None else visits[batch]
+            draw = self._draw_share(batch, seen, epoch, step)
+            labels = self._labels[positions]
+            if len(batch) <= self.world.rank:
+                # This process has no picture of its own in this batch: the one that it got does not count.
                 labels = torch.full_like(labels, NO_LABEL)
-            indices, labels, *choices = send_together([indices, labels, *draw], device)
+            positions, labels, *choices = send_together([positions, labels, *draw], device)
             draw = Draw(*choices)
             with one_thread(self.engine.workers > 0):
                 images = self.augmentation.apply(send(images, device), draw, self.normalise.mean_pixel)
                 images = self._augment_own(images, epoch, step)
                 images = self.augmentation.relight(self.normalise(images), draw)
                 images, mixed = self.augmentation.mix(images, labels, draw)
-            own = len(images)  # without the partners from other processes
-            yield Batch(images, labels[:own], len(whole), indices[:own], mixed)
+            count = len(images)  # without the partners from other processes
+            yield Batch(images, labels[:count], len(batch), positions[:count], mixed)
 
     def _order(self, epoch: int) -> tuple[Tensor, Tensor | None]:
         """The positions of an epoch in random order, int64 [N], and how often every picture was seen before.
@@ -170,10 +171,10 @@ class TrainBatches:
             return balanced_order(self.engine.labels, generator)
         return torch.randperm(self.count, generator=generator)
 
-    def draw(self, indices: Tensor, turns: Tensor | int, epoch: int, step: int) -> Draw:
+    def draw(self, indices: Tensor, seen: Tensor | int, epoch: int, step: int) -> Draw:
         """The augmentation of a step of an epoch, both from 0; see :meth:`Augmentation.draw`."""
         generator = torch.Generator().manual_seed(derive_seed(self.seed, "augment", epoch, step))
-        return self.augmentation.draw(indices, turns, generator)
+        return self.augmentation.draw(indices, seen, generator)
 
     def _augment_own(self, images: Tensor, epoch: int, step: int) -> Tensor:
         """Apply the user's own augmentation, if the recipe names one, to uint8 pictures of a step.
@@ -185,7 +186,7 @@ class TrainBatches:
         seed = derive_seed(self.seed, "own augmentation", epoch, step, self.world.rank)
         return self.own_augmentation(images, seed)
 
-    def _needed(self, whole: Tensor, epoch: int, step: int) -> Tensor:
+    def _needed(self, batch: Tensor, epoch: int, step: int) -> Tensor:
         """The pictures of a batch that this process needs: positions in the split, int64 [B].
 
         They are its share. If pictures are mixed with those of other processes, their partners follow, in the
@@ -193,17 +194,17 @@ class TrainBatches:
         processes.
         """
         if not self._mixes_across:
-            return self._share(whole)
-        partner = self.draw(whole, 0, epoch, step).partner
-        return self._with_partners(whole, partner)
+            return self._share(batch)
+        partner = self.draw(batch, 0, epoch, step).partner
+        return self._with_partners(batch, partner)
 
     @property
     def _mixes_across(self) -> bool:
         return self.augmentation.settings.mixes and self.world.size > 1
 
-    def _draw_share(self, whole: Tensor, turns: Tensor | int, epoch: int, step: int) -> Draw:
+    def _draw_share(self, batch: Tensor, seen: Tensor | int, epoch: int, step: int) -> Draw:
         """The augmentation of the pictures that :meth:`_needed` names."""
-        draw = self.draw(whole, turns, epoch, step)
+        draw = self.draw(batch, seen, epoch, step)
         if not self._mixes_across:
             return draw.map(self._share)
         own = len(self._share(draw.partner))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import os
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path, PurePosixPath
 
 from thumbnet.errors import ThumbnetError
@@ -34,6 +35,23 @@ def library_threads() -> int:
     """
     cores = usable_cores()
     return cores if cores < (os.cpu_count() or 1) else 0
+
+
+def quota_threads() -> int:
+    """The most threads on which PyTorch should compute because of a CPU quota; 0 leaves the choice to it.
+
+    PyTorch respects the affinity, but no quota. If ``OMP_NUM_THREADS`` is set, the user has chosen.
+    """
+    quota = cpu_quota()
+    return 0 if quota is None or "OMP_NUM_THREADS" in os.environ else math.ceil(quota)
+
+
+def within_quota() -> AbstractContextManager[None]:
+    """In this block, PyTorch computes on no more threads than a CPU quota has cores."""
+    from thumbnet.hardware import at_most_threads  # imports torch
+
+    most = quota_threads()
+    return at_most_threads(most) if most else nullcontext()
 
 
 def check_threads(threads: int) -> None:

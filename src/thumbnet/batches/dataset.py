@@ -11,7 +11,6 @@ from __future__ import annotations
 import inspect
 import warnings
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -35,11 +34,12 @@ class ImageDataset(Dataset[tuple[Any, Any]]):
 
     If ``data`` is not a split, and has neither ``test`` nor ``val``, a fifth of each class becomes ``test``
     and is missing in ``train``, as in a training; ``notes`` says so. For all pictures, pass
-    ``load_data("pictures", test_fraction=0.0).split("train")``. If there are splits, name the folder
-    that holds them: ``"cifar/train"`` by itself has none.
+    ``load_data("pictures", test_fraction=0.0)``. If there are splits, name the folder that holds them:
+    ``"cifar/train"`` by itself has none.
 
     Args:
-        data: a :class:`~thumbnet.data.splits.Split`, or anything that :func:`thumbnet.load_data` accepts.
+        data: a :class:`~thumbnet.data.splits.Split`, what :func:`thumbnet.load_data` has returned, or
+            anything that it accepts.
         split: the name of the split, if ``data`` is not a split.
         subset_size: use this many random pictures; 0 means all.
         transform: called on each picture. A transform in torchvision's style gets a PIL picture (RGB). One in
@@ -66,7 +66,7 @@ class ImageDataset(Dataset[tuple[Any, Any]]):
 
     def __init__(
         self,
-        data: Split | str | Path,
+        data: Any,
         split: str = "train",
         *,
         subset_size: int = 0,

@@ -300,8 +300,9 @@ def readable(split: Split, progress: Progress | None = None) -> tuple[Split, lis
 def _in_parallel(work: Callable[[int], T | None], split: Split, progress: Progress | None) -> dict[int, T]:
     """Do ``work`` for each position in a split, and return its results that are not None, in order.
 
-    It uses threads or processes if the first pictures show that they are worth it. What ``work`` leaves in
-    memory has to be in a :func:`thumbnet.batches.forked.shared_array`, and be the same if it is done again.
+    It uses threads or processes if the split allows them, and if the first pictures show that they are worth
+    it. What ``work`` leaves in memory has to be in a :func:`thumbnet.batches.forked.shared_array`, and be the
+    same if it is done again.
     """
     total = len(split)
     if not total:  # a split whose pictures were all left out
@@ -322,7 +323,7 @@ def _in_parallel(work: Callable[[int], T | None], split: Split, progress: Progre
     rest = math.ceil(total / size) - 1
     with ThreadPoolExecutor(usable_cores()) as pool, contextlib.ExitStack() as stack:
         parts: Iterable[object]
-        if each > _WORTH_A_THREAD:
+        if split.threadable and each > _WORTH_A_THREAD:
             parts = pool.map(lambda part: do(part + 1), range(rest))
         else:
             helpers = _helpers(split, each * (total - done))

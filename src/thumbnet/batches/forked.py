@@ -55,7 +55,7 @@ def shared_array(shape: tuple[int, ...]) -> np.ndarray:
 def do_parts(work: Callable[[int], bool], parts: int, helpers: int) -> Generator[int, None, None]:
     """Do ``work`` for each number below ``parts``, here and in ``helpers`` forked processes.
 
-    Whoever is free takes the next number. They are yielded as they are done.
+    Each process takes the next number when it is free. Numbers are yielded as their work is done.
 
     Args:
         work: does a part, and returns whether all went well. If not, a helper's part is done again here.

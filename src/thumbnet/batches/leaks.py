@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import threading
 from collections.abc import Mapping
@@ -23,8 +24,10 @@ from thumbnet.files import remove_file, write_file, write_with
 LEAKS_NAME, DIGESTS_NAME = "leaks.jsonl", "digests.npy"
 IN_TRAINING = "were in the training split"  # in the sentence about other data
 NOT_COMPARED = (
-    "pictures were not compared: they are decoded during the training (thumbnet data compares them)"
+    "pictures were not compared: they are decoded during the training (the command data compares them)"
 )
+TOO_NARROW = "so the 95 % interval is too narrow"  # in the sentence about copies within a measured split
+_FEW = 0.05  # with a smaller share of copies, an interval is hardly narrower
 NO_DIGESTS = (
     "pictures were not compared with those of the training, because the run stored no digests of them"
 )
@@ -65,18 +68,19 @@ class RepeatSearch:
         self, engines: Mapping[str, Engine], splits: Mapping[str, Split], class_names: tuple[str, ...]
     ) -> None:
         self._splits, self._class_names = dict(splits), class_names
+        self._engines = {name: one for name, one in engines.items() if isinstance(one, MemoryEngine)}
         self._digests: dict[str, np.ndarray] = {}
         self._found: Repeats | None = None
         self._failure = ""  # why pictures were not compared
         self._thread: threading.Thread | None = None
-        if all(isinstance(engine, MemoryEngine) for engine in engines.values()):
-            self._thread = threading.Thread(target=self._search, args=(dict(engines),), daemon=True)
+        if len(self._engines) == len(engines):
+            copies = {name: snapshot(engine) for name, engine in self._engines.items()}
+            self._thread = threading.Thread(target=self._search, args=(copies,), daemon=True)
             self._thread.start()
 
-    def _search(self, engines: dict[str, Engine]) -> None:
+    def _search(self, engines: dict[str, MemoryEngine]) -> None:
         try:
-            digests = {name: engine_digests(engine) for name, engine in engines.items()}
-            self._digests = {name: one for name, one in digests.items() if one is not None}
+            self._digests = {name: engine.digests for name, engine in engines.items()}
             classes = {name: self._splits[name].single_classes() for name in engines}
             self._found = find_repeats(self._digests, classes)
         except Exception as error:  # the training goes on without the comparison
@@ -91,6 +95,8 @@ class RepeatSearch:
     def finish(self, folder: Path) -> dict[str, Any] | None:
         """Wait for the result, write its files into a run's folder, and describe it.
 
+        The engines then have their digests, too.
+
         Returns:
             See :func:`describe`; only its ``lines`` if the search failed, for lack of memory for example;
             None if pictures were not compared because not all are in memory.
@@ -98,6 +104,8 @@ class RepeatSearch:
         if self._thread is None:
             return None
         self._thread.join()
+        for name, digests in self._digests.items():
+            self._engines[name].digests = digests  # a snapshot has computed them
         if self._failure:
             return {"lines": [f"pictures were not compared: {printable(self._failure)}"]}
         assert self._found is not None
@@ -165,8 +173,10 @@ def describe(
     lines += copied_notes(found, class_names)
     for name, count in found.repeated.items():
         if count:
+            measured = name not in ("train", "calibration") and count >= _FEW * len(splits[name])
             lines.append(
                 f"{count:,} {name} picture{'s repeat' if count > 1 else ' repeats'} another {name} picture"
+                + (f", {TOO_NARROW} unless copies are in one group" if measured else "")
             )
     return {
         "leaks": len(found.leaks),
@@ -201,6 +211,14 @@ def are_among(digests: np.ndarray, known: np.ndarray) -> np.ndarray:
     return np.isin(numbers[: len(digests)], numbers[len(digests) :])
 
 
+def with_belonging(found: np.ndarray, engine: Engine, groups: np.ndarray | None) -> np.ndarray:
+    """Some pictures (bool [N]) and all that belong together with one of them (see :func:`belonging`)."""
+    if not found.any():
+        return found
+    together = belonging(engine, groups)
+    return np.isin(together, together[found])
+
+
 def belonging_to_training(
     engine: Engine, groups: np.ndarray | None, train: Engine, train_groups: np.ndarray | None
 ) -> np.ndarray:
@@ -220,8 +238,7 @@ def belonging_to_training(
         found |= are_among(here, there)
     if groups is not None and train_groups is not None:
         found |= np.isin(groups.astype(str), train_groups.astype(str))
-    together = belonging(engine, groups)
-    return np.isin(together, together[found])
+    return with_belonging(found, engine, groups)
 
 
 def lines_about(
@@ -262,8 +279,10 @@ def lines_about(
     return lines + inside
 
 
-def snapshot(engine: Engine) -> Engine:
+def snapshot(engine: MemoryEngine) -> MemoryEngine:
     """An engine with its pictures on the CPU, where a thread can read them while a GPU trains."""
-    if isinstance(engine, MemoryEngine) and engine.images.device != torch.device("cpu"):
-        return MemoryEngine(engine.images.cpu(), engine.labels)
-    return engine
+    if engine.images.device == torch.device("cpu"):
+        return engine
+    on_cpu = copy.copy(engine)
+    on_cpu.images = engine.images.cpu()
+    return on_cpu

@@ -3,27 +3,24 @@
 from __future__ import annotations
 
 import statistics
-import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import torch
 
 from thumbnet.batches.engines import Engine, MemoryEngine
+from thumbnet.data.rendering import Rendering
 from thumbnet.data.repeats import Repeats
 from thumbnet.data.splits import Split
-from thumbnet.data.survey import sample
-from thumbnet.errors import memory_guard, printable
-from thumbnet.hardware import autocast, compute_dtype, memory_layout
-from thumbnet.models import build_model
-from thumbnet.recipes.recipe import Recipe
+from thumbnet.data.survey import sample, scale_problem
+from thumbnet.errors import printable
+from thumbnet.invocation import command
 from thumbnet.recipes.settings import SMALLEST_SIDE
 
 FLAT = 8  # grey levels: a picture is (nearly) of one colour if no channel varies by more
 MANY_FLAT = 0.01  # warn if a larger share of the pictures is flat
 LOOKED_AT = 1_000  # size of the sample if pictures are decoded during the training
 MUCH_LARGER = 2.0  # times the input's side, from which a note says so
-TIMED = 16  # pictures per step when estimating the time of an epoch
 
 
 def picture_notes(engine: Engine, split: Split) -> list[str]:
@@ -38,6 +35,23 @@ def picture_notes(engine: Engine, split: Split) -> list[str]:
     parts = _in_parts(engine, torch.from_numpy(positions))
     flat = np.concatenate([is_flat(images.permute(0, 2, 3, 1).cpu().numpy()) for images in parts])
     return flat_note(flat, [split.name(int(i)) for i in positions[flat][:1]])
+
+
+def scale_notes(splits: Mapping[str, Split], rendering: Rendering) -> list[str]:
+    """Warnings about held-out splits whose values are on another scale than those of the training pictures.
+
+    Args:
+        splits: all splits in use, by name.
+        rendering: measured on the training pictures.
+    """
+    held_out = {name: split for name, split in splits.items() if name != "train"}
+    problems = {name: scale_problem(split, rendering.range)[0] for name, split in held_out.items()}
+    return [
+        f"warning: the pictures of {name} have {problem}. Many of their pixels become black or white: "
+        "give all splits the same scale"
+        for name, problem in problems.items()
+        if problem
+    ]
 
 
 def _in_parts(engine: Engine, positions: torch.Tensor) -> Iterable[torch.Tensor]:
@@ -86,24 +100,19 @@ def copied_notes(repeats: Repeats, class_names: Sequence[str]) -> list[str]:
     ]
 
 
-def size_note(
-    own: tuple[int, int],
-    used: tuple[int, int],
-    pictures: int,
-    recipe: Recipe,
-    classes: int,
-    device: torch.device,
-) -> str:
-    """Say why the pictures are scaled down, how much time that saves, and how to keep their own size."""
-    advice = "Use a narrower network: --set model.width=0.5"
-    with memory_guard(str(device), "estimating the time of an epoch", advice):
-        seconds = epoch_seconds(used, pictures, recipe, classes, device)
-    at_own = seconds * own[0] * own[1] / (used[0] * used[1])
+def size_note(own: tuple[int, int], used: tuple[int, int], limit: int) -> str:
+    """Say that pictures of one size are scaled down, and what it takes to keep their own size.
+
+    Args:
+        own, used: height and width of the pictures, and of the input.
+        limit: the recipe's ``data.largest_auto_size``.
+    """
     flag = f"{own[0]}x{own[1]}"
+    times = own[0] * own[1] / (used[0] * used[1])
     return (
-        f"all pictures are {flag} (height x width); they are scaled to {used[0]}x{used[1]}. An epoch "
-        f"takes about {_about(seconds)} at this size and about {_about(at_own)} at their own, which "
-        f"--image-size {flag} keeps (the limit is data.largest_auto_size={recipe.data.largest_auto_size})"
+        f"all pictures are {flag} (height x width); for training they are scaled to {used[0]}x{used[1]}. "
+        f"--image-size {flag} keeps their own size (the limit is data.largest_auto_size={limit}); an epoch "
+        f"then takes about {times:,.1f} times as long"
     )
 
 
@@ -128,39 +137,4 @@ def shrunk_note(sizes: Sequence[tuple[int, int]], used: tuple[int, int], fit: st
         text += f"; {half[0]}x{half[1]} takes a quarter of it"
     if fit == "pad":
         text += "; --fit crop uses all of the input"
-    return [f"{text}. thumbnet tune tries out other sizes"]
-
-
-def epoch_seconds(
-    size: tuple[int, int], pictures: int, recipe: Recipe, classes: int, device: torch.device
-) -> float:
-    """Estimate the seconds per epoch from a forward and backward pass with a few pictures."""
-    cuda = device.type == "cuda"
-    count = min(pictures, TIMED * 8 if cuda else TIMED)
-    layout = memory_layout(device, recipe.training.channels_last)
-    with torch.random.fork_rng(devices=[]):
-        model = build_model(recipe.model, classes, sizes=[size])
-        model = model.to(device=device, memory_format=layout)  # type: ignore[call-overload]
-    images = torch.zeros(count, 3, *size, device=device).contiguous(memory_format=layout)
-
-    dtype = compute_dtype(recipe.training.precision, device)
-
-    def step() -> float:
-        started = time.perf_counter()
-        with autocast(dtype, device):
-            loss = model(images).float().square().mean()
-        loss.backward()
-        gradient = next(p.grad for p in model.parameters() if p.grad is not None)
-        float(gradient.sum())  # waits for a GPU, which has only been told what to compute
-        return time.perf_counter() - started
-
-    step()  # a warm-up, which is not timed
-    return min(step() for _ in range(2)) * pictures / count
-
-
-def _about(seconds: float) -> str:
-    if seconds < 1:
-        return f"{seconds:.1g} s"
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+    return [f"{text}. {command('tune', 'DATA', '--minutes', '20')} tries out other sizes"]

@@ -29,13 +29,14 @@ from thumbnet.batches.engines import (
     fits_in_memory,
     sample_positions,
 )
-from thumbnet.batches.notes import picture_notes, shrunk_note, size_note
+from thumbnet.batches.notes import picture_notes, scale_notes, shrunk_note, size_note
 from thumbnet.batches.statistics import Normalise, channel_statistics, count_values
 from thumbnet.data.rendering import BY_TYPE, Preprocessing, Rendering
 from thumbnet.data.splits import Data, Progress, Split
 from thumbnet.data.survey import choose_rendering, rendering_notes
 from thumbnet.distributed import ALONE, World
 from thumbnet.errors import DataError, UnreadableImageError, UnreadableImagesError, memory_guard
+from thumbnet.hardware import as_device
 from thumbnet.recipes.recipe import Recipe
 from thumbnet.recipes.settings import AUTO, DataSettings, parse_image_size
 
@@ -61,9 +62,8 @@ class Prepared:
             splits with such pictures are here; see :mod:`thumbnet.training.known`.
         perhaps_known: the splits with pictures that these weights may have been trained on; which ones, is
             not known.
-        known_choose_nothing: whether the epoch that is kept is chosen without known pictures, and L2 without
-            copies of training pictures. False for a run that an earlier version began otherwise: it goes on
-            as it began.
+        choose_nothing: by split, which pictures choose nothing: bool [N]. A split is here if that was decided
+            when the run began; see :mod:`thumbnet.training.judges`.
     """
 
     preprocessing: Preprocessing
@@ -76,7 +76,7 @@ class Prepared:
     notes: tuple[str, ...] = ()
     known: Mapping[str, np.ndarray] = field(default_factory=dict)
     perhaps_known: tuple[str, ...] = ()
-    known_choose_nothing: bool = True
+    choose_nothing: Mapping[str, np.ndarray] = field(default_factory=dict)
 
     @property
     def watched(self) -> str | None:
@@ -96,11 +96,6 @@ class Prepared:
     def _first(self, *names: str) -> str | None:
         return next((name for name in names if name in self.evaluation), None)
 
-    def unknown(self, split: str) -> np.ndarray:
-        """The pictures of ``split`` that the weights in ``training.init`` were not trained on: int64 [M]."""
-        known = self.known.get(split)
-        return np.arange(len(self.splits[split])) if known is None else np.flatnonzero(~known)
-
     def with_recipe(self, recipe: Recipe) -> Prepared:
         """The same pictures in the batches of ``recipe``, which must have the same ``data`` settings."""
         old = self.train
@@ -111,7 +106,7 @@ class Prepared:
 def prepare(
     data: Data,
     recipe: Recipe,
-    device: torch.device,
+    device: torch.device | str,
     progress: Progress | None = None,
     world: World = ALONE,
     skipped: Sequence[tuple[str, str, str]] | None = None,
@@ -129,6 +124,7 @@ def prepare(
             has no readable training picture.
         OutOfMemoryError: the decoded pictures do not fit into memory.
     """
+    device = as_device(device)
     advice = f"Decode them during the training instead: {WORKERS}"
     try:
         with memory_guard(str(device), "preparing the pictures", advice):
@@ -209,7 +205,7 @@ def _prepare(
         if shared is None:
             notes += shrunk_note(sizes, size, settings.fit)
         elif max(shared) > max(size):
-            notes.append(size_note(shared, size, len(train_split), recipe, len(data.class_names), device))
+            notes.append(size_note(shared, size, largest))
     else:
         size = parse_image_size(settings.image_size)
     used = {"train": train_split}
@@ -232,6 +228,7 @@ def _prepare(
         for name, engine in engines.items()
     }
     notes += picture_notes(train_engine, train_split)
+    notes += scale_notes(used, rendering)
     engine_name = "memory" if in_memory else "workers"
     found_groups = {name: data.groups_of(name, split) for name, split in used.items()}
     groups = {name: found for name, found in found_groups.items() if found is not None}

@@ -24,6 +24,7 @@ from thumbnet.classifiers.unlike import looks, unlikeness
 from thumbnet.data.images import Picture as DecodedPicture
 from thumbnet.data.images import load_picture
 from thumbnet.data.splits import Progress, Split
+from thumbnet.data.survey import scale_problem
 from thumbnet.errors import (
     DataError,
     DataWarning,
@@ -129,10 +130,26 @@ class Classifier(ABC):
                 the one with which the network's accuracy was measured.
 
         Raises:
+            DataError: ``pixels`` are not preprocessed pictures.
             OutOfMemoryError: the pictures do not fit the device's memory.
         """
         with self._memory():
-            return self._with_views(pixels, self._forward(pixels), self._tta(tta))
+            checked = self._preprocessed(pixels)
+            return self._with_views(checked, self._forward(checked), self._tta(tta))
+
+    def _preprocessed(self, pixels: np.ndarray) -> np.ndarray:
+        """Preprocessed pictures as a contiguous array, uint8 [B, height, width, 3].
+
+        Raises:
+            DataError: ``pixels`` are something else.
+        """
+        values, size = np.asarray(pixels), self.info.preprocessing.size
+        if values.dtype != np.uint8 or values.ndim != 4 or values.shape[1:] != (*size, 3):
+            raise DataError(
+                f"expected preprocessed pictures, uint8 [B, {size[0]}, {size[1]}, 3], got {values.dtype} "
+                f"{list(values.shape)}: predict takes pictures of other sizes and types"
+            )
+        return np.ascontiguousarray(values)
 
     def _tta(self, asked: str | None) -> str:
         """The test-time augmentation to use.
@@ -210,9 +227,9 @@ class Classifier(ABC):
                 ``Path("new").glob("*.jpg")``. A picture is a path; a PIL image of any mode; an
                 array [H, W] or [H, W, 1, 3 or 4]; or a tensor [C, H, W]. A batch may also be an array
                 [B, H, W, C], a tensor [B, C, H, W], or grey pictures [B, H, W] if B cannot be mistaken for
-                channels. Values are uint8 (or other integers from 0 to 255), uint16 from 0 to 65535, or
-                floats in [0, 1]. A network trained on pictures of more than 8 bits expects the scale of its
-                training pictures instead.
+                channels. Values are uint8 (or other whole numbers from 0 to 255), uint16 from 0 to 65535,
+                booleans, or floats in [0, 1]. A network trained on pictures of more than 8 bits expects the
+                scale of its training pictures instead.
             tta: test-time augmentation, see :meth:`logits`.
             batch_size: pictures per forward pass.
 
@@ -281,7 +298,12 @@ class Classifier(ABC):
         return chain.from_iterable(found)
 
     def predict_pixels(self, pixels: np.ndarray, *, tta: str | None = None) -> list[Prediction]:
-        """Classify pictures that are preprocessed already: uint8 [B, height, width, 3]."""
+        """Classify pictures that are preprocessed already: uint8 [B, height, width, 3].
+
+        Raises:
+            DataError: they are something else. :meth:`predict` takes pictures of any size.
+        """
+        pixels = self._preprocessed(pixels)
         logits = self.logits(pixels, tta=tta)
         probabilities = np.exp(log_probabilities(logits, self.info))
         order = np.argsort(-probabilities, axis=1, kind="stable")
@@ -362,11 +384,13 @@ class Classifier(ABC):
                 the data were loaded: for a path or name, that of the network's recipe; else ``stop``.
 
         Raises:
-            DataError: the data cannot be loaded, or do not fit the network; see :meth:`classify_split`.
+            DataError: the data cannot be loaded, do not fit the network (see :meth:`classify_split`), or are
+                certainly on another scale of values than the training pictures.
 
         Warns:
             DataWarning: some of the pictures may have been trained on, because the network's own data have
                 changed, or were loaded in another way than for the training.
+            DataWarning: the pictures may be on another scale.
         """
         if self.info.multilabel:
             raise DataError("this network gives a picture several labels: measure it with evaluate_labels")
@@ -418,6 +442,7 @@ class Classifier(ABC):
         if on_bad_image is None:
             on_bad_image = "stop" if loaded.settings is None else loaded.settings.on_bad_image
         name = split or loaded.measured_split()
+        self.check_scale(loaded.split(name))
         found = self.classify_split(
             loaded.split(name),
             loaded.class_names,
@@ -427,6 +452,24 @@ class Classifier(ABC):
             progress=progress,
         )
         return found, loaded.groups_of(name, found.split)
+
+    def check_scale(self, split: Split) -> None:
+        """Check that a sample of a split's pictures is on the scale of the training pictures.
+
+        Raises:
+            DataError: it is certainly on another one.
+            FailedReadError: the system failed to read a picture.
+
+        Warns:
+            DataWarning: it may be on another one.
+        """
+        with self._memory():
+            problem, certain = scale_problem(split, self.info.preprocessing.range)
+        if certain:
+            raise DataError(f"the pictures have {problem}")
+        if problem:
+            text = f"the pictures have {problem}. Many of their pixels become black or white"
+            warnings.warn(text, DataWarning, stacklevel=4)  # see _measured
 
     def classify_split(
         self,

@@ -5,6 +5,8 @@ Both need only logits or probabilities, so they work for runs and exported model
 
 from __future__ import annotations
 
+from collections.abc import Generator
+
 import numpy as np
 
 from thumbnet.classifiers.base import Classifier
@@ -39,6 +41,26 @@ def occlusion_map(
     Returns:
         float32 [height, width] from 0 (covering the pixel costs nothing, or helps) to 1 (it costs most).
     """
+    parts = occlusion_parts(classifier, pixels, label, multilabel=multilabel, batch_size=batch_size)
+    while True:
+        try:
+            next(parts)
+        except StopIteration as end:
+            return end.value
+
+
+def occlusion_parts(
+    classifier: Classifier,
+    pixels: np.ndarray,
+    label: int,
+    *,
+    multilabel: bool = False,
+    batch_size: int | None = None,
+) -> Generator[None, None, np.ndarray]:
+    """Compute :func:`occlusion_map` in parts, so that others may use the network between two of them.
+
+    Yields after each forward pass, and returns the map.
+    """
     height, width = pixels.shape[:2]
     patch = (max(2, height // 4), max(2, width // 4))
     step = (max(1, height // 16), max(1, width // 16))
@@ -52,6 +74,7 @@ def occlusion_map(
     in_logs = log_sigmoid if multilabel else log_softmax
     before = in_logs(classifier.logits(pixels[None], tta="none"))[0, label]
     cost, covered = np.zeros((height, width)), np.zeros((height, width))
+    yield
     size = min(BATCH, batch_size or BATCH)
     for start in range(0, len(places), size):
         chosen = places[start : start + size]
@@ -62,6 +85,7 @@ def occlusion_map(
         for place, value in zip(chosen, after, strict=True):
             cost[place] += before - value
             covered[place] += 1
+        yield
     heat = np.clip(cost / covered, 0, None)
     return (heat / max(heat.max(), 1e-9)).astype(np.float32)
 

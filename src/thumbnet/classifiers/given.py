@@ -12,6 +12,7 @@ from PIL import Image
 
 from thumbnet.data.images import Picture as DecodedPicture
 from thumbnet.data.images import decode_given, load_picture
+from thumbnet.data.survey import expected_values, is_off_scale
 from thumbnet.errors import DataError, UnreadableImageError, printable
 
 if TYPE_CHECKING:
@@ -108,10 +109,10 @@ def decoded(picture: Any, limits: tuple[float, float] | None) -> DecodedPicture:
         )
     shape = picture.shape
     ok = picture.ndim == 2 or (picture.ndim == 3 and shape[2] in CHANNELS)
-    if not ok or 0 in shape or picture.dtype.kind not in "uif":
+    if not ok or 0 in shape or picture.dtype.kind not in "buif":
         raise DataError(
             f"an array of {picture.dtype} {list(shape)} is not a picture: expected [H, W] or [H, W, 1, 3 or "
-            f"4], or a tensor [C, H, W], of {_expected(limits)}"
+            f"4], or a tensor [C, H, W], of {expected_values(limits)}"
         )
     if picture.ndim == 3 and shape[2] == 1:
         picture = picture[:, :, 0]
@@ -134,45 +135,36 @@ def _is_tensor(thing: Any) -> bool:
     return hasattr(thing, "detach") and hasattr(thing, "dtype")
 
 
-def _expected(limits: tuple[float, float] | None) -> str:
-    if limits is None:
-        return "uint8 or other integers from 0 to 255, uint16 from 0 to 65535, or floats in [0, 1]"
-    low, high = limits
-    return (
-        f"uint8, or values on the scale of the training pictures, where {low:g} is black and {high:g} white"
-    )
-
-
 def _checked(values: np.ndarray, limits: tuple[float, float] | None) -> np.ndarray:
     """Convert a picture's values to a type that :class:`thumbnet.data.rendering.Rendering` takes.
 
-    Nothing is clipped, and no scale is guessed from one picture's values: values on an unknown scale are
-    refused.
+    Nothing is clipped, and values on an unknown scale are refused. Whole numbers from 0 to 255 are as good as
+    uint8 in floats, too, if one of them is above 1. In uint16 they may be a dark picture of 16 bits.
 
     Raises:
         DataError: the values are not finite, or out of range.
     """
+    kind = values.dtype.kind
+    if kind == "b":
+        return np.where(values, np.uint8(255), np.uint8(0))
     if values.dtype == np.uint8:
         return values
-    kind = values.dtype.kind
     if kind == "f" and not np.isfinite(values).all():
         raise DataError(
-            f"a picture has values that are not finite (NaN or infinity): expected {_expected(limits)}"
+            f"a picture has values that are not finite (NaN or infinity): expected {expected_values(limits)}"
         )
     low, high = values.min().item(), values.max().item()
     wrong = DataError(
-        f"a picture of {values.dtype} has values from {low:g} to {high:g}: expected {_expected(limits)}"
+        f"a picture of {values.dtype} has values from {low:g} to {high:g}: expected {expected_values(limits)}"
     )
     if limits is not None:
-        span = limits[1] - limits[0]
-        unit = kind == "f" and span > 8 and low >= 0 and 0 < high <= 1  # [0, 1] instead of raw values
-        if high < limits[0] - span or low > limits[1] + span or unit:
+        if is_off_scale(low, high, limits, floats=kind == "f"):
             raise wrong
         return values if values.dtype == np.uint16 or kind == "f" else values.astype(np.float64)
-    if kind == "f":
-        if low < -ROUNDING or high > 1 + ROUNDING:
-            raise wrong
+    if kind == "f" and low >= -ROUNDING and high <= 1 + ROUNDING:
         return values
+    if kind == "f" and (values != np.rint(values)).any():
+        raise wrong
     if values.dtype == np.uint16 and (high > 255 or high == 0):
         return values
     if values.dtype == np.uint16 or low < 0 or high > 255:

@@ -7,17 +7,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from thumbnet.batches.cores import check_threads
+from thumbnet.batches.cores import check_threads, quota_threads
 from thumbnet.classifiers.base import Classifier
 from thumbnet.errors import ThumbnetError
 
 if TYPE_CHECKING:
+    import torch
     from torch import nn
 
 
 def load_classifier(
     path: str | os.PathLike[str],
-    device: str = "auto",
+    device: str | torch.device = "auto",
     *,
     model: Callable[..., nn.Module] | None = None,
     threads: int = 0,
@@ -32,13 +33,14 @@ def load_classifier(
     Args:
         path: a run or its folder, a ``model.safetensors``, a ``MODEL.onnx`` that ``thumbnet export`` wrote,
             or ``hf:OWNER/NAME[@REVISION]`` on the Hub.
-        device: ``auto``, ``cpu``, ``cuda``, ... An exported model runs only on the CPU.
+        device: ``auto``, ``cpu``, ``cuda``, ..., or a ``torch.device``. An exported model runs only on the
+            CPU.
         model: the class or function that builds the network, if it is one of your own. It is not needed once
             the code that registers the network has been imported (:func:`thumbnet.register_model`), nor for
             an exported model.
-        threads: CPU threads for the network's computation; 0 for the default of PyTorch, or for an exported
-            model no more than the cores that this process may use. With PyTorch, any other number holds for
-            everything that the process computes.
+        threads: CPU threads for the network's computation; 0 for the default of its library, but no more than
+            the cores that this process may use. With PyTorch, the number holds for everything that the
+            process computes.
 
     Raises:
         RunError: the run or model does not exist, is incomplete or damaged, or needs a network that is not
@@ -50,7 +52,7 @@ def load_classifier(
     path = os.fspath(path)
     check_threads(threads)
     if Path(path).suffix.lower() == ".onnx":
-        if device not in ("auto", "cpu"):
+        if str(device) not in ("auto", "cpu"):
             raise ThumbnetError(
                 f"--device {device}: an exported model runs only on the CPU. Leave --device out, or use the "
                 "run that it was exported from"
@@ -59,11 +61,12 @@ def load_classifier(
 
         return OnnxClassifier(path, threads)
     from thumbnet.classifiers.torch_classifier import Predictor
+    from thumbnet.hardware import limit_threads, use_threads
 
     if threads:
-        from thumbnet.hardware import use_threads
-
         use_threads(threads)
+    elif most := quota_threads():
+        limit_threads(most)
     return Predictor.load(path, device, model=model)
 
 

@@ -90,10 +90,10 @@ def collect_views(
 
 
 def collect_logits(
-    model: nn.Module, batches: Batches, *, dtype: torch.dtype, tta: str = "none", plain: Tensor | None = None
+    model: nn.Module, batches: Batches, *, dtype: torch.dtype, tta: str = "none"
 ) -> tuple[Tensor, Tensor]:
     """Compute a split's logits, float32 [N, classes], and its labels; see :func:`collect_views`."""
-    logits, _, labels = collect_views(model, batches, dtype=dtype, tta=tta, plain=plain)
+    logits, _, labels = collect_views(model, batches, dtype=dtype, tta=tta)
     return logits, labels
 
 

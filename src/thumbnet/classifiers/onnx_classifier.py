@@ -18,7 +18,7 @@ from thumbnet.batches.cores import library_threads
 from thumbnet.classifiers.base import Classifier
 from thumbnet.data.images import Picture
 from thumbnet.data.rendering import is_deep
-from thumbnet.errors import MissingExtraError, OutOfMemoryError, RecipeError, RunError, is_out_of_memory
+from thumbnet.errors import OutOfMemoryError, RecipeError, RunError, is_out_of_memory, needs_extra
 from thumbnet.files import user_path
 from thumbnet.kernels.processor import instructions
 from thumbnet.runs.finding import no_run
@@ -49,10 +49,8 @@ class OnnxClassifier(Classifier):
 
     def __init__(self, path: str | Path, threads: int = 0) -> None:
         place = user_path(path)
-        try:
+        with needs_extra("an ONNX model", "onnx"):
             import onnxruntime
-        except ImportError:
-            raise MissingExtraError("an ONNX model", "onnx") from None
         if not place.is_file():
             raise no_run(place)
         options = onnxruntime.SessionOptions()

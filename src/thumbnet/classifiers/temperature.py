@@ -34,14 +34,14 @@ def fit_temperature(logits: np.ndarray, labels: np.ndarray, fewest: int = FEWEST
 
     Returns:
         The temperature, between ``exp(-3)`` and ``exp(3)``, rounded to six digits; 1.0 for fewer than
-        ``fewest`` pictures.
+        ``fewest`` pictures, or if a logit is not finite.
 
     Raises:
         SeveralLabelsError: the labels are a matrix, for :func:`fit_sigmoid_temperature`.
     """
     if labels.ndim == 2:
         raise SeveralLabelsError
-    if len(labels) < fewest:
+    if len(labels) < fewest or not np.isfinite(logits).all():
         return 1.0
     values, places = logits.astype(np.float64), np.arange(len(labels))
     return _least_surprise(lambda temperature: -log_softmax(values / temperature)[places, labels].sum())
@@ -57,7 +57,7 @@ def fit_sigmoid_temperature(logits: np.ndarray, targets: np.ndarray, fewest: int
         targets: bool, or 0 and 1, [N, labels].
         fewest: as there.
     """
-    if len(targets) < fewest:
+    if len(targets) < fewest or not np.isfinite(logits).all():
         return 1.0
     values, truth = logits.astype(np.float64), targets.astype(bool)
     return _least_surprise(lambda temperature: binary_cross_entropy(values / temperature, truth).sum())

@@ -243,6 +243,8 @@ def describe_threshold(found: Threshold, thresholds: Thresholds) -> str:
         else f"so {100 * found.precision:g} % or more of such pictures are right, with "
         f"{100 * thresholds.confidence:g} % confidence"
     )
+    if thresholds.also_chose is not None:
+        promise += f"; these pictures also chose {thresholds.also_chose}, so this is optimistic"
     return (
         f"for a precision of {100 * found.precision:g} %, a class is accepted from a probability of "
         f"{found.probability:.3f}: of the {thresholds.pictures:,} held-out pictures ({_origin(thresholds)}), "

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +26,7 @@ from thumbnet.errors import (
     UnreadableImagesError,
     memory_guard,
 )
-from thumbnet.hardware import choose_device, compute_dtype, keep_freed_memory, memory_layout
+from thumbnet.hardware import choose_device, compute_dtype, memory_layout, usual_defaults
 from thumbnet.models import build_model
 from thumbnet.models.registry import head_name, is_built_in
 from thumbnet.recipes.settings import DataSettings
@@ -40,7 +40,7 @@ class Predictor(Classifier):
     Args:
         weights: the network's tensors.
         info: the network's description.
-        device: ``auto``, ``cpu``, ``cuda``, ...
+        device: ``auto``, ``cpu``, ``cuda``, ..., or a ``torch.device``.
         model: a class or function that builds the network, in place of the one that ``info`` names.
 
     Raises:
@@ -54,14 +54,13 @@ class Predictor(Classifier):
         self,
         weights: dict[str, Tensor],
         info: WeightsInfo,
-        device: str = "auto",
+        device: str | torch.device = "auto",
         *,
         model: Callable[..., nn.Module] | None = None,
     ) -> None:
         super().__init__(info)
         self.device = choose_device(device)
         self.dtype = compute_dtype(info.precision, self.device)
-        keep_freed_memory()
         layout = memory_layout(self.device)
         with self._memory():
             if model is None and is_built_in(info.model.name):
@@ -77,14 +76,19 @@ class Predictor(Classifier):
 
     @classmethod
     def load(
-        cls, path: str | Path, device: str = "auto", *, model: Callable[..., nn.Module] | None = None
+        cls,
+        path: str | Path,
+        device: str | torch.device = "auto",
+        *,
+        model: Callable[..., nn.Module] | None = None,
     ) -> Predictor:
         """Load a run's folder, a ``model.safetensors``, or ``hf:OWNER/NAME[@REVISION]`` from the Hub.
 
         Raises:
             RunError: the run does not exist, is incomplete, or is damaged.
         """
-        weights, info = read_weights(find_weights(path))
+        with usual_defaults():
+            weights, info = read_weights(find_weights(path))
         return cls(weights, info, device, model=model).loaded_from(path)
 
     def logits(self, pixels: np.ndarray, *, tta: str | None = None) -> np.ndarray:
@@ -94,17 +98,24 @@ class Predictor(Classifier):
         """
         tta = self._tta(tta)
         with self._memory():
-            batch = self.normalise(torch.from_numpy(np.require(pixels, requirements="W")).permute(0, 3, 1, 2))
+            writable = np.require(self._preprocessed(pixels), requirements="W")
+            batch = self.normalise(torch.from_numpy(writable).permute(0, 3, 1, 2))
             found = predict_logits(self.model, batch, dtype=self.dtype, tta=tta).cpu().numpy()
         return calibrated(found, self.info.temperature)
 
     def _forward(self, pixels: np.ndarray) -> np.ndarray:
         return self.logits(pixels, tta="none")
 
-    def _memory(self) -> AbstractContextManager[None]:
-        if self.device.type == "cpu":
-            return super()._memory()
-        return memory_guard(str(self.device), "classifying pictures", "Use the CPU instead: --device cpu")
+    @contextmanager
+    def _memory(self) -> Iterator[None]:
+        """Also lets PyTorch compute by its usual defaults, whatever the surrounding program has set."""
+        guard = super()._memory()
+        if self.device.type != "cpu":
+            guard = memory_guard(
+                str(self.device), "classifying pictures", "Use the CPU instead: --device cpu"
+            )
+        with guard, usual_defaults():
+            yield
 
     def engine(self, split: Split, progress: Progress | None = None) -> Engine:
         """Build the engine that delivers a split's pictures with this network's preprocessing."""
@@ -148,10 +159,10 @@ class Predictor(Classifier):
             seen = inputs[0].float()
             found.append((seen.flatten(2).mean(dim=2) if seen.ndim > 2 else seen).cpu().numpy())
 
-        batches = EvalBatches(self.engine(split), self.normalise, batch_size=batch_size)
         hook = self.model.get_submodule(head_name(self.model)).register_forward_pre_hook(keep)
         try:
             with self._memory():
+                batches = EvalBatches(self.engine(split), self.normalise, batch_size=batch_size)
                 collect_views(self.model, batches, dtype=self.dtype, tta="none")
         finally:
             hook.remove()

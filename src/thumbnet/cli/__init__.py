@@ -37,9 +37,10 @@ from thumbnet.cli import (
     tune,
 )
 from thumbnet.cli.options import by_option, import_model_code
-from thumbnet.cli.streams import ResultsLostError, discard_results, flush_results
+from thumbnet.cli.streams import ResultsLostError, discard_results, flush_results, tell
 from thumbnet.cli.usage import Parser, UsageError, unrecognised, with_subparsers
 from thumbnet.errors import (
+    DataWarning,
     FallbackWarning,
     MissingExtraError,
     ModelCodeError,
@@ -91,8 +92,8 @@ def _plain_warnings() -> Iterator[None]:
     others = warnings.showwarning
 
     def show(message: Warning | str, category: type[Warning], *rest: Any, **more: Any) -> None:
-        if issubclass(category, FallbackWarning):
-            print(f"thumbnet: {printable(str(message))}", file=sys.stderr)
+        if issubclass(category, FallbackWarning | DataWarning):
+            tell(f"thumbnet: {printable(str(message))}")
         else:
             others(message, category, *rest, **more)
 
@@ -106,7 +107,11 @@ def _plain_warnings() -> Iterator[None]:
 def _run(words: Sequence[str]) -> int:
     """Run the command of ``words`` and return its exit status."""
     try:
-        options = parse(words)
+        try:
+            options = parse(words)
+        except SystemExit:  # after --help and --version
+            flush_results()
+            raise
         import_model_code(options)
         status: int = options.command(options)
         flush_results()
@@ -114,34 +119,26 @@ def _run(words: Sequence[str]) -> int:
     except ModuleNotFoundError as error:
         if error.name not in _TRAIN_MODULES:
             raise
-        print(f"thumbnet: {MissingExtraError('this command', 'train')}", file=sys.stderr)
+        tell(f"thumbnet: {MissingExtraError('this command', 'train')}")
         return 2
-    except SystemExit:  # after --help and --version
-        try:
-            flush_results()
-        except ResultsLostError as error:
-            discard_results()
-            print(f"thumbnet: {error}", file=sys.stderr)
-            return 2
-        raise
     except ThumbnetError as error:
         if isinstance(error, ResultsLostError):
             discard_results()
         if rank() == 0:
-            print(f"thumbnet: {by_option(str(error), words)}{_how_to_allow(error, words)}", file=sys.stderr)
+            tell(f"thumbnet: {by_option(str(error), words)}{_how_to_allow(error, words)}")
         elif error.exit_status < 128:  # 128 and above: stopped, which only rank 0 reports
-            print(f"thumbnet (process {rank()}): {error}", file=sys.stderr)
+            tell(f"thumbnet (process {rank()}): {error}")
         return error.exit_status
     except Terminated as error:
         return error.exit_status
     except KeyboardInterrupt:
-        print("\nthumbnet: stopped", file=sys.stderr)
+        tell("\nthumbnet: stopped")
         return 130
     except (RuntimeError, MemoryError) as error:  # the last resort: wherever memory ran out, say so
         if not is_out_of_memory(error):
             raise
         advice = FULL if words[0] in ("train", "repeat", "tune", "lr-find") else OTHERS
-        print(f"thumbnet: {OutOfMemoryError('this computer', f'in {words[0]}', advice)}", file=sys.stderr)
+        tell(f"thumbnet: {OutOfMemoryError('this computer', f'in {words[0]}', advice)}")
         return 2
     except BrokenPipeError:  # the reader of a pipe has ended: `thumbnet predict ... | head`
         discard_results()
@@ -149,7 +146,7 @@ def _run(words: Sequence[str]) -> int:
     except OSError as error:  # the last resort: wherever the system refused something, say what
         if error.errno is None:
             raise
-        print(f"thumbnet: {_refused(error, words)}", file=sys.stderr)
+        tell(f"thumbnet: {_refused(error, words)}")
         return 2
 
 

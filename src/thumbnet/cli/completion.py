@@ -23,12 +23,10 @@ def add(commands: Any) -> None:
 def execute(options: argparse.Namespace) -> int:
     from thumbnet.cli.console import say
     from thumbnet.cli.usage import with_subparsers
-    from thumbnet.errors import MissingExtraError
+    from thumbnet.errors import needs_extra
 
-    try:
+    with needs_extra("a completion script", "completion"):
         import shtab
-    except ImportError:
-        raise MissingExtraError("a completion script", "completion") from None
     parser = options.build_parser()
     for each in with_subparsers(parser):
         for action in each._actions:

@@ -6,12 +6,11 @@ import json
 import shutil
 import sys
 import textwrap
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
 from rich.console import Console
 
-from thumbnet.cli.streams import ResultsLostError, discard_results, writing_results
+from thumbnet.cli.streams import ResultsLostError, discard_results, tell, writing_results
 from thumbnet.data.listings import csv_text
 from thumbnet.errors import harmless
 
@@ -70,23 +69,13 @@ def write_row(*cells: str) -> None:
 
 
 def note(text: str) -> None:
-    """Print a line that is not part of the result to stderr; see :func:`plain` and :func:`expendable`."""
-    with expendable():
-        print(plain(text), file=sys.stderr, flush=True)
+    """Print a line that is not part of the result to stderr; see :func:`plain` and :func:`tell`."""
+    tell(plain(text))
 
 
-@contextmanager
-def expendable() -> Iterator[None]:
-    """In this block, what cannot be written to stderr is lost, and the work goes on.
-
-    That is so on a full disk, and on a terminal that was closed.
-    """
-    try:
-        yield
-    except BrokenPipeError:
-        raise
-    except OSError:
-        pass
+def is_live() -> bool:
+    """Whether progress is a bar that moves. On a terminal that cannot move the cursor, rich draws nothing."""
+    return progress_console.is_terminal and not progress_console.is_dumb_terminal
 
 
 def table(headers: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> str:

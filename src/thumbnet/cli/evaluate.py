@@ -6,7 +6,7 @@ import argparse
 import json
 from typing import TYPE_CHECKING, Any
 
-from thumbnet.cli.importing import importing
+from thumbnet.cli.importing import importing, load_network
 from thumbnet.cli.options import (
     add_common,
     add_data_of_run,
@@ -61,7 +61,6 @@ def add(commands: Any) -> None:
 
 
 def execute(options: argparse.Namespace) -> int:
-    from thumbnet.classifiers.load import load_classifier
     from thumbnet.cli.console import note, say
     from thumbnet.cli.progress import counting
     from thumbnet.cli.views import show_evaluation
@@ -88,8 +87,7 @@ def execute(options: argparse.Namespace) -> int:
 
         target = plots.check_plot_path(options.plot)
         written.append(target)
-    with importing():
-        predictor = load_classifier(options.run, options.device, threads=options.threads)
+    predictor = load_network(options)
     settings = settings_for(options.run, predictor.info)
     data = data_of_run(options, settings, predictor.info.fingerprint, predictor.info.source)
     if options.data is None and options.split is None and not {"test", "val"} & data.splits.keys():
@@ -98,6 +96,7 @@ def execute(options: argparse.Namespace) -> int:
             f"it on. Name other data: {naming_data(options)}"
         )
     split = split_of(options, data)
+    predictor.check_scale(data.split(split))
     on_bad_image = data_settings(options, settings).on_bad_image
     with counting("decoding") as count:
         found = predictor.classify_split(

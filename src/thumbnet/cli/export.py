@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 from thumbnet.cli.importing import importing
 from thumbnet.cli.options import add_data_dir, add_reading_of_run, add_run
 from thumbnet.cli.run_data import known_data_of_run
-from thumbnet.invocation import command
 
 if TYPE_CHECKING:
     from thumbnet.data.splits import Progress
@@ -26,7 +25,7 @@ def add(commands: Any) -> None:
         help="export a run's network to another format and check it",
         description="Export RUN's network to another format, and compare the file with RUN on real pictures.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog=textwrap.dedent(f"""\
+        epilog=textwrap.dedent("""\
             formats:
               onnx           for ONNX Runtime and others; normalises its input; any batch size
               onnx-any-size  like onnx, but takes one picture of any size and resizes it
@@ -36,8 +35,7 @@ def add(commands: Any) -> None:
               web            one HTML file that classifies pictures in a browser, without network
 
             example:
-              {command("export", "RUN", "--format", "onnx", "--out", "cats.onnx")}
-              {command("predict", "cats.onnx")} new/*.jpg"""),
+              %(prog)s RUN --format onnx --out cats.onnx"""),
     )
     add_run(parser)
     parser.add_argument(

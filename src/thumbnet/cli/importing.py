@@ -1,11 +1,16 @@
-"""Import PyTorch and the modules that use it in less time."""
+"""Import PyTorch and the modules that use it in less time, and load the network of a command."""
 
 from __future__ import annotations
 
+import argparse
 import gc
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from thumbnet.classifiers.base import Classifier
 
 
 @contextmanager
@@ -26,3 +31,20 @@ def importing() -> Iterator[None]:
         gc.freeze()
     finally:
         gc.enable()
+
+
+def load_network(options: argparse.Namespace) -> Classifier:
+    """Load the network ``options.run`` as the options say.
+
+    PyTorch then keeps the memory that it frees, which the next batch needs again: the process ends with the
+    command. A program that calls :func:`thumbnet.load_classifier` may need that memory for other work.
+    """
+    from thumbnet.classifiers.load import load_classifier
+
+    with importing():
+        classifier = load_classifier(options.run, options.device, threads=options.threads)
+    if sys.modules.get("torch") is not None:
+        from thumbnet.hardware import keep_freed_memory
+
+        keep_freed_memory()
+    return classifier

@@ -3,50 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from thumbnet.cli.console import json_line, say, say_sentence, table, write_row
-from thumbnet.data.listings import safe_name, safe_text
+from thumbnet.cli.console import say, say_sentence, table
 from thumbnet.errors import printable
 from thumbnet.reports.summary import count_pictures, describe_groups, percent
-from thumbnet.runs.summaries import headline_name
 
 if TYPE_CHECKING:
-    from thumbnet.classifiers.base import Prediction
     from thumbnet.data.splits import Data
     from thumbnet.multilabel import Decisions, LabelEvaluation
 
 PAIRS = 10  # pairs of labels that `thumbnet evaluate` lists
-
-
-def show_label_summary(summary: dict[str, Any], optimistic: Mapping[str, str]) -> None:
-    """Print the measures of a training.
-
-    Args:
-        summary: that of the run.
-        optimistic: what :func:`~thumbnet.reports.summary.optimism` returns for it.
-    """
-    if summary["map"] is None:
-        say(f"no {summary['split']} picture has a label, so mAP is not defined")
-        return
-    tta = "" if summary["tta"] == "none" else f", test-time augmentation {summary['tta']}"
-    low, high = summary["map_interval"]
-    say(
-        f"{summary['split']} mAP {percent(summary['map'])} (95 % interval {100 * low:.2f} to "
-        f"{100 * high:.2f}; epoch {summary['kept_epoch']}, {summary['kept_by']}{tta})"
-    )
-    why = optimistic.get(headline_name(summary))
-    if why:
-        say(f"  {why}: measure it on other pictures too")
-    if summary["tta"] != "none" and summary["map_plain"] is not None:
-        say(f"  without test-time augmentation {percent(summary['map_plain'])}")
-    say(
-        f"  micro F1 {percent(summary['micro_f1'])}, macro F1 {percent(summary['macro_f1'])}; "
-        f"{percent(summary['accuracy'])} of the pictures have exactly the right labels"
-    )
-    if "F1" in optimistic:
-        say(f"  these are {optimistic['F1']}")
 
 
 def show_label_counts(data: Data) -> None:
@@ -121,55 +89,3 @@ def share(value: float | None) -> str:
 def _decision_row(name: str, found: Decisions) -> list[str]:
     measures = (found.micro_f1, found.macro_f1, found.precision, found.recall, found.exact_match)
     return [name, *map(percent, (*measures, found.hamming_loss))]
-
-
-def label_printer(
-    shape: Literal["table", "json", "csv"],
-) -> Callable[[list[tuple[str, Prediction | str]]], None]:
-    """Return a function that prints pictures' labels, or why a picture could not be read.
-
-    Args:
-        shape: an aligned table, one JSON object per line, or comma-separated values (prints the header now).
-    """
-
-    def pairs(result: Prediction) -> list[tuple[str, float]]:
-        probability = dict(zip(result.labels, result.probabilities, strict=True))
-        return [(label, probability[label]) for label in result.found or ()]
-
-    def as_json(results: list[tuple[str, Prediction | str]]) -> None:
-        for name, result in results:
-            if isinstance(result, str):
-                line: dict[str, Any] = {"path": name, "error": result}
-            else:
-                labels = [{"label": label, "probability": round(p, 6)} for label, p in pairs(result)]
-                line = {"path": name, "labels": labels}
-            say(json_line(line))
-
-    def as_table(results: list[tuple[str, Prediction | str]]) -> None:
-        rows = []
-        for name, result in results:
-            if isinstance(result, str):
-                text = f"cannot be read: {result}"
-            else:
-                text = ", ".join(f"{printable(label)} {100 * p:.1f} %" for label, p in pairs(result)) or "-"
-            rows.append([printable(name), text])
-        if rows:
-            say(table(["picture", "labels"], rows, left=2))
-
-    if shape == "json":
-        return as_json
-    if shape == "table":
-        return as_table
-
-    write_row("path", "labels", "probabilities", "error")
-
-    def as_csv(results: list[tuple[str, Prediction | str]]) -> None:
-        for name, result in results:
-            if isinstance(result, str):
-                write_row(safe_name(name), "", "", safe_text(result))
-                continue
-            found = pairs(result)
-            labels, probabilities = (label for label, _ in found), (f"{p:.6f}" for _, p in found)
-            write_row(safe_name(name), safe_text(";".join(labels)), ";".join(probabilities), "")
-
-    return as_csv

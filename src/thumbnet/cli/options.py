@@ -308,8 +308,7 @@ def add_threads(parser: argparse.ArgumentParser) -> None:
         type=positive,
         default=0,
         metavar="N",
-        help="CPU threads for the network (default: PyTorch's; for an exported model at most one per core "
-        "that the process may use)",
+        help="CPU threads for the network (default: at most one per core that the process may use)",
     )
 
 

@@ -7,7 +7,7 @@ import os
 import sys
 from typing import Any, Literal
 
-from thumbnet.cli.importing import importing
+from thumbnet.cli.importing import load_network
 from thumbnet.cli.options import add_device, add_run, add_threads, add_tta, positive
 from thumbnet.cli.usage import UsageError
 from thumbnet.errors import printable
@@ -46,17 +46,14 @@ def add(commands: Any) -> None:
 
 
 def execute(options: argparse.Namespace) -> int:
-    from thumbnet.classifiers.load import load_classifier
     from thumbnet.classifiers.reading import Unread, classify_ahead
     from thumbnet.cli.console import note
-    from thumbnet.cli.multilabel import label_printer
-    from thumbnet.cli.views import prediction_printer
+    from thumbnet.cli.predictions import label_printer, prediction_printer
     from thumbnet.data.images import Picture, load_picture
 
     _check_table(options)
     names, given = _pictures(options)
-    with importing():
-        classifier = load_classifier(options.run, options.device, threads=options.threads)
+    classifier = load_network(options)
 
     def load(name: str) -> Picture:
         return load_picture(given[name], "stdin") if name in given else load_picture(name, name)

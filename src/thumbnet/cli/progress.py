@@ -1,6 +1,7 @@
 """Show the progress of a training, and of other work on many pictures.
 
-On a terminal this is a live bar. If the output goes to a file or a pipe, plain lines take its place.
+On a terminal this is a live bar. If the output goes to a file, a pipe or a terminal that cannot move its
+cursor, plain lines take its place.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ import math
 import textwrap
 import time
 from collections.abc import Callable, Iterator, Set
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Self
 
 from rich.progress import (
@@ -24,7 +25,7 @@ from rich.progress import (
 )
 from rich.text import Text
 
-from thumbnet.cli.console import duration, expendable, note, plain, progress_console
+from thumbnet.cli.console import duration, is_live, note, plain, progress_console
 from thumbnet.reports.summary import percent
 from thumbnet.training.listener import StoppableListener
 
@@ -86,11 +87,14 @@ def _how_chosen(training: TrainingSettings, measured: Set[str]) -> str:
     if "val" not in measured:
         return "no val split: the last epoch is kept; test accuracies are only reported"
     text = "the last epoch is kept" if training.keep == "last" else "the best epoch on val is kept"
+    if training.frozen:
+        text = "val chooses L2"
     if training.patience:
         text += f"; the training stops after {training.patience} epoch(s) without a better one on val"
     if "test" in measured:
         return f"{text}; test is looked at once, at the end"
-    return f"{text}; its accuracy is optimistic, as it was chosen by it" if training.chooses else text
+    chooses = training.chooses or training.frozen
+    return f"{text}; its accuracy is optimistic, as it was chosen by it" if chooses else text
 
 
 class _RateColumn(ProgressColumn):
@@ -115,13 +119,13 @@ class _Bars(Progress):
 
     def refresh(self) -> None:
         """Draw the bars."""
-        with expendable():
+        with suppress(OSError):
             super().refresh()
 
     def stop(self) -> None:
         """Remove the bars. Old versions of rich end disabled bars, too, with an empty line."""
         if not self.disable:
-            with expendable():
+            with suppress(OSError):
                 super().stop()
 
 
@@ -153,9 +157,9 @@ class TrainingDisplay(StoppableListener):
     """A listener that shows a training. Use it as a context manager."""
 
     def __init__(self, say_line: Callable[[str], None] = note) -> None:
-        """Show progress on stderr. ``say_line`` prints the plain lines if stderr is not a terminal."""
+        """Show progress on stderr. ``say_line`` prints the plain lines if there is no live bar."""
         super().__init__()
-        self.live = progress_console.is_terminal
+        self.live = is_live()
         self._say_line = say_line
         self.progress = _Bars(
             TextColumn("{task.description}"),
@@ -331,7 +335,7 @@ class TrainingDisplay(StoppableListener):
                 break_long_words=False,
                 break_on_hyphens=False,
             )
-            with expendable():
+            with suppress(OSError):
                 self.progress.console.print(plain(text), markup=False, soft_wrap=True)
         else:
             self._say_line(text)
@@ -358,7 +362,7 @@ class RepeatedDisplay(TrainingDisplay):
 def counting(what: str, plain: bool = False) -> Iterator[_Counter]:
     """Show a bar for work on many pictures, with the time left.
 
-    If stderr is not a terminal, show nothing, or with ``plain`` a line every ``PLAIN_EVERY`` seconds.
+    If there is no live bar, show nothing, or with ``plain`` a line every ``PLAIN_EVERY`` seconds.
     """
     progress = _Bars(
         TextColumn("{task.description}"),
@@ -367,10 +371,10 @@ def counting(what: str, plain: bool = False) -> Iterator[_Counter]:
         TimeRemainingColumn(),
         console=progress_console,
         transient=True,
-        disable=not progress_console.is_terminal,
+        disable=not is_live(),
     )
     with progress:
-        yield _Counter(progress, what, plain and not progress_console.is_terminal)
+        yield _Counter(progress, what, plain and not is_live())
 
 
 class _Counter:
@@ -395,8 +399,8 @@ class ScoringDisplay:
     """Shows how far the scoring of pictures is. Use it as a context manager, and call it with the state."""
 
     def __init__(self, say_line: Callable[[str], None] = note) -> None:
-        """Show a bar on stderr. ``say_line`` prints the plain lines if stderr is not a terminal."""
-        self.live = progress_console.is_terminal
+        """Show a bar on stderr. ``say_line`` prints the plain lines if there is no live bar."""
+        self.live = is_live()
         self._say_line = say_line
         self._progress = _Bars(
             TextColumn("{task.description}"),
@@ -437,6 +441,7 @@ class ScoringDisplay:
     def _say(self, text: str) -> None:
         self._last_line = time.monotonic()
         if self.live:
-            self._progress.console.print(plain(text), markup=False, soft_wrap=True)
+            with suppress(OSError):
+                self._progress.console.print(plain(text), markup=False, soft_wrap=True)
         else:
             self._say_line(text)

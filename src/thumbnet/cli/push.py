@@ -17,7 +17,11 @@ def add(commands: Any) -> None:
     parser.add_argument(
         "repository", metavar="hf:OWNER/NAME", help="repository; created if it does not exist"
     )
-    parser.add_argument("--private", action="store_true", help="make the repository private if it is new")
+    parser.add_argument(
+        "--private",
+        action="store_true",
+        help="make the repository private if it is new, and publish nothing in a public one",
+    )
     parser.add_argument(
         "--license", metavar="NAME", help="licence of the weights, by its name on the Hub, such as mit"
     )

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from thumbnet.training.repeat import Planned
 
 SEEDS = (0, 1, 2)
+MOST_SEEDS = 1_000
 RESULT = "folds.json"
 """The file in the study's folder that has the results over all folds."""
 
@@ -58,7 +59,8 @@ def add(commands: Any) -> None:
         "--seeds",
         type=seeds,
         metavar="N",
-        help="N for the seeds 0 to N-1, or a list such as 3,7,11 (default: 3, or 1 with --folds)",
+        help="N for the seeds 0 to N-1, or a list such as 3,7,11; 7, is the single seed 7 (default: 3, or 1 "
+        "with --folds)",
     )
     parser.add_argument(
         "--folds",
@@ -89,16 +91,20 @@ def add(commands: Any) -> None:
 def seeds(text: str) -> tuple[int, ...]:
     """Parse a number of seeds, or a list of seeds, for argparse.
 
-    >>> seeds("2"), seeds("3,7")
-    ((0, 1), (3, 7))
+    >>> seeds("2"), seeds("3,7"), seeds("7,")
+    ((0, 1), (3, 7), (7,))
     """
     expected = "expected a number such as 5, or different seeds such as 3,7,11"
     try:
-        found = tuple(int(part) for part in text.split(","))
+        found = tuple(int(part) for part in text.removesuffix(",").split(","))
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text}: {expected}") from None
     if "," not in text:
-        found = tuple(range(found[0]))
+        (number,) = found
+        if number > MOST_SEEDS:
+            single = f"For the single seed {number}: --seeds {number},"
+            raise argparse.ArgumentTypeError(f"{text}: expected at most {MOST_SEEDS:,} seeds. {single}")
+        found = tuple(range(number))
     if not found or min(found) < 0 or len(set(found)) < len(found):
         raise argparse.ArgumentTypeError(f"{text}: {expected}")
     return found

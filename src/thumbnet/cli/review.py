@@ -14,14 +14,13 @@ from typing import TYPE_CHECKING, Any
 
 from thumbnet.cli.options import DATA_HELP, add_common, add_model_code, positive, reading_words
 from thumbnet.cli.run_data import where_now
-from thumbnet.errors import DataError, RunError, ThumbnetError, needs_extra, printable
+from thumbnet.errors import RunError, ThumbnetError, needs_extra, printable
 from thumbnet.invocation import command
 
 if TYPE_CHECKING:
-    from thumbnet.data.corrections import Correction
     from thumbnet.data.rendering import Rendering
     from thumbnet.data.splits import Data, Split
-    from thumbnet.reviewing.session import Review, Selection
+    from thumbnet.reviewing.session import Review
     from thumbnet.runs.folder import Run
 
 PORT = 8001  # not the one of `thumbnet serve`, so that both can run
@@ -33,7 +32,7 @@ def add(commands: Any) -> None:
         "review",
         help="correct labels in the browser, or label new pictures",
         description="Show the pictures of RUN's data whose labels are probably wrong, most suspicious first, "
-        "on a page in the browser. Decisions are written to labels.csv in RUN, for thumbnet train --labels. "
+        "on a page in the browser. Decisions are written to labels.csv in RUN, for train --labels. "
         "With --run, show the unlabelled pictures in a folder, those first whose labels would help RUN most. "
         "No picture is ever changed.",
     )
@@ -96,7 +95,8 @@ def execute(options: argparse.Namespace) -> int:
         listener = stack.enter_context(listen("127.0.0.1", options.port))
         review = task.review()
         hosts = accepted_hosts(listener, "localhost")
-        heading = Heading(task.title, task.next_command(), hosts, task.beyond, task.show_more())
+        more = task.show_more(review.selection.reach)
+        heading = Heading(task.title, task.next_command(), hosts, more)
         app = build_review(
             review, heading, lambda item: task.splits[item.split].load(item.index), task.rendering
         )
@@ -118,8 +118,6 @@ class _Task(ABC):
         run: the run that helps; None if it is a file or on the Hub.
         splits: the pictures by split, once :meth:`review` was called.
         rendering: how they become RGB.
-        beyond: what the pictures beyond the shown ones are, such as ``without a label``.
-        reach: how many pictures to review so that these are among them, once :meth:`review` was called.
     """
 
     title: str
@@ -127,8 +125,6 @@ class _Task(ABC):
     run: Run | None
     splits: dict[str, Split]
     rendering: Rendering
-    beyond: str
-    reach: int = 0
 
     def __init__(self, options: argparse.Namespace) -> None:
         self.options = options
@@ -141,22 +137,6 @@ class _Task(ABC):
     def data_name(self) -> str:
         """The data to train on with the labels."""
 
-    def _reviewing(
-        self, selected: Selection, class_names: Sequence[str], inherited: Sequence[Correction]
-    ) -> Review:
-        """Begin the review of the selected pictures."""
-        from thumbnet.reviewing.session import Review
-
-        self.reach = selected.reach
-        return Review(
-            selected.items,
-            class_names,
-            self.file,
-            shown=selected.shown,
-            beyond=selected.beyond,
-            inherited=inherited,
-        )
-
     def next_command(self) -> str:
         """The command that trains with the labels, on the data as the run read them."""
         run, reading = self.run, []
@@ -164,8 +144,8 @@ class _Task(ABC):
             reading = reading_words(run.recipe.data, self.options.data_dir or run.settings.get("data_dir"))
         return command("train", self.data_name(), *reading, "--labels", self.file)
 
-    def show_more(self) -> str:
-        """The command that also shows the pictures beyond the shown ones."""
+    def show_more(self, reach: int) -> str:
+        """The command that shows the first ``reach`` pictures."""
         words = self.options.words
         kept = [
             word
@@ -173,7 +153,7 @@ class _Task(ABC):
             if "--first" not in (before, word) and not word.startswith("--first=")
         ]
         # Directly after the command's name, because behind a "--" it would be no option.
-        return command(words[0], "--first", str(self.reach), *kept)
+        return command(words[0], "--first", str(reach), *kept)
 
     def lock(self) -> Any:
         """Keep other reviews from writing the file of labels.
@@ -192,7 +172,6 @@ class _Suspects(_Task):
     """The pictures of a run's data whose labels are probably wrong."""
 
     run: Run
-    beyond = "whose label may be wrong"
 
     def __init__(self, options: argparse.Namespace) -> None:
         from thumbnet.files import user_path
@@ -223,7 +202,7 @@ class _Suspects(_Task):
         from thumbnet.cli.console import note
         from thumbnet.cli.progress import ScoringDisplay
         from thumbnet.reviewing.scores import FOLDS, score_pictures
-        from thumbnet.reviewing.session import settled_pictures, suspicious_items
+        from thumbnet.reviewing.session import Review, settled_pictures, suspicious_items
         from thumbnet.reviewing.suspects import find_suspects
 
         data = _data_of(self.run, self.options)
@@ -244,18 +223,16 @@ class _Suspects(_Task):
         inherited = self.run.corrections or ()
         settled = settled_pictures(self.file, inherited)
         selected = suspicious_items(find_suspects(data, scores), scores, self.options.first, settled)
-        return self._reviewing(selected, data.class_names, inherited)
+        return Review(selected, data.class_names, self.file, inherited=inherited)
 
 
 class _Unlabelled(_Task):
     """The pictures of a folder, those first whose labels would help most."""
 
-    beyond = "without a label"
-
     def __init__(self, options: argparse.Namespace) -> None:
         from thumbnet.files import user_path
+        from thumbnet.runs.data import open_run
         from thumbnet.runs.finding import is_run
-        from thumbnet.runs.folder import Run
 
         super().__init__(options)
         self.folder = user_path(options.place).resolve()
@@ -271,8 +248,7 @@ class _Unlabelled(_Task):
         self.title = f"Labels for {self.folder.name}"
         named = user_path(options.out) if options.out else None
         self.file = named or self.folder.with_name(f"{self.folder.name}-labels.csv")
-        folder = user_path(options.run)
-        self.run = Run.open(folder) if is_run(folder) else None  # None: a file, or a run on the Hub
+        self.run = open_run(options.run)  # None: a file, or a run on the Hub
 
     def data_name(self) -> str:
         return str((self.run and self.run.settings.get("data")) or "DATA")
@@ -281,7 +257,7 @@ class _Unlabelled(_Task):
         from thumbnet.classifiers.load import load_classifier
         from thumbnet.cli.console import note
         from thumbnet.cli.progress import counting
-        from thumbnet.reviewing.session import TRAIN, renamed, settled_pictures, unlabelled_items
+        from thumbnet.reviewing.session import TRAIN, Review, renamed, settled_pictures, unlabelled_items
         from thumbnet.reviewing.unlabelled import order_unlabelled, read_unlabelled, score_unlabelled
         from thumbnet.runs.provenance import batch_size_of, recipe_of
 
@@ -303,7 +279,7 @@ class _Unlabelled(_Task):
         inherited = renamed((self.run and self.run.corrections) or (), folder)
         settled = settled_pictures(self.file, inherited)
         selected = unlabelled_items(found, order, self.options.first, folder, settled)
-        return self._reviewing(selected, classifier.class_names, inherited)
+        return Review(selected, classifier.class_names, self.file, inherited=inherited)
 
 
 def _data_of(run: Run, options: argparse.Namespace) -> Data:
@@ -314,7 +290,7 @@ def _data_of(run: Run, options: argparse.Namespace) -> Data:
         DataError: they cannot be loaded.
     """
     from thumbnet.cli.progress import counting
-    from thumbnet.runs.finding import are_gone
+    from thumbnet.runs.finding import explaining_gone
     from thumbnet.sources.load import load_data
 
     own = run.settings.get("data")
@@ -324,19 +300,11 @@ def _data_of(run: Run, options: argparse.Namespace) -> Data:
         )
     source = options.data or own
     data_dir = options.data_dir or run.settings.get("data_dir")
-    try:
-        with counting("downloading") as count:
-            return load_data(
-                source,
-                data_dir=data_dir,
-                settings=run.recipe.data,
-                progress=count,
-                labels=run.corrections,
-            )
-    except DataError as error:
-        if options.data is None and are_gone(str(source)):
-            raise DataError(f"{error}\n{where_now(options, options.place)}") from None
-        raise
+    moved = explaining_gone(own if options.data is None else None, lambda: where_now(options, options.place))
+    with moved, counting("downloading") as count:
+        return load_data(
+            source, data_dir=data_dir, settings=run.recipe.data, progress=count, labels=run.corrections
+        )
 
 
 def _greet(address: str, review: Review, more: Sequence[str], no_browser: bool) -> None:
@@ -377,4 +345,6 @@ def _not_shown(review: Review, task: _Task) -> list[str]:
     """Say how many pictures are left beyond the shown ones, if there are any."""
     if not review.remaining:
         return []
-    return [f"not shown: {review.remaining:,} more {task.beyond}. To review them too: {task.show_more()}"]
+    selected = review.selection
+    more = f"not shown: {review.remaining:,} more {selected.what}"
+    return [f"{more}. To review them too: {task.show_more(selected.reach)}"]

@@ -57,9 +57,9 @@ def data_of_run(
 
     from thumbnet.cli.console import note
     from thumbnet.data.corrections import corrections_of
-    from thumbnet.errors import DataError, RunError
+    from thumbnet.errors import RunError
     from thumbnet.runs.data import Wanted, load_wanted
-    from thumbnet.runs.finding import are_gone
+    from thumbnet.runs.finding import explaining_gone
 
     own_groups, run = settings.group_by, run_of(options)
     settings = replace(data_settings(options, settings), group_by=own_groups)  # --group-by is for other data
@@ -85,12 +85,8 @@ def data_of_run(
         given=data_settings(options),
         tell=lambda text: note(f"thumbnet: {text}"),
     )
-    try:
+    with explaining_gone(own if options.data is None else None, lambda: where_now(options)):
         return load_wanted(wanted)
-    except DataError as error:
-        if options.data is None and are_gone(own):
-            raise DataError(f"{error}\n{where_now(options)}") from None
-        raise
 
 
 def known_data_of_run(options: argparse.Namespace, info: WeightsInfo) -> Data | None:

@@ -222,15 +222,10 @@ def _keeper(options: argparse.Namespace) -> Keeper | None:
 
 def _names_own_data(path: str) -> bool:
     """Whether RUN is a run's folder, and the run names the data that it was trained on."""
-    from thumbnet.files import user_path
-    from thumbnet.runs.finding import is_run
+    from thumbnet.runs.data import open_run
 
-    folder = user_path(path)
-    if not is_run(folder):
-        return False
-    from thumbnet.runs.folder import Run
-
-    return Run.open(folder).settings.get("data") is not None
+    run = open_run(path)
+    return run is not None and run.settings.get("data") is not None
 
 
 def _about(keeper: Keeper) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any
 
-from thumbnet.cli.importing import importing
+from thumbnet.cli.importing import load_network
 from thumbnet.cli.options import add_device, add_run, add_threads, add_tta
 
 if TYPE_CHECKING:
@@ -50,7 +50,6 @@ def add(commands: Any) -> None:
 
 
 def execute(options: argparse.Namespace) -> int:
-    from thumbnet.classifiers.load import load_classifier
     from thumbnet.classifiers.sorting import list_folder, sort_folder
     from thumbnet.cli.console import json_line, say
     from thumbnet.cli.progress import counting
@@ -60,8 +59,7 @@ def execute(options: argparse.Namespace) -> int:
         raise UsageError(
             "say where the pictures go: --into OUT for one folder per class, or --csv FILE for a table"
         )
-    with importing():
-        classifier = load_classifier(options.run, options.device, threads=options.threads)
+    classifier = load_network(options)
     how = {"threshold": options.threshold, "precision": options.precision, "tta": options.tta}
     with counting("sorting", plain=True) as progress:
         if options.csv is not None:

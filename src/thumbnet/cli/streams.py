@@ -1,11 +1,15 @@
-"""What a command writes to when stdout is closed, or its disk is full. Imports nothing heavy."""
+"""What a command writes to stdout and stderr, also when they are closed or their disk is full.
+
+Results go to stdout; if they are lost, that is an error. Everything else goes to stderr, and no work depends
+on it. Imports nothing heavy.
+"""
 
 from __future__ import annotations
 
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from thumbnet.errors import ThumbnetError
 
@@ -23,6 +27,16 @@ def writing_results() -> Iterator[None]:
         raise
     except OSError as error:
         raise ResultsLostError(f"cannot write the results to stdout: {error.strerror}") from None
+
+
+def tell(text: str) -> None:
+    """Print a line to stderr. If it cannot be written, it is lost, and the work goes on.
+
+    The disk may be full, the terminal closed, or the reader of a pipe gone: Ctrl-C also ends the ``tee`` of
+    ``thumbnet train ... 2>&1 | tee log``.
+    """
+    with suppress(OSError):
+        print(text, file=sys.stderr, flush=True)
 
 
 def flush_results() -> None:

@@ -14,7 +14,7 @@ from thumbnet.cli.intermixed import IntermixedParser
 from thumbnet.cli.options import SHORTCUTS
 from thumbnet.cli.streams import writing_results
 from thumbnet.errors import ThumbnetError, nearest, printable
-from thumbnet.invocation import NAME, command, program
+from thumbnet.invocation import NAME, command, program, quoted
 
 # Other programs' names for the recipe's settings. Names that resemble the recipe key need no entry.
 _OTHER_NAMES = {
@@ -194,18 +194,17 @@ def _no_option(parser: argparse.ArgumentParser, option: str, value: str) -> str:
     if meant == "DATA" and meant in {action.metavar for action in parser._actions}:
         return f"{said}: name the data without an option, as in {command(*words_of(parser), value or 'DATA')}"
     if meant in here:
-        return f"{said}. Did you mean {meant} {printable(value) or meant.strip('-').upper()}?"
+        return f"{said}. Did you mean {meant} {quoted(value) if value else meant.strip('-').upper()}?"
     close = difflib.get_close_matches(f"--{asked.replace('_', '-')}", here, n=1, cutoff=0.75)
     if close:
-        return f"{said}. Did you mean {close[0]}{' ' + printable(value) if value else ''}?"
+        return f"{said}. Did you mean {close[0]}{' ' + quoted(value) if value else ''}?"
     if takes_settings:
         keys = recipe_keys(asked)
         if len(keys) > 2:
             return f"{said}. Use --set KEY=VALUE with one of these recipe settings: {', '.join(keys)}"
         if keys:
-            shown = " or ".join(
-                f"--set {key}={printable(value) or _EXAMPLES.get(key, 'VALUE')}" for key in keys
-            )
+            settings = (f"{key}={value or _EXAMPLES.get(key, 'VALUE')}" for key in keys)
+            shown = " or ".join(f"--set {quoted(one)}" for one in settings)
             return f"{said}. Set it in the recipe: {shown}"
     page = command(*words_of(parser), "--help")
     all_keys = f"\nAll settings for --set: {command('recipes', 'show', 'NAME', '--all')}"

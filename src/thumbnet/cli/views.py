@@ -1,17 +1,15 @@
-"""Print the results of ``train``, ``evaluate``, ``compare``, ``predict`` and ``data``."""
+"""Print the results of ``train``, ``evaluate``, ``compare`` and ``data``."""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
-from thumbnet.classifiers.words import in_words
-from thumbnet.cli.console import duration, json_line, say, say_sentence, table, write_row
-from thumbnet.cli.multilabel import share, show_label_counts, show_label_evaluation, show_label_summary
+from thumbnet.cli.console import duration, say, say_sentence, table
+from thumbnet.cli.multilabel import share, show_label_counts, show_label_evaluation
 from thumbnet.data.correct import describe_corrections
-from thumbnet.data.listings import safe_name, safe_text
 from thumbnet.errors import printable
 from thumbnet.invocation import command
 from thumbnet.multilabel import LabelEvaluation
@@ -35,7 +33,6 @@ from thumbnet.reports.summary import (
 from thumbnet.runs.summaries import headline_key, headline_name
 
 if TYPE_CHECKING:
-    from thumbnet.classifiers.base import Prediction
     from thumbnet.data.rendering import Fit
     from thumbnet.data.splits import Data
     from thumbnet.evaluation import Evaluation
@@ -55,20 +52,10 @@ def show_summary(run: Run) -> None:
     summary = run.summary
     if summary["accuracy"] is None:
         say(NOTHING_MEASURED)
-    elif summary.get("multilabel"):
-        show_label_summary(summary, optimism(run))
+    elif summary[headline_key(summary)] is None:
+        say(f"no {summary['split']} picture has a label, so mAP is not defined")
     else:
-        tta = "" if summary["tta"] == "none" else f", test-time augmentation {summary['tta']}"
-        low, high = summary["accuracy_interval"]
-        say_sentence(
-            f"{summary['split']} accuracy {percent(summary['accuracy'])} (95 % interval {100 * low:.2f} to "
-            f"{100 * high:.2f}; epoch {summary['kept_epoch']}, {summary['kept_by']}{tta})"
-        )
-        why = optimism(run).get(headline_name(summary))
-        if why:
-            say(f"  {why}: measure it on other pictures too")
-        if summary["tta"] != "none" and summary.get("accuracy_plain") is not None:
-            say(f"  without test-time augmentation {percent(summary['accuracy_plain'])}")
+        _show_measures(summary, optimism(run))
     described = (describe_measured_groups, describe_stop, describe_calibration)
     for told in (describe_continued(run), *(describe(summary) for describe in described)):
         if told:
@@ -85,7 +72,36 @@ def show_summary(run: Run) -> None:
     say("next:")
     code = code_options(run.recipe.model.name)
     say(f"  {command('evaluate', *code, run.path)}")
+    say(f"  {command('report', *code, run.path, '--open')}")
     say(f"  {command('predict', *code, run.path, 'PICTURE...')}")
+
+
+def _show_measures(summary: dict[str, Any], optimistic: Mapping[str, str]) -> None:
+    """Print the measures of a training.
+
+    Args:
+        summary: that of the run, with a measured accuracy or mAP.
+        optimistic: what :func:`~thumbnet.reports.summary.optimism` returns for it.
+    """
+    key, name = headline_key(summary), headline_name(summary)
+    tta = "" if summary["tta"] == "none" else f", test-time augmentation {summary['tta']}"
+    low, high = summary[f"{key}_interval"]
+    say_sentence(
+        f"{summary['split']} {name} {percent(summary[key])} (95 % interval {100 * low:.2f} to "
+        f"{100 * high:.2f}; epoch {summary['kept_epoch']}, {summary['kept_by']}{tta})"
+    )
+    if name in optimistic:
+        say(f"  {optimistic[name]}: measure it on other pictures too")
+    plain = summary.get(f"{key}_plain")
+    if summary["tta"] != "none" and plain is not None:
+        say(f"  without test-time augmentation {percent(plain)}")
+    if summary.get("multilabel"):
+        say(
+            f"  micro F1 {percent(summary['micro_f1'])}, macro F1 {percent(summary['macro_f1'])}; "
+            f"{percent(summary['accuracy'])} of the pictures have exactly the right labels"
+        )
+    if "F1" in optimistic:
+        say(f"  these are {optimistic['F1']}")
 
 
 def show_evaluation(
@@ -333,67 +349,6 @@ def _plain_accuracy(summary: dict[str, Any]) -> str:
     key = headline_key(summary)
     plain = summary.get(f"{key}_plain", summary[key] if summary["tta"] == "none" else None)
     return "-" if plain is None else percent(plain)
-
-
-def prediction_printer(
-    shape: Literal["table", "json", "csv"], top: int, tells_unlike: bool = False
-) -> Callable[[list[tuple[str, Prediction | str]]], None]:
-    """Return a function that prints pictures' predictions, or why a picture could not be read.
-
-    Args:
-        shape: an aligned table with the answer in words, one JSON object per line, or comma-separated values
-            (prints the header now).
-        top: classes to print per picture.
-        tells_unlike: whether the predictions tell pictures that are unlike the training pictures.
-    """
-
-    def pairs(result: Prediction) -> list[tuple[str, float]]:
-        return list(zip(result.labels[:top], result.probabilities[:top], strict=True))
-
-    def as_json(results: list[tuple[str, Prediction | str]]) -> None:
-        for name, result in results:
-            if isinstance(result, str):
-                line: dict[str, Any] = {"path": name, "error": result}
-            else:
-                classes = [{"class": label, "probability": round(p, 6)} for label, p in pairs(result)]
-                line = {"path": name, "predictions": classes}
-                if result.unlike is not None and result.unlikeness is not None:
-                    line |= {"unlike": result.unlike, "unlikeness": round(result.unlikeness, 6)}
-            say(json_line(line))
-
-    def as_table(results: list[tuple[str, Prediction | str]]) -> None:
-        rows = []
-        for name, result in results:
-            if isinstance(result, str):
-                rows.append([printable(name), f"cannot be read: {result}"])
-            else:
-                cells = [
-                    cell for label, p in pairs(result) for cell in (printable(label), f"{100 * p:.1f} %")
-                ]
-                words = in_words(result.labels, result.probabilities, unlike=bool(result.unlike))
-                rows.append([printable(name), printable(words), *cells])
-        if rows:
-            say(table(["picture", "answer", *["class", "probability"] * top], rows, left=2))
-
-    if shape == "json":
-        return as_json
-    if shape == "table":
-        return as_table
-
-    heads = [head for k in range(1, top + 1) for head in (f"class_{k}", f"probability_{k}")]
-    extra = ["unlike", "unlikeness"] if tells_unlike else []
-    write_row("path", *heads, *extra, "error")
-
-    def as_csv(results: list[tuple[str, Prediction | str]]) -> None:
-        for name, result in results:
-            if isinstance(result, str):
-                write_row(safe_name(name), *[""] * (2 * top + len(extra)), safe_text(result))
-            else:
-                cells = [cell for label, p in pairs(result) for cell in (safe_text(label), f"{p:.6f}")]
-                told = [str(result.unlike).lower(), f"{result.unlikeness:.6g}"] if tells_unlike else []
-                write_row(safe_name(name), *cells, *told, "")
-
-    return as_csv
 
 
 def show_inspection(data: Data, found: Inspection, fit: Fit) -> None:

@@ -15,6 +15,7 @@ import numpy as np
 from thumbnet.data.corrections import Corrected, Correction, absolute, corrections_csv
 from thumbnet.data.joined import with_files
 from thumbnet.data.reading import is_file
+from thumbnet.data.spelling import nfc
 from thumbnet.data.splits import Data, FileSplit, Split
 from thumbnet.errors import DataError, printable
 
@@ -26,9 +27,10 @@ _UNKNOWN_SHOWN = 10  # class names that an error about an unknown class lists
 def apply_corrections(data: Data, corrections: Sequence[Correction], folder: Path) -> Data:
     """Relabel, drop and add pictures as a person decided.
 
-    A correction finds its picture by name, or else by the end of its path: a table may name the same pictures
-    from another folder. If several splits have a picture of that name, the correction's split decides; a
-    split that was set aside from ``train`` counts as ``train`` where it does not exist.
+    A correction finds its picture by name, in any Unicode form if no picture has that very name, or else by
+    the end of its path: a table may name the same pictures from another folder. If several splits have a
+    picture of that name, the correction's split decides; a split that was set aside from ``train`` counts as
+    ``train`` where it does not exist.
 
     - ``relabel`` and ``confirm`` give the picture the class ``label``, in every split.
     - ``drop`` leaves it out, in every split.
@@ -100,7 +102,11 @@ def _find(data: Data, corrections: Sequence[Correction]) -> _Found:
         DataError: see :func:`_places_by_end`.
     """
     searched = _with_unused_test(data)
-    by_name = _places_by_name(searched, {one.name for one in corrections})
+    names = {one.name for one in corrections}
+    by_name = _places_by_name(searched, names)
+    lacking = {name: nfc(name) for name in names - by_name.keys()}
+    by_form = _places_by_name(searched, set(lacking.values()), nfc)
+    by_name |= {name: by_form[form] for name, form in lacking.items() if form in by_form}
     named_files = [one.name for one in corrections if os.path.isabs(one.name) and is_file(one.name)]
     real = functools.cache(os.path.realpath)  # of folders, of which there are few
     by_path = _places_by_path(searched, real) if named_files else {}
@@ -138,12 +144,14 @@ def _with_unused_test(data: Data) -> Data:
     return replace(data, splits={**data.splits, _UNUSED: data.unused_test})
 
 
-def _places_by_name(data: Data, wanted: set[str]) -> dict[str, dict[str, list[int]]]:
-    """For each of the wanted names, the positions of its pictures by split."""
+def _places_by_name(
+    data: Data, wanted: set[str], form: Callable[[str], str] = str
+) -> dict[str, dict[str, list[int]]]:
+    """For each of the wanted names, the positions of the pictures whose name has that ``form``, by split."""
     places: dict[str, dict[str, list[int]]] = {}
     for split_name, split in data.splits.items():
-        for index in range(len(split)):
-            name = split.name(index)
+        for index in range(len(split) if wanted else 0):
+            name = form(split.name(index))
             if name in wanted:
                 places.setdefault(name, {}).setdefault(split_name, []).append(index)
     return places
@@ -180,7 +188,7 @@ def _places_by_end(
     """
     by_end: dict[str, list[Correction]] = {}
     for one in corrections:
-        by_end.setdefault(_without_parents(one.name), []).append(one)
+        by_end.setdefault(nfc(_without_parents(one.name)), []).append(one)
     bases = {os.path.basename(end) for end in by_end}
     found: dict[Correction, dict[str, dict[str, list[int]]]] = {}
     for split_name, split in data.splits.items():
@@ -189,12 +197,12 @@ def _places_by_end(
         root = os.path.abspath(split.root)
         for index, path in enumerate(split.paths):
             folder, base = os.path.split(os.path.normpath(os.path.join(root, path)))
-            if base not in bases:
+            if nfc(base) not in bases:
                 continue
             given = data.class_names[split.labels[index]]
             seen: set[Correction] = set()
             for place in dict.fromkeys((os.path.join(folder, base), os.path.join(real(folder), base))):
-                for start, end in _ends(place):
+                for start, end in _ends(nfc(place)):
                     for one in by_end.get(end, ()):
                         if given in (one.was, one.label) and one not in seen:
                             seen.add(one)

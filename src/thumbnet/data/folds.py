@@ -16,8 +16,9 @@ def with_test_fold(data: Data, folds: int, fold: int, seed: int) -> Data:
 
     Over all folds, each picture of ``train`` is in ``test`` once. The only exceptions are pictures without
     which a class could not be learned, such as its only picture or group: they are in ``train`` in every
-    fold. All classes get the same share of each fold, and the pictures of one group (``data.groups``) are in
-    one fold. The division depends on the pictures and ``seed``, not on ``fold``.
+    fold. All classes get the same share of each fold. The pictures of one group (``data.groups``) are in one
+    fold, and so are the rows of a table that name one file. The division depends on the pictures and
+    ``seed``, not on ``fold``.
 
     A ``test`` split that the data have becomes :attr:`Data.unused_test`, and a ``val`` split stays as it is.
 
@@ -31,8 +32,7 @@ def with_test_fold(data: Data, folds: int, fold: int, seed: int) -> Data:
         DataError: there are fewer pictures or groups than folds.
     """
     train, groups = data.splits["train"], data.groups.get("train")
-    together = np.arange(len(train)) if groups is None else np.unique(groups, return_inverse=True)[1]
-    numbers = _divided(train, together, folds, derive_seed(seed, "test folds"))
+    numbers = _divided(train, _together(train, groups), folds, derive_seed(seed, "test folds"))
     unit = "picture" if groups is None else "group"
     filled = len(set(numbers.tolist()) - {0})
     if filled < folds:
@@ -53,6 +53,21 @@ def with_test_fold(data: Data, folds: int, fold: int, seed: int) -> Data:
         notes=(*data.notes, *_notes(data, numbers, folds, fold, unit)),
         unused_test=data.splits.get("test"),
     )
+
+
+def _together(train: Split, groups: np.ndarray | None) -> np.ndarray:
+    """Numbers that are equal for pictures that share a fold: int64 [N].
+
+    These are the pictures of one group, and those of one key, such as rows of a table that name one file.
+    """
+    first: dict[str, int] = {}
+    keys = np.array([first.setdefault(train.key(index), index) for index in range(len(train))], np.int64)
+    if groups is None:
+        return keys
+    names, of_group = np.unique(groups, return_inverse=True)
+    both = joined(of_group, keys)
+    # The order of the numbers decides the folds: a run that is trained on a fold has to find it again.
+    return of_group if len(np.unique(both)) == len(names) else both
 
 
 def _divided(train: Split, together: np.ndarray, folds: int, seed: int) -> np.ndarray:
@@ -86,9 +101,12 @@ def _notes(data: Data, numbers: np.ndarray, folds: int, fold: int, unit: str) ->
         )
     if "val" in data.splits:
         notes.append("the val split of the data stays val: its pictures are in no fold")
-    present = {
-        name: set(numbers[train.members(label)].tolist()) for label, name in enumerate(data.class_names)
-    }
+    present: dict[str, set[int]] = {name: set() for name in data.class_names}
+    for number in range(folds + 1):
+        there = train.targets[numbers == number]
+        labels = np.flatnonzero(there.any(axis=0)) if train.multilabel else np.unique(there)
+        for label in labels.tolist():
+            present[data.class_names[label]].add(number)
     never = [name for name, there in present.items() if there == {0}]
     untested = int((numbers == 0).sum())
     if untested:

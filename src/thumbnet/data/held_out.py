@@ -122,8 +122,8 @@ _WAY_ON = {
 def _by_picture(train: Split, classes: int, fraction: float, seed: int) -> np.ndarray:
     """Choose the fraction of each class, at least one picture of any class that has two: bool [N]."""
     chosen = np.zeros(len(train), dtype=bool)
-    for label in range(classes):
-        members = np.flatnonzero(train.labels == label)
+    order = np.argsort(train.labels, kind="stable")
+    for members in np.split(order, np.cumsum(train.class_counts(classes))[:-1]):
         count = min(max(1, round(len(members) * fraction)), len(members) - 1)
         if count > 0:
             ranked = sorted(members.tolist(), key=lambda index: rank(train.key(index), seed))

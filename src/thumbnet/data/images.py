@@ -7,10 +7,12 @@ import errno
 import io
 import math
 import os
+import re
 import stat
 import sys
 from collections.abc import Callable
 from importlib.util import find_spec
+from itertools import islice
 from typing import IO, Any, TypeAlias, TypeVar
 
 import numpy as np
@@ -49,6 +51,13 @@ MAX_JPEG_BYTES = 64_000_000  # Pillow reads larger files, in parts
 SMALL_FILE = 1 << 20  # bytes that :func:`from_file` reads at once
 MAX_REREAD = 256_000_000  # bytes of a file that :func:`from_file` reads again; hardly a picture is larger
 JPEG_START = b"\xff\xd8"
+JPEG_SCAN = b"\xff\xda"  # begins a scan
+# With its length, 6 + 2 n (libjpeg refuses any other), and the number n of colours in it. Its first two bytes
+# alone also occur by chance, such as hundreds of times in the video that a phone puts behind a picture.
+SCAN_HEADER = re.compile(rb"\xff\xda\x00(?:\x08\x01|\x0a\x02|\x0c\x03|\x0e\x04)")
+# Each scan of a progressive JPEG is a pass over the whole picture, but may have only a few bytes. Files have
+# about ten. Thumbnails and further pictures in the file may add some.
+MAX_SCANS = 500
 PNG_START = b"\x89PNG\r\n\x1a\n"
 ICON_START = b"\0\0\1\0"
 TIFF_TILE_TAGS = (322, 323)  # the width and the length of a tile
@@ -175,7 +184,13 @@ def _open(
     head = stream.read(len(ICON_START))
     stream.seek(start)
     if head.startswith(JPEG_START):
-        pixels = read_plain_jpeg(stream.read(MAX_JPEG_BYTES), max_pixels, claim)
+        data = stream.read(MAX_JPEG_BYTES)
+        if _has_many_scans(data):
+            raise UnreadableImageError(
+                name, f"it has more than {MAX_SCANS} scans, which take too long to decode"
+            )
+        pixels = read_plain_jpeg(data, max_pixels, claim)
+        del data  # Pillow reads the stream
         if pixels is not None:
             return pixels
     elif head == ICON_START:
@@ -186,6 +201,7 @@ def _open(
             lower = _lower_bytes(image)
             plain = image.format in PLAIN_FORMATS and not lower
             _admit(_size_to_decode(image), name, max_pixels, claim, plain=plain)
+            image.seek(0)
             picture = decode(image)
             if lower:
                 stream.seek(start)
@@ -212,6 +228,13 @@ def _open(
         stream.seek(start)
         reason = plugins.special_jpeg(stream) or str(error) or type(error).__name__
         raise UnreadableImageError(name, reason) from None
+
+
+def _has_many_scans(data: bytes) -> bool:
+    """Whether a JPEG file has more than ``MAX_SCANS`` scans."""
+    if data.count(JPEG_SCAN) <= MAX_SCANS:  # nearly every file, in a fraction of the time
+        return False
+    return any(islice(SCAN_HEADER.finditer(data), MAX_SCANS, None))
 
 
 def _admit(
@@ -335,28 +358,34 @@ def picture_suffix(content: bytes, name: str) -> str:
 
 
 def decode(image: Image.Image) -> Image.Image:
-    """Load the first frame of an opened Pillow image, upright by its EXIF, in its own mode."""
-    image.seek(0)
+    """Load an opened Pillow image, upright by its EXIF, in its own mode: the frame that it is at."""
     image.load()
     return _upright(image) if may_be_turned(image) else image
 
 
-def decode_given(image: Image.Image) -> Image.Image:
+def decode_given(image: Image.Image, name: str = "") -> Image.Image:
     """Like :func:`decode`, for a Pillow image that the user opened.
 
+    Args:
+        image: of any mode. It stays at its frame.
+        name: its name in errors; by default that of its file.
+
     Raises:
-        UnreadableImageError: it is damaged, or closed already.
+        UnreadableImageError: it is damaged, closed already, or has a value that is not finite.
         FailedReadError: the system failed to read its file.
     """
-    name = str(getattr(image, "filename", "") or "given as a PIL image")
+    name = name or str(getattr(image, "filename", "") or "given as a PIL image")
     try:
-        return decode(image)
+        picture = decode(image)
     except MemoryError:
         raise
     except Exception as error:  # see _open
-        if is_of_the_system(error):
+        if is_of_the_system(error) and not is_not_there(error):
             raise read_error(error, name) from None
         raise UnreadableImageError(name, str(error) or type(error).__name__) from None
+    if picture.mode == "F" and not _is_finite(picture):
+        raise UnreadableImageError(name, NOT_FINITE)
+    return picture
 
 
 def _lower_bytes(image: Image.Image) -> list[Any]:

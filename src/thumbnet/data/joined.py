@@ -39,6 +39,7 @@ class JoinedSplit(Split):
     def __init__(self, parts: Sequence[Split], order: np.ndarray | None = None) -> None:
         self._parts = tuple(parts)
         self.forkable = all(part.forkable for part in parts)
+        self.threadable = all(part.threadable for part in parts)
         self._starts = np.cumsum([0, *(len(part) for part in parts)])  # the last one is the total
         self._order = np.arange(self._starts[-1]) if order is None else order
         self.labels = np.concatenate([part.labels for part in parts])[self._order]

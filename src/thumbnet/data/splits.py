@@ -53,11 +53,13 @@ class Split(ABC):
         multilabel: whether the pictures have several labels each.
         forkable: whether processes that were forked from this one may read pictures at the same time, because
             they share memory but no open file.
+        threadable: whether several threads may read pictures at the same time.
     """
 
     labels: np.ndarray
     multilabel = False
     forkable = False
+    threadable = True
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -460,7 +462,7 @@ class Data:
         if odd:
             raise DataError(
                 f"{printable(self.source)}: class names with control characters: {', '.join(odd)}. "
-                "Rename them"
+                "Rename them. If a table or list names them, save it as UTF-8"
             )
         if "" in self.class_names or len(set(self.class_names)) < len(self.class_names):
             twice = next((name for name, n in Counter(self.class_names).items() if n > 1), "")

@@ -5,6 +5,8 @@ need a background that they stand out from. Both are measured once on the traini
 preprocessing, and used for every later picture. Opaque 8-bit pictures need neither, and they are not decoded
 here if the first bytes of their files show that they are opaque and 8-bit.
 
+Other splits, and pictures that a network is used on, have to be on the scale that was measured.
+
 The sample is random but fixed, up to ``SURVEYED`` pictures, the same for every engine and process.
 """
 
@@ -17,7 +19,7 @@ import numpy as np
 
 from thumbnet.data.images import Picture, is_plain
 from thumbnet.data.rendering import ALPHA_MODES, BY_TYPE, Rendering, is_deep, with_alpha
-from thumbnet.data.splits import ArraySplit, Split
+from thumbnet.data.splits import ArraySplit, EncodedSplit, FileSplit, Split
 from thumbnet.errors import UnreadableImageError, printable
 from thumbnet.recipes.settings import AUTO, BACKGROUNDS, DataSettings
 
@@ -29,6 +31,10 @@ FILLED = 0.8  # share of a usual range that the values must fill; 200 of 256 lev
 FAINT = 24.0  # a picture whose RMS distance to its background, out of 255, is smaller vanishes
 VANISHING = 0.05  # largest share of pictures that may vanish on a background
 QUANTILES = 1025  # how many quantiles of all sampled values are kept, to count lost levels
+SCALED = 50  # pictures whose scale is compared with that of the training pictures
+OUTLIERS = 0.005  # share of a picture's smallest values, and of its largest, that do not tell its scale
+TOLERANCE = 0.1  # by which floats of pictures may leave [0, 1] because they were resized or sharpened
+ODD = 0.05  # share of the pictures that may be odd before the whole split is
 
 
 @dataclass(frozen=True)
@@ -270,3 +276,90 @@ def _lost_levels(found: Survey, rendering: Rendering) -> list[str]:
         f"warning: most levels are lost: {before:,} distinct values become {after}. The pictures' values go "
         f'from {values[0]:g} to {values[-1]:g}. Try --set data.range=auto or --set data.range="[LOW, HIGH]"'
     ]
+
+
+def expected_values(limits: tuple[float, float] | None) -> str:
+    """The values that a network takes, in words; ``limits`` is its range for pictures of more than 8 bits."""
+    if limits is None:
+        return "uint8 or other whole numbers from 0 to 255, uint16 from 0 to 65535, or floats in [0, 1]"
+    low, high = limits
+    return (
+        f"uint8, or values on the scale of the training pictures, where {low:g} is black and {high:g} white"
+    )
+
+
+def is_off_scale(least: float, most: float, limits: tuple[float, float], *, floats: bool) -> bool:
+    """Whether a picture is certainly on another scale than a network's training pictures.
+
+    Darker and brighter pictures than those of the training are on its scale.
+
+    Args:
+        least, most: the picture's smallest and largest value.
+        limits: the values that become 0 and 255.
+        floats: whether its values are floats, which may be in [0, 1] instead of raw values.
+    """
+    low, high = limits
+    span = high - low
+    is_unit = floats and span > 8 and least >= 0 and 0 < most <= 1
+    return is_unit or most < low - span or least > high + span
+
+
+def scale_problem(split: Split, limits: tuple[float, float] | None) -> tuple[str, bool]:
+    """What is wrong with the scale of a split's values, by a sample of its pictures.
+
+    Single odd pictures, and rare extremes in any of them, do not count.
+
+    Args:
+        split: the pictures. Those of 8 bits have no scale of their own.
+        limits: see :func:`expected_values`. If it is None, the types of files and of uint16 tell their scale.
+
+    Returns:
+        The problem in words, or "" if there is none; and whether it is certain. If it is not, the pictures
+        may just be much brighter or darker than those of the training.
+
+    Raises:
+        FailedReadError: the system failed to read a picture.
+    """
+    split = split.reader()
+    if not len(split) or (limits is None and isinstance(split, FileSplit | EncodedSplit)):
+        return "", False
+    if isinstance(split, ArraySplit) and split.images.dtype.kind == "i" and limits is None:
+        # One value outside 0 to 255 is enough: then the whole array is rendered by its type, as 16 bits.
+        lowest, highest = float(split.images.min()), float(split.images.max())
+        wrong = lowest < 0 or highest > 255
+        return (_unexpected({split.images.dtype.name}, lowest, highest, None) if wrong else ""), wrong
+    low, high = (-TOLERANCE, 1 + TOLERANCE) if limits is None else limits
+    far = 0.0 if limits is None else HOT * (high - low)
+    types: set[str] = set()
+    extremes: list[tuple[float, float]] = []
+    off = odd = 0
+    for index in sample(len(split), SCALED).tolist():
+        if is_plain(split.head(index)):
+            continue
+        try:
+            picture = split.load(index)
+        except UnreadableImageError:
+            continue
+        values = colours(picture)
+        floats = values.dtype.kind == "f"
+        if not is_deep(picture) or (limits is None and not floats):
+            continue
+        some = _some(values)
+        usual = np.quantile(some, (OUTLIERS, 1 - OUTLIERS))
+        is_odd = bool(usual[0] < low - far or usual[1] > high + far)
+        least, most = float(values.min()), float(values.max())
+        fractions = floats and bool((some % 1 != 0).any())  # whole numbers up to 1 may be counts
+        is_off = is_odd if limits is None else is_off_scale(least, most, limits, floats=fractions)
+        types.add(values.dtype.name)
+        extremes.append((least, most))
+        off += is_off
+        odd += is_odd or is_off
+    if odd <= ODD * len(extremes):
+        return "", False
+    least, most = min(one[0] for one in extremes), max(one[1] for one in extremes)
+    return _unexpected(types, least, most, limits), off > len(extremes) / 2
+
+
+def _unexpected(types: set[str], least: float, most: float, limits: tuple[float, float] | None) -> str:
+    kinds = " and ".join(sorted(types))
+    return f"values from {least:g} to {most:g} in {kinds}: expected {expected_values(limits)}"

@@ -7,7 +7,8 @@ import ctypes
 import torch
 from torch import Tensor
 
-from thumbnet.kernels.library import load_kernels
+from thumbnet.distributed import World
+from thumbnet.kernels.library import load_kernels, switch_off
 
 MAX_CHANNELS = 4096  # as in vectors.h
 _STRIDED = "strided"  # the first word of the names of kernels that are in a library of their own
@@ -21,6 +22,17 @@ def available() -> bool:
 def strided_available() -> bool:
     """Whether the kernels of stride 2 can run, which are a library of their own."""
     return load_kernels(strided=True) is not None
+
+
+def agree_on_kernels(world: World) -> None:
+    """Switch the kernels off in all processes of a training if they cannot run in one of them.
+
+    All processes must call this. In BatchNorm, the kernels exchange float64 sums, and PyTorch's operations
+    float32, so a mixture would fail.
+    """
+    here = available()
+    if world.any(not here) and here:
+        switch_off("they cannot run in another process of this training")
 
 
 def applies(x: Tensor) -> bool:

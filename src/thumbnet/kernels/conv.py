@@ -1,14 +1,16 @@
-"""The networks' 3x3 convolution. A kernel computes it where that is faster, otherwise PyTorch does.
+"""The networks' convolutions: 3x3, and 1x1 for shortcuts.
 
-There are kernels for two kinds of processors. On processors with matrix tiles (AMX), multiplications cost
-almost nothing, and the kernels save memory accesses (:mod:`~thumbnet.kernels.tiles`). On other processors,
-Winograd's algorithm saves multiplications, with stride 1 (:mod:`~thumbnet.kernels.winograd`) and with
-stride 2 (:mod:`~thumbnet.kernels.strided`).
+A kernel computes the 3x3 convolution where that is faster, otherwise PyTorch does. There are kernels for two
+kinds of processors. On processors with matrix tiles (AMX), multiplications cost almost nothing, and the
+kernels save memory accesses (:mod:`~thumbnet.kernels.tiles`). On other processors, Winograd's algorithm saves
+multiplications, with stride 1 (:mod:`~thumbnet.kernels.winograd`) and with stride 2
+(:mod:`~thumbnet.kernels.strided`).
 """
 
 from __future__ import annotations
 
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from thumbnet.kernels.calls import MAX_CHANNELS, applies, strided_available
 from thumbnet.kernels.library import has_tiles
@@ -41,6 +43,24 @@ class Conv3x3(nn.Conv2d):
         else:
             convolved = super().forward(x)
         return convolved
+
+
+class Conv1x1(nn.Conv2d):
+    """A 1x1 convolution without bias, [B, in_channels, H, W] → [B, out_channels, ceil(H / s), ceil(W / s)].
+
+    With fewer than 16 input channels, it selects the positions before it convolves. Otherwise oneDNN 3.12
+    writes past its memory when it computes the filters' gradient in float32 with a stride other than 1
+    (https://github.com/uxlfoundation/oneDNN/issues/6035).
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
+        super().__init__(in_channels, out_channels, 1, stride=stride, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, in_channels, H, W] → [B, out_channels, ceil(H / s), ceil(W / s)]."""
+        if self.in_channels >= 16 or self.stride[0] == 1:
+            return super().forward(x)
+        return F.conv2d(x[:, :, :: self.stride[0], :: self.stride[1]], self.weight)
 
 
 def uses_winograd(x: Tensor, conv: Conv3x3, pool: int = 1) -> bool:

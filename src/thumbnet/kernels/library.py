@@ -30,8 +30,11 @@ from thumbnet.kernels.processor import description, instructions
 
 SOURCES = tuple(sorted(Path(__file__).parent.glob("*.[ch]")))
 UNITS = tuple(path for path in SOURCES if path.suffix == ".c")
-_INSTRUCTIONS = ("avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512bf16", "amx-tile", "amx-bf16")
-FLAGS = ("-O3", "-fPIC", "-fopenmp", *(f"-m{name}" for name in _INSTRUCTIONS))
+# The instruction sets that all kernels need, and those for matrix tiles, in Linux's names.
+_VECTORS = {"avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_bf16"}
+_TILES = {"amx_tile", "amx_bf16"}
+FLAGS = ("-O3", "-fPIC", "-fopenmp", "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512bf16")
+_TILE_FLAGS = ("-mamx-tile", "-mamx-bf16")  # only for tile_*.c, because gcc 10 does not know them
 _SEAL = 32  # bytes of a SHA-256
 _COMPILING = ".compiling-"  # prefix of the folders of unfinished compilations
 _LONGEST = 120  # seconds that gcc may take
@@ -46,6 +49,10 @@ class _Kernels:
     has_tiles: bool = False
     why_off: str | None = None
     why_not_kept: str | None = None
+
+
+class _NoCompilerError(subprocess.SubprocessError):
+    """A library has to be compiled, and there is no compiler."""
 
 
 _loaded: dict[bool, _Kernels] = {}  # by ``strided``
@@ -68,19 +75,25 @@ def compile_ahead() -> None:
     The library is not loaded: PyTorch must load its OpenMP first. Errors are not reported here, because
     :func:`load_kernels` meets them again.
     """
-    compiler = shutil.which("gcc")
-    if _loaded or _obstacle() is not None or compiler is None:
+    if _loaded or _obstacle() is not None:
         return
     with _loading, suppress(OSError, subprocess.SubprocessError):
         units = needed_units(_tiles_granted())
-        folder, name = _checked_folder(), _name(compiler, units)
+        folder, name = _checked_folder(), _name(units)
         if not (folder / name).exists():
-            _compile_whole(compiler, units, folder, name)
+            _compile_whole(units, folder, name)
 
 
 def has_tiles() -> bool:
     """Whether the kernels can use matrix tiles (AMX)."""
     return _kernels().has_tiles
+
+
+def kind_of_kernels() -> str:
+    """How the kernels convolve, and so round: ``winograd`` or ``tiles``; ``none`` if they cannot run."""
+    if load_kernels() is None:
+        return "none"
+    return "tiles" if has_tiles() else "winograd"
 
 
 def why_off() -> str | None:
@@ -91,6 +104,11 @@ def why_off() -> str | None:
 def why_not_kept() -> str | None:
     """Why the kernels are not cached, so that every process compiles them again; None if they are."""
     return _kernels().why_not_kept
+
+
+def switch_off(why: str) -> None:
+    """Do not run the kernels in this process from now on, although they could; ``why`` in a few words."""
+    _loaded.update(dict.fromkeys([False, True], _Kernels(why_off=why)))
 
 
 def forget() -> None:
@@ -108,9 +126,7 @@ def needed_units(tiles: bool, strided: bool = False) -> tuple[Path, ...]:
     return tuple(path for path in UNITS if path.name in names)
 
 
-def compile_library(
-    compiler: str, target: Path, units: Sequence[Path] = UNITS, extra_flags: Sequence[str] = ()
-) -> None:
+def compile_library(compiler: str, target: Path, units: Sequence[Path] = UNITS) -> None:
     """Compile kernels into the shared library ``target``: all of them, or those in ``units``.
 
     The files are compiled at the same time, in a temporary folder beside ``target``.
@@ -121,11 +137,16 @@ def compile_library(
     """
     with tempfile.TemporaryDirectory(dir=target.parent, ignore_cleanup_errors=True) as place:
         objects = [str(Path(place) / f"{unit.stem}.o") for unit in units]
-        flags = [*FLAGS, *extra_flags]
         _run_together(
-            [compiler, *flags, "-c", "-o", made, str(unit)] for made, unit in zip(objects, units, strict=True)
+            [compiler, *_flags_of(unit), "-c", "-o", made, str(unit)]
+            for made, unit in zip(objects, units, strict=True)
         )
-        _run_together([[compiler, *flags, "-shared", "-o", str(target), *objects]])
+        _run_together([[compiler, *FLAGS, "-shared", "-o", str(target), *objects]])
+
+
+def _flags_of(unit: Path) -> tuple[str, ...]:
+    """The flags with which a C file is compiled."""
+    return (*FLAGS, *_TILE_FLAGS) if unit.name.startswith("tile_") else FLAGS
 
 
 def _kernels(strided: bool = False) -> _Kernels:
@@ -140,19 +161,26 @@ def _load(strided: bool) -> _Kernels:
     off = _obstacle()
     if off is not None:
         return _Kernels(why_off=off)
-    compiler = shutil.which("gcc")
-    if compiler is None:
-        return _Kernels(why_off="there is no gcc to compile them: install gcc and start again")
     tiles = _tiles_granted()
     try:
-        library, why_not_kept = _kept_or_private(compiler, needed_units(tiles, strided))
+        library, why_not_kept = _kept_or_private(needed_units(tiles, strided))
+    except _NoCompilerError:
+        return _Kernels(why_off="there is no gcc to compile them: install gcc and start again")
     except subprocess.CalledProcessError as error:
-        lines = (error.stderr or b"").decode(errors="replace").splitlines()
-        reason = lines[0] if lines else f"exit status {error.returncode}"
-        return _Kernels(why_off=f"{compiler} cannot compile them: {reason}")
+        return _Kernels(why_off=f"{error.cmd[0]} cannot compile them: {_reason(error)}")
     except (OSError, subprocess.SubprocessError) as error:
         return _Kernels(why_off=f"they cannot be compiled or loaded: {error}")
     return _Kernels(library, tiles, why_not_kept=why_not_kept)
+
+
+def _reason(error: subprocess.CalledProcessError) -> str:
+    """The line of a compiler's messages that says what is wrong.
+
+    The lines before it only say where, and ``collect2`` only that the linker failed.
+    """
+    lines = (error.stderr or b"").decode(errors="replace").splitlines()
+    errors = [line for line in lines if "error:" in line and not line.startswith("collect2:")]
+    return [*errors, *lines, f"exit status {error.returncode}"][0]
 
 
 def _obstacle() -> str | None:
@@ -161,14 +189,14 @@ def _obstacle() -> str | None:
         return "THUMBNET_KERNELS=0"
     if sys.platform != "linux":
         return f"they need Linux, and this is {sys.platform}"
-    if not instructions() & {"amx_tile", "avx512_bf16"}:
-        return "this processor has neither AVX-512 BF16 nor AMX"
+    if not instructions() >= _VECTORS:
+        return "this processor has no AVX-512 BF16"
     return None
 
 
 def _tiles_granted() -> bool:
     """Whether there are matrix tiles. A process gets their registers from Linux only on request."""
-    return "amx_tile" in instructions() and _ask_for_tiles()
+    return instructions() >= _TILES and _ask_for_tiles()
 
 
 def _ask_for_tiles() -> bool:
@@ -176,15 +204,15 @@ def _ask_for_tiles() -> bool:
     return int(ctypes.CDLL(None).syscall(*request)) == 0
 
 
-def _kept_or_private(compiler: str, units: Sequence[Path]) -> tuple[ctypes.CDLL, str | None]:
+def _kept_or_private(units: Sequence[Path]) -> tuple[ctypes.CDLL, str | None]:
     """The library from the cache and None; or a library for this process alone, and the reason."""
-    name = _name(compiler, units)
+    name = _name(units)
     try:
-        return _kept(compiler, units, name), None
+        return _kept(units, name), None
     except OSError as error:
         why = str(error)
     with tempfile.TemporaryDirectory(prefix="thumbnet-kernels-") as private:
-        _compile_whole(compiler, units, Path(private), name)
+        _compile_whole(units, Path(private), name)
         return _load_checked(Path(private), name), why
 
 
@@ -202,12 +230,13 @@ def _checked_folder() -> Path:
     return folder
 
 
-def _kept(compiler: str, units: Sequence[Path], name: str) -> ctypes.CDLL:
-    """The library ``name`` from the cache. It is compiled if it is missing or damaged.
+def _kept(units: Sequence[Path], name: str) -> ctypes.CDLL:
+    """The library ``name`` from the cache. gcc compiles it only if it is missing or damaged.
 
     Raises:
         PermissionError: another user owns the folder or the library, or can write to it.
         OSError: the folder cannot be written, or the library cannot be loaded.
+        subprocess.SubprocessError: it cannot be compiled.
     """
     folder = _checked_folder()
     if (folder / name).exists():
@@ -217,13 +246,20 @@ def _kept(compiler: str, units: Sequence[Path], name: str) -> ctypes.CDLL:
             raise
         except OSError:  # damaged: replace it below
             pass
-    _compile_whole(compiler, units, folder, name)
+    _compile_whole(units, folder, name)
     return _load_checked(folder, name)
 
 
-def _compile_whole(compiler: str, units: Sequence[Path], folder: Path, name: str) -> None:
-    """Compile in a new folder, then rename to ``folder / name``. Several processes may do this at once."""
+def _compile_whole(units: Sequence[Path], folder: Path, name: str) -> None:
+    """Compile in a new folder, then rename to ``folder / name``. Several processes may do this at once.
+
+    Raises:
+        OSError, subprocess.SubprocessError: it cannot be compiled, or there is no compiler.
+    """
     clear_leftovers(folder, _COMPILING)
+    compiler = shutil.which("gcc")
+    if compiler is None:
+        raise _NoCompilerError
     with tempfile.TemporaryDirectory(dir=folder, prefix=_COMPILING, ignore_cleanup_errors=True) as place:
         made = Path(place) / name
         compile_library(compiler, made, units)
@@ -276,12 +312,16 @@ def _check_owner(path: Path, status: os.stat_result) -> None:
         raise PermissionError(f"other users can write to {path} (mode {mode:o}): chmod go-w {path}")
 
 
-def _name(compiler: str, units: Sequence[Path]) -> str:
-    """The name of a library: 16 of its digits depend on sources, flags, compiler and processor."""
+def _name(units: Sequence[Path]) -> str:
+    """The name of a library: 16 of its digits depend on sources, flags and processor.
+
+    They do not depend on the compiler, so that a library in the cache needs none. If a faulty gcc compiles
+    wrong code, it stays in use after gcc is updated, until the library is deleted or thumbnet changes a
+    source or flag. A library that another system compiled and that does not load here counts as damaged.
+    """
     headers = [path for path in SOURCES if path.suffix == ".h"]
     sources = [(path.name, path.read_bytes()) for path in (*units, *headers)]
-    asked = subprocess.run([compiler, "--version"], check=True, capture_output=True, timeout=_LONGEST)
-    described = repr((sources, FLAGS, asked.stdout, description()))
+    described = repr((sources, [_flags_of(unit) for unit in units], description()))
     return f"kernels-{hashlib.sha256(described.encode()).hexdigest()[:16]}.so"
 
 

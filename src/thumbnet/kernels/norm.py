@@ -148,7 +148,10 @@ def _fits(x: Tensor, norm: nn.BatchNorm2d, act: Activation, pool: int, add: Tens
         return False
     count, channels, height, width = x.shape
     result = (count, channels, height // pool, width // pool)
-    varies = count * result[2] * result[3] > 1  # a single value has no variance
+    # A single value has no variance, except together with those of the other processes. The kernels exchange
+    # sums of another type than PyTorch, so a process with a single value runs them like all others.
+    least = 1 if isinstance(norm, SyncBatchNorm2d) else 2
+    varies = count * result[2] * result[3] >= least
     adds = add is None or (act != "silu" and add.shape == result)
     standard = norm.affine and norm.track_running_stats and norm.momentum is not None
     return varies and adds and standard and norm.bias is not None

@@ -221,6 +221,7 @@ static void convolve_part(const Conv *shared, long picture, int part, bf16 *pack
         const int end = smaller(first + conv->strip, last), needed = end_needed(conv, end);
         pack_rows(conv, picture, pictures, larger(next, first_needed(conv, first)), needed, packed);
         next = needed;
+        finish_stores();
         for (int block = 0; block < conv->blocks; block++) {
             multiply_rows(conv, first, end, packed, block, sums);
             if (conv->which)

@@ -160,6 +160,7 @@ static void sum_part(const Gradient *shared, int part, bf16 *xs, bf16 *gs, float
         const int x_end = smaller(plan->x.height, (end - 1) * plan->stride + 2);
         pack_x(plan, picture, x_first, x_end, xs);
         pack_g(plan, share, picture, first, end, gs);
+        finish_stores();
         multiply_rows(plan, first, end, x_first, xs, gs, sum);
     }
     end_tiles(&before);

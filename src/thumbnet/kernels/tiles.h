@@ -31,10 +31,14 @@ INLINE void begin_tiles(TileConfig *before) {
         config.rows[i] = 16;
     }
     _tile_storeconfig(before);
-    /* gcc's _tile_loadconfig tells the optimizer only of the first 8 bytes. */
-    __asm__ volatile("" : : "r"(&config) : "memory");
+    /* gcc's functions tell the optimizer only of the first 8 bytes that they write or read. */
+    __asm__ volatile("" : : "r"(before), "r"(&config) : "memory");
     _tile_loadconfig(&config);
 }
+
+/* Keeps the optimizer from moving earlier stores behind the loading of tiles: gcc's _tile_loadd does not tell
+ * it that it reads memory. */
+INLINE void finish_stores(void) { __asm__ volatile("" : : : "memory"); }
 
 INLINE void end_tiles(const TileConfig *before) {
     if (before->palette)

@@ -11,7 +11,8 @@ from torch.autograd.function import once_differentiable
 from thumbnet.kernels.calls import call, empty
 
 _MIN_INPUTS = 16  # with fewer channels, more than half of a vector would be zeros, and oneDNN is faster
-# With fewer pairs of channels or fewer tiles, the transforms cost more than they save (docs/results.md).
+# With fewer pairs of channels or fewer tiles, the transforms cost more than they save
+# (docs/notebook/kernels.md).
 _MIN_PAIRS = 32 * 64
 _MAX_PAIRS = 1 << 20  # the transformed filters take 72 bytes per pair, the sums of their gradients 144
 _MIN_TILES = 256

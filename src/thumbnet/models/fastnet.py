@@ -26,6 +26,7 @@ HEAD_SCALE = 1 / 9
 # bfloat16 causes about half as much variance.
 LEAST_VARIANCE = 1e-5
 ADDED_VARIANCE = 5e-4  # so that axes with little variance are not amplified without bound
+SAME_WEIGHTS = 0.01  # relative difference up to which a filter weighs the channels alike
 
 
 class FastBlock(nn.Module):
@@ -98,6 +99,18 @@ class FastNet(nn.Module):
 def fastnet(num_classes: int = 10, in_channels: int = 3, width: float = 1.0) -> FastNet:
     """The network of the ``fast`` recipe."""
     return FastNet(scaled([32, 256, 256], width), num_classes, in_channels)
+
+
+def sees_colour(model: nn.Module) -> bool:
+    """Whether a network can tell colours apart: false for a FastNet whose first layer whitens grey pictures.
+
+    Its filters then weigh all channels alike, and they never change.
+    """
+    if not isinstance(model, FastNet):
+        return True
+    weight = model.whiten.weight
+    difference = (weight - weight.mean(dim=1, keepdim=True)).abs().max()
+    return bool(difference > SAME_WEIGHTS * weight.abs().max())
 
 
 def _patch_moments(images: Tensor) -> Tensor:

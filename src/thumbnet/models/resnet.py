@@ -14,29 +14,10 @@ from collections.abc import Sequence
 from functools import partial
 
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from thumbnet.kernels.conv import Conv3x3
+from thumbnet.kernels.conv import Conv1x1, Conv3x3
 from thumbnet.kernels.norm import norm_act
 from thumbnet.models.registry import register_model
-
-
-class Conv1x1(nn.Conv2d):
-    """A 1x1 convolution without bias, [B, in_channels, H, W] → [B, out_channels, ceil(H / s), ceil(W / s)].
-
-    With fewer than 16 input channels, it selects the positions before it convolves. Otherwise oneDNN 3.12
-    writes past its memory when it computes the filters' gradient in float32 with a stride other than 1
-    (https://github.com/uxlfoundation/oneDNN/issues/6035).
-    """
-
-    def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
-        super().__init__(in_channels, out_channels, 1, stride=stride, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[B, in_channels, H, W] → [B, out_channels, ceil(H / s), ceil(W / s)]."""
-        if self.in_channels >= 16 or self.stride[0] == 1:
-            return super().forward(x)
-        return F.conv2d(x[:, :, :: self.stride[0], :: self.stride[1]], self.weight)
 
 
 class ResidualBlock(nn.Module):
@@ -64,6 +45,7 @@ class ResidualBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[B, in_channels, H, W] → [B, out_channels, H', W']."""
         out = norm_act(self.conv1(x), self.norm1, "relu")
+        # This is relu(norm2(conv2(out)) + shortcut(x)), in one pass over memory where a kernel can.
         return norm_act(self.conv2(out), self.norm2, "relu", add=self.shortcut(x))
 
 

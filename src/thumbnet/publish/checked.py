@@ -1,7 +1,7 @@
 """Export a network to a file that appears only once it has been compared with the run.
 
 The export is made in a temporary folder, and its probabilities are compared with those of the run. Only then
-does it replace a former file of that name.
+does it replace a former file of that name. In 8 bits, probabilities change; there the accuracy is compared.
 """
 
 from __future__ import annotations
@@ -17,14 +17,17 @@ from thumbnet.data.splits import Data, Progress
 from thumbnet.errors import RunError, ThumbnetError, nearest
 from thumbnet.files import check_output, read_whole, user_path, write_file
 from thumbnet.publish.export import (
+    LOST_IN_8_BITS,
     SUFFIXES,
     ExportCheck,
     check_export,
     export,
     has_half_weights,
+    loses_accuracy,
     random_pictures,
     tolerance,
 )
+from thumbnet.reports.summary import percent
 from thumbnet.runs.weights import find_weights, read_weights
 from thumbnet.runs.weights_info import WeightsInfo
 from thumbnet.sources.known_names import HUB
@@ -117,12 +120,13 @@ def export_checked(
         counting: opens a display for work on many pictures, such as ``"checking"``.
 
     Raises:
-        RunError: the export gives other probabilities than the run. Nothing is written.
+        RunError: the export gives other probabilities than the run or, in 8 bits, loses too much of its
+            accuracy. Nothing is written.
         ThumbnetError: the data have other classes; and as :func:`thumbnet.publish.export.export`.
     """
     if data is not None:
         check_fits(data.splits[data.measured_split()], data.class_names, target.info)
-    checked_on = random_pictures(target.run) if data is None else data
+    checked_on = random_pictures(target.info) if data is None else data
     split = checked_on.measured_split()
     with tempfile.TemporaryDirectory() as temporary:  # the former file stays until the new one is checked
         made = Path(temporary) / target.out.name
@@ -136,6 +140,12 @@ def export_checked(
             raise RunError(
                 "the export gives other probabilities than the run: they differ by "
                 f"{check.largest_plain:.2g}, and at most {allowed:g} is allowed. {target.out} was not written"
+            )
+        if target.kind == "onnx-int8" and loses_accuracy(check):
+            raise RunError(
+                f"in 8 bits, the {check.measure} falls from {percent(check.accuracy_run)} to "
+                f"{percent(check.accuracy_export)}, and at most {100 * LOST_IN_8_BITS:g} points may be lost. "
+                f"{target.out} was not written. Use --format onnx"
             )
         content = read_whole(made)
     write_file(target.out, content)

@@ -34,11 +34,11 @@ from thumbnet.data.rendering import Preprocessing
 from thumbnet.data.splits import ArraySplit, Data, Progress, Split
 from thumbnet.errors import (
     DataError,
-    MissingExtraError,
     RunError,
     ThumbnetError,
     is_out_of_memory,
     memory_guard,
+    needs_extra,
 )
 from thumbnet.files import file_digest, read_whole, write_file
 from thumbnet.models.registry import find_builder, is_built_in
@@ -65,6 +65,7 @@ OTHERS = "Close other programs that use much memory"
 TOLERANCE = 1e-3  # in a probability; summing float32 in another order changes far less
 TOLERANCE_HALF = 0.02  # for weights stored in 16 bits; we measured up to 0.001
 TOLERANCE_ANY_SIZE = 0.02  # resizing in the graph may change pixels by one level; we measured up to 0.004
+LOST_IN_8_BITS = 0.05  # of the accuracy (or mAP); we measured 0.0005
 
 
 @dataclass(frozen=True)
@@ -142,6 +143,7 @@ class _Exported(Classifier):
         return found
 
 
+@memory_guard("cpu", "exporting the network", OTHERS)
 def export(
     run: str | Path, kind: str, out: str | Path, data: Data | None = None, *, progress: Progress | None = None
 ) -> None:
@@ -168,13 +170,6 @@ def export(
         MissingExtraError: a library for this format is not installed.
         OutOfMemoryError: the network or its graph does not fit into memory.
     """
-    with memory_guard("cpu", "exporting the network", OTHERS):
-        _export(run, kind, out, data, progress)
-
-
-def _export(
-    run: str | Path, kind: str, out: str | Path, data: Data | None, progress: Progress | None
-) -> None:
     path = find_weights(run)
     weights, info = read_weights(path)
     find_builder(info.model.name)  # fail before the export, not after it, if the network's code is missing
@@ -188,6 +183,8 @@ def _export(
     if kind == "web":
         check_web(info)
     info = replace(with_provenance(info, run), exported=kind)
+    if kind == "onnx-int8":  # the accuracy is that of the network before it is quantised
+        info = replace(info, accuracy=None, accuracy_split="", accuracy_pictures=None)
     predictor = Predictor(weights, replace(info, precision="fp32"), "cpu")
     contiguous = predictor.model.to(memory_format=torch.contiguous_format)
     network = Deployed(contiguous, info.preprocessing, info.temperature).eval()
@@ -211,13 +208,8 @@ def _export(
     write_file(Path(out), model.SerializeToString())
 
 
-def random_pictures(run: str | Path) -> Data:
-    """Make pictures of random pixels in the network's size, to check an export without real pictures.
-
-    Raises:
-        RunError: the run does not exist.
-    """
-    _, info = read_weights(find_weights(run))
+def random_pictures(info: WeightsInfo) -> Data:
+    """Make pictures of random pixels in a network's size, to check an export without real pictures."""
     shape = (RANDOM_PICTURES, *info.preprocessing.size, 3)
     images = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
     split: Split = ArraySplit(images, np.zeros(RANDOM_PICTURES, np.int64), "random")
@@ -226,6 +218,7 @@ def random_pictures(run: str | Path) -> Data:
     return Data("random pixels", "made to check an export", info.class_names, {"train": split})
 
 
+@memory_guard("cpu", "checking the export", OTHERS)
 def check_export(
     run: str | Path, out: str | Path, data: Data, split: str, *, progress: Progress | None = None
 ) -> ExportCheck:
@@ -235,13 +228,6 @@ def check_export(
         RunError: the run or the export cannot be read.
         OutOfMemoryError: the run, the export or a batch does not fit into memory.
     """
-    with memory_guard("cpu", "checking the export", OTHERS):
-        return _check_export(run, out, data, split, progress)
-
-
-def _check_export(
-    run: str | Path, out: str | Path, data: Data, split: str, progress: Progress | None
-) -> ExportCheck:
     weights, info = read_weights(find_weights(run))
     chosen = _evenly(data.splits[split], CHECKED_PICTURES)
     batch_size = batch_size_of(recipe_of(run))
@@ -314,7 +300,8 @@ def tolerance(kind: str, half: bool) -> float:
     """How much a probability may differ from the run's, in one view, for an export to be used.
 
     Args:
-        kind: the format, as in :func:`export`. In 8 bits a probability may change by any amount.
+        kind: the format, as in :func:`export`. In 8 bits a probability may change by any amount; see
+            :func:`loses_accuracy`.
         half: whether it stores its weights in 16 bits.
     """
     if kind == "onnx-int8":
@@ -322,6 +309,16 @@ def tolerance(kind: str, half: bool) -> float:
     if kind == "onnx-any-size":
         return TOLERANCE_ANY_SIZE
     return TOLERANCE_HALF if half else TOLERANCE
+
+
+def loses_accuracy(check: ExportCheck) -> bool:
+    """Whether an export loses more of the run's accuracy than 8 bits may cost.
+
+    That is the test of a network in 8 bits. Two pictures may always get another answer, because a small split
+    has no finer measure.
+    """
+    lost = round((check.accuracy_run - check.accuracy_export) * check.pictures)
+    return lost > max(LOST_IN_8_BITS * check.pictures, 2)
 
 
 def has_half_weights(out: str | Path) -> bool:
@@ -348,11 +345,9 @@ def _evenly(split: Split, most: int) -> Split:
 
 def _onnx_model(network: nn.Module, example: Tensor, info: WeightsInfo, any_size: bool) -> Any:
     """Build the graph, an ``onnx.ModelProto``, with the network's description in its metadata."""
-    try:
+    with needs_extra("writing ONNX", "export"):
         import onnx
         import onnxscript  # noqa: F401  torch's exporter imports it
-    except ImportError:
-        raise MissingExtraError("writing ONNX", "export") from None
     with _naming(info.model.name), _quiet():
         program = torch.onnx.export(
             network,
@@ -382,11 +377,9 @@ def _quantised(model: Any, data: Data | None, info: WeightsInfo, progress: Progr
 
     Weights have one scale per channel. The scales of the activations are measured on training pictures.
     """
-    try:
+    with needs_extra("writing ONNX", "export"):
         from onnxruntime import quantization
         from onnxruntime.quantization.shape_inference import quant_pre_process
-    except ImportError:
-        raise MissingExtraError("writing ONNX", "export") from None
     import onnx
 
     if data is None:

@@ -30,7 +30,7 @@ from thumbnet.reports.summary import (
 )
 from thumbnet.runs.environment import device_name, differences, resumed
 from thumbnet.runs.folder import Run
-from thumbnet.runs.summaries import headline_name
+from thumbnet.runs.summaries import BEST_ON_VAL, L2_BY_VAL, headline_key, headline_name
 from thumbnet.runs.weights import WEIGHTS_NAME, hub_reason, import_hub, read_weights, weights_content
 from thumbnet.runs.weights_info import public_name
 from thumbnet.sources.known_names import HUB
@@ -106,14 +106,15 @@ def push(run: Run, repository: str, *, private: bool = False, licence: str | Non
     Args:
         run: a complete run.
         repository: ``OWNER/NAME`` or ``hf:OWNER/NAME``; created if it does not exist.
-        private: make a new repository private.
+        private: make a new repository private. One that exists must be private already.
         licence: the licence of the weights, as the Hub names it, such as ``mit``.
 
     Returns:
         The address of the repository.
 
     Raises:
-        RunError: the run is not complete, or the Hub refuses the upload or cannot be reached.
+        RunError: the run is not complete, the repository is public although it should be ``private``, or the
+            Hub refuses the upload or cannot be reached.
         MissingExtraError: huggingface_hub is not installed.
     """
     hub, name = import_hub(), repository.removeprefix(HUB)
@@ -123,7 +124,14 @@ def push(run: Run, repository: str, *, private: bool = False, licence: str | Non
     changes = [add(file, content) for file, content in {"README.md": card.encode(), **published(run)}.items()]
     try:
         api.create_repo(name, private=private, exist_ok=True)
+        if private and not api.repo_info(name).private:
+            raise RunError(
+                f"{name} exists and is public, so nothing was published. Make it private on its page on the "
+                "Hub, name another repository, or leave out --private"
+            )
         api.create_commit(name, changes, commit_message=f"Trained by thumbnet {__version__}")
+    except RunError:
+        raise
     except Exception as error:  # huggingface_hub raises many unrelated classes
         raise RunError(f"cannot publish {name}: {hub_reason(error)}") from None
     return f"{api.endpoint}/{name}"
@@ -274,14 +282,6 @@ def _eval_results(hub: Any, summary: dict[str, Any], data: str) -> list[Any] | N
     """Return the accuracies as the Hub's metadata; None if nothing was measured."""
     if summary["accuracy"] is None:
         return None
-    values = {"accuracy": summary["accuracy"]}
-    if summary.get("multilabel"):
-        values = label_card.measures(summary)
-    elif summary["tta"] != "none" and summary.get("accuracy_plain") is not None:
-        values = {
-            f"accuracy (test-time augmentation {summary['tta']})": summary["accuracy"],
-            "accuracy (without test-time augmentation)": summary["accuracy_plain"],
-        }
     return [
         hub.EvalResult(
             task_type="image-classification",
@@ -292,8 +292,22 @@ def _eval_results(hub: Any, summary: dict[str, Any], data: str) -> list[Any] | N
             metric_name=name,
             metric_value=value,
         )
-        for name, value in values.items()
+        for name, value in measures(summary).items()
     ]
+
+
+def measures(summary: dict[str, Any]) -> dict[str, float]:
+    """Names and values of a run's main measure, for the Hub's metadata; empty if it could not be measured."""
+    key, name = headline_key(summary), headline_name(summary)
+    plain = summary.get(f"{key}_plain")
+    if summary[key] is None:
+        return {}
+    if summary["tta"] == "none" or plain is None:
+        return {name: summary[key]}
+    return {
+        f"{name} (test-time augmentation {summary['tta']})": summary[key],
+        f"{name} (without test-time augmentation)": plain,
+    }
 
 
 def _results(run: Run, summary: dict[str, Any]) -> str:
@@ -316,8 +330,9 @@ def _results(run: Run, summary: dict[str, Any]) -> str:
     optimistic = {measure: f"The {split} {measure} is {why}." for measure, why in optimism(run).items()}
     if headline_name(summary) in optimistic:
         chosen = optimistic[headline_name(summary)]
-    elif summary["kept_by"] == "best on val":
-        chosen = f"The best epoch was chosen on a separate split; {split} was measured once."
+    elif summary["kept_by"] in (BEST_ON_VAL, L2_BY_VAL):
+        what = "L2" if summary["kept_by"] == L2_BY_VAL else "The best epoch"
+        chosen = f"{what} was chosen on a separate split; {split} was measured once."
     else:
         when = f"{len(scored)} time(s) during training" if scored else "once, at the end"
         chosen = f"The last epoch was kept; {split} was measured {when}."

@@ -13,18 +13,6 @@ def what_it_does(size: str, labels: int) -> str:
     return f"that gives small pictures ({size} pixels)\nany number of {labels} labels"
 
 
-def measures(summary: dict[str, Any]) -> dict[str, float]:
-    """Names and values of mAP, for the Hub's metadata."""
-    if summary["map"] is None:
-        return {}
-    if summary["tta"] == "none":
-        return {"mAP": summary["map"]}
-    return {
-        f"mAP (test-time augmentation {summary['tta']})": summary["map"],
-        "mAP (without test-time augmentation)": summary["map_plain"],
-    }
-
-
 def results_table(summary: dict[str, Any]) -> list[str]:
     """The lines of the table of results."""
     if summary["map"] is None:

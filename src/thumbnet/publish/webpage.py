@@ -13,15 +13,18 @@ import binascii
 import gzip
 import json
 import re
+import tempfile
 import zlib
 from collections.abc import Callable
 from dataclasses import asdict
 from importlib import resources
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import PIL
 
+from thumbnet.classifiers.onnx_classifier import OnnxClassifier
 from thumbnet.classifiers.tta import SURE_LEAD, WEIGHTS
 from thumbnet.classifiers.words import POSSIBLE, PROBABLE, SURE
 from thumbnet.errors import RunError
@@ -56,16 +59,19 @@ def web_page(model: Any, info: WeightsInfo, digest: str, runtime: WebRuntime) ->
         runtime: ONNX Runtime Web.
 
     Raises:
-        RunError: the page would still be larger than ``LIMIT``, or the network needs more than 8 bits per
-            colour, which browsers do not deliver.
+        RunError: the page would still be larger than ``LIMIT``, onnxruntime cannot run the network, or it
+            needs more than 8 bits per colour, which browsers do not deliver.
+        MissingExtraError: onnxruntime is not installed.
     """
     check_web(info)
     sizes = []
     for weights in (FULL, HALF):
         if weights == HALF:
             halve_weights(model)
+        network = model.SerializeToString()
         described = describe(info, digest, weights)
-        page = _assembled(described, model.SerializeToString(), runtime)
+        described["known_logits"] = known_logits(network)
+        page = _assembled(described, network, runtime)
         if len(page) <= LIMIT:  # it is ASCII
             return page
         sizes.append(len(page) / 1e6)
@@ -129,6 +135,26 @@ def describe(info: WeightsInfo, digest: str, weights: str) -> dict[str, Any]:
         "unlike": info.unlike and asdict(info.unlike),
         "bands": {"sure": SURE, "probable": PROBABLE, "possible": POSSIBLE},
     }
+
+
+def known_logits(network: bytes) -> list[float]:
+    """Compute the logits of one fixed picture. The page compares its own with them.
+
+    Args:
+        network: an ONNX file of ours.
+
+    Raises:
+        RunError: onnxruntime cannot run it.
+        MissingExtraError: onnxruntime is not installed.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "network.onnx"
+        file.write_bytes(network)
+        classifier = OnnxClassifier(file)
+    shape = (1, *classifier.info.preprocessing.size, 3)
+    pixels = np.arange(int(np.prod(shape))) * 37 % 256  # as in classify.js
+    (logits,) = classifier.logits(pixels.astype(np.uint8).reshape(shape), tta="none")
+    return [round(float(logit), 4) for logit in logits]
 
 
 def halve_weights(model: Any) -> None:
@@ -205,7 +231,7 @@ def from_planes(planes: bytes) -> bytes:
 def _block(page: str, name: str) -> str:
     found = re.search(f'id="{name}">([^<]*)</script>', page)
     if found is None:
-        raise RunError("thumbnet export --format web did not write this page, or it is damaged")
+        raise RunError("export --format web did not write this page, or it is damaged")
     return found[1]
 
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from thumbnet.errors import MissingExtraError, RunError, printable
+from thumbnet.errors import RunError, needs_extra, printable
 from thumbnet.evaluation import Z95, student_quantiles
 from thumbnet.files import user_path
 from thumbnet.invocation import command
@@ -450,10 +450,8 @@ def welch_test(first: Group, second: Group) -> Difference | None:
     """
     if first.deviation is None or second.deviation is None or first.deviation == second.deviation == 0:
         return None
-    try:
+    with needs_extra("testing differences", "report"):
         from scipy.stats import ttest_ind
-    except ImportError:
-        raise MissingExtraError("testing differences", "report") from None
     result = ttest_ind(second.accuracies, first.accuracies, equal_var=False)
     interval = result.confidence_interval(CONFIDENCE)
     return Difference(

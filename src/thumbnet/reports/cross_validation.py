@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from thumbnet.batches.leaks import TOO_NARROW
 from thumbnet.classifiers.base import SplitLogits
 from thumbnet.classifiers.load import load_classifier
 from thumbnet.data.corrections import corrections_csv
@@ -279,11 +280,12 @@ def _notes(untested: int) -> list[str]:
 
 
 def _leaks(runs: Sequence[Run]) -> list[str]:
-    """The warnings about test pictures that are in train, or that the initial weights know."""
+    """What is said about test pictures that are in train, repeat, or are known to the initial weights."""
     found = []
     for number, run in enumerate(runs, start=1):
         lines = (run.summary.get("repeats") or {}).get("lines", ())
-        found += [f"fold {number}: {line}" for line in lines if line.startswith("warning: ")]
+        told = [line for line in lines if line.startswith("warning: ") or TOO_NARROW in line]
+        found += [f"fold {number}: {line}" for line in told]
         known = [line for line in run.summary.get("warnings") or () if line.startswith(_KNOWN)]
         found += [f"fold {number}: {line}" for line in known]
     return found

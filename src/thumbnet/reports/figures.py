@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from thumbnet.errors import MissingExtraError, ThumbnetError
+from thumbnet.errors import ThumbnetError, needs_extra
 from thumbnet.evaluation import Evaluation
 from thumbnet.files import check_output, user_path, write_file
 from thumbnet.multilabel import LabelEvaluation
@@ -43,10 +43,8 @@ def new_figure(width: float, height: float) -> Figure:
     Raises:
         MissingExtraError: matplotlib is not installed.
     """
-    try:
+    with needs_extra("drawing", "plot"):
         from matplotlib.figure import Figure
-    except ImportError:
-        raise MissingExtraError("drawing", "plot") from None
 
     class ShownFigure(Figure):
         """A figure that notebooks display even if pyplot was never imported."""

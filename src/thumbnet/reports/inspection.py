@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from thumbnet.batches.decoding import auto_size, decode_split, some_sizes, surveyed
-from thumbnet.batches.notes import copied_notes, flat_note, is_flat, shrunk_note
+from thumbnet.batches.notes import copied_notes, flat_note, is_flat, shrunk_note, size_note
 from thumbnet.batches.statistics import channel_statistics
 from thumbnet.data.rendering import Fit, Rendering, fit_pixels
 from thumbnet.data.repeats import Place, find_repeats
@@ -127,11 +127,7 @@ def inspect_data(
         if shared is None:
             notes += shrunk_note(sizes, image_size, fit)
         elif max(shared) > max(image_size):
-            before = f"{shared[0]}x{shared[1]}"
-            notes.append(
-                f"training resizes these pictures from {before} to {image_size[0]}x{image_size[1]} "
-                f"(data.largest_auto_size). --image-size {before} keeps their size, but takes longer"
-            )
+            notes.append(size_note(shared, image_size, settings.largest_auto_size))
     names = {name: [split.name(i) for i in seen.readable[name]] for name, split in data.splits.items()}
     labels = {name: split.single_classes()[seen.readable[name]] for name, split in data.splits.items()}
     repeats = find_repeats(

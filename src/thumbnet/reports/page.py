@@ -26,7 +26,7 @@ from thumbnet.classifiers.load import load_run
 from thumbnet.data.correct import describe_corrections
 from thumbnet.data.listings import as_csv, safe_name, safe_text
 from thumbnet.data.splits import Data, Progress, Split
-from thumbnet.errors import FallbackWarning, MissingExtraError, printable
+from thumbnet.errors import FallbackWarning, needs_extra, printable
 from thumbnet.evaluation import (
     CALIBRATION_BINS,
     GroupScore,
@@ -172,10 +172,8 @@ def check_jinja() -> None:
     Raises:
         MissingExtraError: jinja2 is not installed.
     """
-    try:
+    with needs_extra("writing a report", "report"):
         import jinja2  # noqa: F401
-    except ImportError:
-        raise MissingExtraError("writing a report", "report") from None
 
 
 def render(template: str, run: Run, **values: Any) -> str:

@@ -59,6 +59,8 @@ def description(run: Run, followed: tuple[Path, ...] = ()) -> dict[str, Any]:
             if described["data"].get("subset_seed") == subset_seed:
                 del described["data"]["subset_seed"]  # --more-epochs has set it
     described.pop("seed", None)
+    described["training"].pop("min_steps", None)  # the size of the batches says what came of it
+    described["data"].pop("images", None)  # where the pictures lie; the fingerprint says which they are
     stop = ended_early(run.summary)
     ended = None if stop is None else [stop["step"], stop["planned_steps"]]
     return described | {"minutes": minutes, "fingerprint": settings.get("fingerprint"), "ended": ended}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from thumbnet.runs.summaries import headline_key, headline_name
+from thumbnet.runs.summaries import chosen_on, headline_key, headline_name
 
 if TYPE_CHECKING:
     from thumbnet.classifiers.base import Classifier, SplitLogits
@@ -84,7 +84,7 @@ def optimism(run: Run, split: str | None = None) -> dict[str, str]:
 
     Returns:
         For each such result, ``optimistic, because the same pictures chose`` and what they chose. Keys are
-        the name of the run's main measure (the epoch, and the settings of a search), ``F1`` for several
+        the name of the run's main measure (the epoch or L2, and the settings of a search), ``F1`` for several
         labels (the thresholds) and ``calibration error`` (the temperature).
     """
     summary, searched = run.summary, run.settings.get("search") or {}
@@ -92,21 +92,14 @@ def optimism(run: Run, split: str | None = None) -> dict[str, str]:
     found: dict[str, str] = {}
     if split is None:
         return found
-    chosen = ["the epoch"] if split == "val" and _val_chose_the_epoch(summary) else []
-    chosen += ["the settings"] if searched.get("judged_on") == split else []
+    chosen = chosen_on(split, summary["kept_by"], summary.get("stopped_early"), searched.get("judged_on"))
     if chosen:
-        found[headline_name(summary)] = " and ".join(chosen)
+        found[headline_name(summary)] = chosen
     if summary.get("calibrated_on") == split:
         if summary.get("multilabel"):
             found["F1"] = "the thresholds"
         found["calibration error"] = "the temperature"
     return {measure: f"optimistic, because the same pictures chose {what}" for measure, what in found.items()}
-
-
-def _val_chose_the_epoch(summary: dict[str, Any]) -> bool:
-    """Whether ``val`` chose the epoch whose weights were kept, or the one after which the training ended."""
-    by_val = summary.get("stopped_early") is not None and ended_early(summary) is None
-    return bool(summary["kept_by"] == "best on val" or by_val)
 
 
 def are_own_data(run: Run, data: Data) -> bool:
@@ -173,11 +166,7 @@ def describe_calibration(summary: dict[str, Any]) -> str | None:
     if "temperature" not in summary:
         return None
     if summary["calibrated_on"] is None:
-        count, known = summary["calibration_pictures"], summary.get("calibration_known", 0)
-        why = f"{count} pictures are too few" if count else "no pictures were set aside for it"
-        if known:
-            why = f"the initial weights were trained on {known:,} of the {known + count:,} pictures for it"
-        return f"probabilities are not calibrated: {why}"
+        return f"probabilities are not calibrated: {_why_not_calibrated(summary)}"
     text = (
         f"calibrated on {summary['calibration_pictures']:,} pictures "
         f"({'val' if summary['calibrated_on'] == 'val' else 'set aside from train'}): "
@@ -189,6 +178,23 @@ def describe_calibration(summary: dict[str, Any]) -> str | None:
     text += f", {summary['split']} calibration error {percent(before)} before, {percent(after)} after"
     same = summary["calibrated_on"] == summary["split"]
     return f"{text} (on the same pictures, so it is optimistic)" if same else text
+
+
+def _why_not_calibrated(summary: dict[str, Any]) -> str:
+    count = summary["calibration_pictures"]
+    known, copied, wrong = (summary.get(f"calibration_{key}", 0) for key in ("known", "copied", "not_finite"))
+    if wrong:
+        return f"the network answers {wrong:,} of the {count:,} pictures for it with nan or infinity"
+    total = f"{count + known + copied:,} pictures for it"
+    reasons: list[str] = []
+    if known:
+        reasons.append(f"the initial weights were trained on {known:,} of the {total}")
+    if copied:
+        reasons.append(f"{copied:,} of the {total} are copies of training pictures or in their groups")
+    if summary.get("calibration_unsure"):
+        reasons.append("the initial weights may have been trained on some of the pictures for it")
+    few = f"{count} pictures are too few" if count else "no pictures were set aside for it"
+    return " and ".join(reasons) or few
 
 
 def lines_for_run(run: Run, predictor: Classifier, data: Data, split: str, found: SplitLogits) -> list[str]:

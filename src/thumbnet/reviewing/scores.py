@@ -23,6 +23,7 @@ import zipfile
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -30,8 +31,9 @@ import torch
 from torch import nn
 
 from thumbnet.batches.batches import EvalBatches
+from thumbnet.batches.cores import within_quota
 from thumbnet.batches.decoding import decode_split, find_unreadable
-from thumbnet.batches.engines import fits_in_memory
+from thumbnet.batches.engines import CPU, fits_in_memory
 from thumbnet.batches.leaks import are_among, training_digests
 from thumbnet.batches.prepare import Prepared, prepare
 from thumbnet.classifiers.logits import collect_logits
@@ -48,18 +50,17 @@ from thumbnet.hardware import compute_dtype, deterministic
 from thumbnet.recipes.networks import is_timm
 from thumbnet.recipes.recipe import Recipe
 from thumbnet.recipes.settings import AUTO
-from thumbnet.runs.any_weights import read_any_weights
-from thumbnet.runs.data import source_name
 from thumbnet.runs.finding import ways_on
 from thumbnet.runs.folder import Run
 from thumbnet.runs.weights import find_weights
-from thumbnet.runs.weights_info import public_name
 from thumbnet.seeds import derive_seed
 from thumbnet.training.build import build_state
 from thumbnet.training.continue_run import Beginning, beginning
 from thumbnet.training.fit import StepResult
+from thumbnet.training.known import find_known
 from thumbnet.training.linear import train_epochs
 from thumbnet.training.schedules import pixels_after
+from thumbnet.training.transfer import read_initial
 
 FOLDS = 3
 FOLDER = "scores"
@@ -144,7 +145,8 @@ def score_pictures(
         if beginning(run) is None:
             text = f"{_gone(run)}: the networks of the folds begin with random ones"
             warnings.warn(text, FallbackWarning, stacklevel=2)
-    with deterministic(), memory_guard("this computer", "scoring the pictures", "Close other programs"):
+    guard = memory_guard("this computer", "scoring the pictures", "Close other programs")
+    with deterministic(), within_quota(), guard:
         return _Scorer(run, data, folds, device, progress or (lambda state: None)).scores()
 
 
@@ -249,10 +251,11 @@ class _Scorer:
             f"{_VERSION} {self.folds} {self.data.fingerprint()}".encode(), digest_size=16
         )
         parts = [weights, self.run.recipe.to_toml().encode(), self.numbers.tobytes()]
-        continues = self.folds and self.run.settings.get("continues")
-        began = _beginning(self.run) if continues else Beginning()
-        if began != Beginning():  # else as in earlier versions, whose scores are still valid
-            parts.append(str(began).encode())
+        began = _beginning(self.run) if self.folds else Beginning()
+        if began != Beginning() and self.run.settings.get("continues"):
+            parts.append(str(began).encode())  # else as in earlier versions, whose scores are still valid
+        if began.init:
+            parts.append(b"compared by pictures")  # earlier versions compared the names of the data
         for part in parts:
             digest.update(hashlib.blake2b(part).digest())
         if self.digests is not None:
@@ -307,7 +310,10 @@ class _Scorer:
 
     def _recipe(self, number: int) -> Recipe:
         """The run's recipe for the network of a fold; see :func:`fold_recipe`."""
-        recipe = fold_recipe(self.run, self.data.source, number)
+        return self._with_own_pixels(fold_recipe(self.run, number, knows=self.knows))
+
+    def _with_own_pixels(self, recipe: Recipe) -> Recipe:
+        """A recipe that takes the pictures as the run's network sees them."""
         pre = self.preprocessing
         return replace(
             recipe,
@@ -322,6 +328,26 @@ class _Scorer:
                 engine="auto" if self.in_memory else recipe.data.engine,
             ),
         )
+
+    @cached_property
+    def knows(self) -> bool:
+        """Whether the weights that the run began with know some of the training pictures, or may know them.
+
+        See :mod:`thumbnet.training.known`.
+        """
+        init, train = _beginning(self.run).init, self.splits["train"]
+        if not init:
+            return False
+        recipe = self._with_own_pixels(self.run.recipe.without_plan()).fitted(len(train))
+        recipe = replace(recipe, training=replace(recipe.training, init=init))
+        data = Data(self.data.source, "training pictures", self.data.class_names, {"train": train})
+        prepared = prepare(data, recipe, CPU)
+        # An earlier run may have seen the pictures in another size.
+        originals = {"train": self.data.splits["train"].subset(self.kept["train"])}
+        prepared = replace(prepared, preprocessing=self.preprocessing, splits=originals)
+        fingerprint = self.data.fingerprint()
+        found = find_known(recipe, prepared, self.data, fingerprint, ["train"], read_initial(init))
+        return found.unsure or "train" in found.pictures
 
     def _offset(self, name: str) -> int:
         """Where a split begins in the sequence of all pictures."""
@@ -342,21 +368,21 @@ class _Scorer:
         return np.concatenate(found)
 
 
-def fold_recipe(run: Run, source: str, number: int) -> Recipe:
+def fold_recipe(run: Run, number: int, *, knows: bool) -> Recipe:
     """The run's recipe with a seed of its own for each fold's network, and nothing learned from that fold.
 
-    If the run began with weights that were trained on the same data, the fold's network begins with random
-    ones instead. A run that continues another one is trained for the epochs of both, from what the first one
-    began with. A plan for a given time (``--minutes``) becomes a number of epochs.
+    If the run began with weights that know its pictures, the fold's network begins with random ones instead.
+    A run that continues another one is trained for the epochs of both, from what the first one began with. A
+    plan for a given time (``--minutes``) becomes a number of epochs.
 
     Args:
         run: the run.
-        source: the source of its data.
         number: the fold, from 1.
+        knows: whether the weights that it began with were trained on its training pictures, or perhaps were.
 
     Raises:
-        RunError: only the last layer was trained, on features that were learned from the same data; or a run
-            that the run continues is gone, and the network is one of timm.
+        RunError: only the last layer was trained, on features that were learned from the same pictures; or a
+            run that the run continues is gone, and the network is one of timm.
     """
     recipe = run.recipe.without_plan()
     model, training, schedule = recipe.model, recipe.training, recipe.schedule
@@ -367,11 +393,11 @@ def fold_recipe(run: Run, source: str, number: int) -> Recipe:
         epochs = training.epochs + int(continued["epochs"])
         training = replace(training, init=began.init, epochs=epochs)
         schedule = replace(schedule, begin_at=0.0, head_first=began.head_first)
-    if training.init and _was_trained_on(training.init, source):
+    if training.init and knows:
         if training.frozen:
             raise RunError(
-                f"the features of {run.path} come from {training.init}, which was trained on the same "
-                f"pictures, {public_name(source)}. So no network of this recipe can judge their labels: "
+                f"the features of {run.path} come from {training.init}, which was trained on some of the "
+                "same pictures, or may have been. So no network of this recipe can judge their labels: "
                 "review them with a run of another recipe"
             )
         training = replace(training, init="")
@@ -400,15 +426,6 @@ def _gone(run: Run) -> str:
         f"{run.path} continues {run.settings['continues']['run']}. That run, or one that it continues, is no "
         "longer there, so it is not known which weights the training began with"
     )
-
-
-def _was_trained_on(weights: str, source: str) -> bool:
-    """Whether a file of weights says that it was trained on ``source``. Only thumbnet's own files say so.
-
-    They hold only the name of the data, so other data of the same name count as the same.
-    """
-    info = read_any_weights(find_weights(weights)).info
-    return info is not None and info.source == source_name(source)
 
 
 def _probabilities(logits: np.ndarray) -> np.ndarray:

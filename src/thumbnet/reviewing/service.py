@@ -45,14 +45,12 @@ class Heading:
         title: what is reviewed.
         continue_with: the command that uses the labels.
         hosts: accepted host names, see :func:`thumbnet.serving.protection.accepted_hosts`.
-        beyond: what the pictures beyond the shown ones are, such as ``without a label``.
-        show_more: the command that shows these too.
+        show_more: the command that shows the further pictures too.
     """
 
     title: str
     continue_with: str
     hosts: tuple[str, ...] | None = ("localhost", "127.0.0.1")
-    beyond: str = ""
     show_more: str = ""
 
 
@@ -163,7 +161,7 @@ def _state(review: Review, heading: Heading) -> dict[str, Any]:
         "command": heading.continue_with,
         "classes": review.class_names,
         "shown": review.shown,
-        "beyond": heading.beyond,
+        "beyond": review.selection.what,
         "show_more": heading.show_more,
         "pictures": [
             {

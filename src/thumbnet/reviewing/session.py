@@ -66,12 +66,14 @@ class Selection:
         shown: how many of the items are to be decided.
         beyond: split and name of each further picture that is worth a decision.
         reach: how many pictures to select so that all of ``beyond`` are among them.
+        what: what the pictures in ``beyond`` are, such as ``without a label``.
     """
 
     items: tuple[Item, ...]
     shown: int
     beyond: tuple[Key, ...]
     reach: int
+    what: str
 
 
 def suspicious_items(
@@ -108,7 +110,8 @@ def suspicious_items(
         for at in range(shown, len(suspects))
         if suspects[at].is_doubtful and _key(suspects[at]) not in settled
     }
-    return Selection(tuple(items), shown, tuple(beyond.values()), max(beyond, default=shown - 1) + 1)
+    reach = max(beyond, default=shown - 1) + 1
+    return Selection(tuple(items), shown, tuple(beyond.values()), reach, "whose label may be wrong")
 
 
 def unlabelled_items(
@@ -132,7 +135,7 @@ def unlabelled_items(
         likely = _likely(found.probabilities[index])
         items.append(Item(TRAIN, index, name, None, likely[0][0], likely))
     beyond = tuple((TRAIN, name) for _, name in named[first:] if (TRAIN, name) not in settled)
-    return Selection(tuple(items), len(items), beyond, len(items) + len(beyond))
+    return Selection(tuple(items), len(items), beyond, len(items) + len(beyond), "without a label")
 
 
 def settled_pictures(path: Path, inherited: Sequence[Correction]) -> frozenset[Key]:
@@ -182,11 +185,9 @@ class Review:
     """The pictures of a review and the decisions about them. Threads may share it.
 
     Args:
-        items: the pictures in their order.
+        selection: the pictures.
         class_names: the classes that a picture can have.
         path: the file of labels. If it exists, its decisions are taken up.
-        shown: how many of the items are to be decided; the others are copies of these.
-        beyond: split and name of each further picture that is worth a decision, but is not shown.
         inherited: corrections that the data already contain; the file begins with them.
 
     Attributes:
@@ -199,22 +200,20 @@ class Review:
 
     def __init__(
         self,
-        items: Sequence[Item],
+        selection: Selection,
         class_names: Sequence[str],
         path: Path,
         *,
-        shown: int | None = None,
-        beyond: Sequence[Key] = (),
         inherited: Sequence[Correction] = (),
     ) -> None:
-        self.items, self.class_names, self.path = tuple(items), tuple(class_names), path
-        self.shown = len(self.items) if shown is None else min(shown, len(self.items))
+        self.selection, self.class_names, self.path = selection, tuple(class_names), path
+        self.items, self.shown = selection.items, selection.shown
         self.revision = 0
         self._lock = threading.Lock()
         self._inherited = {_key(one): one for one in inherited}
         self._stamp = _stamp(path)
         self._decisions = _decisions(path, inherited)
-        self._beyond = frozenset(beyond)
+        self._beyond = frozenset(selection.beyond)
         self._remaining = set(self._beyond - self._decisions.keys())
         position = {_key(item): number for number, item in enumerate(self.items)}
         # What undo brings back, newest last: a picture's position and the decision before.

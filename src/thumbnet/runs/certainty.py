@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from itertools import chain
 from typing import Any
 
-from thumbnet.runs.fields import items, number, numbers, table, text, whole
+from thumbnet.runs.fields import items, number, numbers, optional_text, table, text, whole
 
 SCORE_NAMES = ("energy", "probability", "logit")  # the keys of thumbnet.classifiers.unlike.SCORES
 _MOST_PICTURES = 2**53
@@ -52,6 +52,8 @@ class Thresholds:
         groups: the number of groups that the pictures are in, such as patients; None if they have none.
         confidence: the probability with which each threshold keeps its precision, 0 to 1; None in files of
             earlier versions, which chose the lowest of many thresholds that pass a test of one.
+        also_chose: what the same pictures chose before, such as ``the epoch``, so that the thresholds are
+            optimistic; None if they chose nothing else.
     """
 
     split: str
@@ -60,6 +62,7 @@ class Thresholds:
     table: tuple[Threshold, ...] = ()
     groups: int | None = None
     confidence: float | None = None
+    also_chose: str | None = None
 
     def __post_init__(self) -> None:
         _check_share("highest precision", self.highest)
@@ -69,7 +72,7 @@ class Thresholds:
             raise ValueError(f"the thresholds rest on {self.pictures} pictures")
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain values, for JSON, without ``groups`` and ``confidence`` if they are None.
+        """Return plain values, for JSON, without what is None.
 
         So old thresholds stay as they are in files of older versions.
         """
@@ -127,7 +130,8 @@ def thresholds_from(values: object) -> Thresholds | None:
     """
     if values is None:
         return None
-    required, newer = ("split", "pictures", "highest", "table"), ("groups", "confidence")
+    required = ("split", "pictures", "highest", "table")
+    newer = ("groups", "confidence", "also_chose")
     given = table(values, "thresholds", required, newer)
     rows = tuple(map(_threshold, items(given["table"], "thresholds.table")))
     pictures = whole(given["pictures"], "thresholds.pictures", 1, _MOST_PICTURES)
@@ -138,7 +142,9 @@ def thresholds_from(values: object) -> Thresholds | None:
     confidence = given.get("confidence")
     if confidence is not None:
         confidence = number(confidence, "thresholds.confidence", 0, 1)
-    return Thresholds(text(given["split"], "thresholds.split"), pictures, highest, rows, groups, confidence)
+    split = text(given["split"], "thresholds.split")
+    also_chose = optional_text(given.get("also_chose"), "thresholds.also_chose")
+    return Thresholds(split, pictures, highest, rows, groups, confidence, also_chose)
 
 
 def _threshold(values: object) -> Threshold:

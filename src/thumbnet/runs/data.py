@@ -112,22 +112,6 @@ def settings_for(network: str, info: WeightsInfo) -> DataSettings:
     return replace(settings, multilabel=True) if info.multilabel else settings
 
 
-def load_named(source: str, network: str, info: WeightsInfo, tell: Callable[[str], None]) -> Data:
-    """Load the data that a network is measured on, as ``thumbnet evaluate`` does.
-
-    Args:
-        source: a path or a name, as for :func:`thumbnet.load_data`.
-        network, info: see :func:`settings_for`.
-        tell: see :class:`Wanted`.
-
-    Raises:
-        DataError: the data cannot be loaded.
-        RecipeError, RunError: the run's recipe or settings cannot be read.
-    """
-    settings = settings_for(network, info)
-    return load_wanted(Wanted(source, settings, open_run(network), info.fingerprint, info.source, tell=tell))
-
-
 def data_to_measure(
     data: Any, network: str, info: WeightsInfo, split: str | None, tell: Callable[[str], None]
 ) -> Data:
@@ -136,18 +120,21 @@ def data_to_measure(
     ``tell`` hears if the training may have seen pictures of the split.
 
     Args:
-        data: a path or a name, for :func:`load_named`; a data set; or data in memory, for
+        data: a path or a name, for :func:`thumbnet.load_data`; a data set; or data in memory, for
             :func:`~thumbnet.sources.python.load_python`.
-        network, info, tell: see :func:`load_named`.
+        network, info: see :func:`settings_for`.
+        tell: see :class:`Wanted`.
         split: the split to measure on; by default that of :meth:`~thumbnet.data.splits.Data.measured_split`.
 
     Raises:
-        DataError, RecipeError, RunError: as for :func:`load_named`.
+        DataError: the data cannot be loaded.
+        RecipeError, RunError: the run's recipe or settings cannot be read.
     """
     if isinstance(data, str | Path):
-        return load_named(str(data), network, info, tell)
+        settings, run = settings_for(network, info), open_run(network)
+        return load_wanted(Wanted(str(data), settings, run, info.fingerprint, info.source, tell=tell))
     if not isinstance(data, Data):
-        return load_python(data, info.class_names, info.multilabel or AUTO)
+        return load_python(data, info.class_names, info.multilabel or AUTO, info.preprocessing.range)
     run, chosen = open_run(network), split or data.measured_split()
     if run is not None and split_otherwise(data, run, chosen):
         tell(

@@ -62,7 +62,7 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """
     one, other = _rounding(before), _rounding(now)
     if one["device"] != "cpu" or other["device"] != "cpu":  # a GPU computes, whatever hands it its work
-        other["processor"] = other["threads"] = None
+        other["processor"] = other["threads"] = other["kernels"] = None
     return [
         f"{key} {other[key]} instead of {value}"
         for key, value in one.items()
@@ -74,11 +74,13 @@ def _rounding(environment: Mapping[str, Any]) -> dict[str, Any]:
     """What may change how numbers are rounded; None where it is unknown."""
     packages, hardware = (environment.get(key) for key in ("packages", "hardware"))
     packages, hardware = (one if isinstance(one, dict) else {} for one in (packages, hardware))
+    kernels = hardware.get("kernels")  # in older records, only whether there are any
     return {
         "PyTorch": packages.get("torch"),
         "device": device_name(environment),
         "processor": hardware.get("processor"),
         "threads": hardware.get("threads"),
+        "kernels": kernels if isinstance(kernels, str) else None,
         "processes": environment.get("processes"),
     }
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-from thumbnet.errors import RecipeError, RunError, nearest, printable
+from thumbnet.errors import DataError, RecipeError, RunError, nearest, printable
 from thumbnet.invocation import command
 
 RUNS = Path("runs")  # `thumbnet train` creates its runs here
@@ -41,6 +43,22 @@ def runs_in(folder: Path) -> list[Path]:
 def are_gone(data: str | None) -> bool:
     """Tell whether a run's ``data`` were in a place that is no longer there, or not on this machine."""
     return data is not None and os.path.isabs(data) and not os.path.exists(data)
+
+
+@contextmanager
+def explaining_gone(source: object, advice: Callable[[], str]) -> Iterator[None]:
+    """Within, an error about data that are gone also says what to do.
+
+    Args:
+        source: the place where a run has its data; anything but text is no place.
+        advice: makes the sentence that says what to do.
+    """
+    try:
+        yield
+    except DataError as error:
+        if not isinstance(source, str) or not are_gone(source):
+            raise
+        raise DataError(f"{error}\n{advice()}") from None
 
 
 def ways_on(folder: Path, verb: str = "Resume") -> str:

@@ -40,6 +40,7 @@ from thumbnet.data.corrections import Correction, read_corrections
 from thumbnet.data.listings import csv_text
 from thumbnet.errors import RecipeError, RunError, printable
 from thumbnet.files import (
+    check_folder,
     finite,
     locked,
     make_folder,
@@ -48,6 +49,7 @@ from thumbnet.files import (
     read_whole,
     reason,
     remove_file,
+    sync_folder,
     user_path,
     write_file,
     write_json,
@@ -56,7 +58,7 @@ from thumbnet.files import (
 from thumbnet.invocation import command
 from thumbnet.recipes.recipe import Recipe, read_recipe, recipe_from_toml
 from thumbnet.runs.environment import differences, environment, resumed
-from thumbnet.runs.finding import is_finished, is_run, no_run, ways_on
+from thumbnet.runs.finding import RUNS, is_finished, is_run, no_run, ways_on
 from thumbnet.runs.summaries import check_metrics, check_settings, check_summary, headline_key, headline_name
 from thumbnet.runs.weights import WEIGHTS_NAME, write_weights
 from thumbnet.runs.weights_info import WeightsInfo
@@ -108,35 +110,35 @@ class Run:
         Raises:
             RunError: ``out`` exists and is not empty, or the folder cannot be created.
         """
+        cls.check_free(out)
         try:
             if out is not None:
-                cls.check_free(out)
                 path = user_path(out)
                 make_folder(path)
                 return cls(path)
+            make_folder(RUNS)  # here, so that FileExistsError below is about the run's own name
             word = re.sub(r"[^\w.-]+", "-", Path(data_name.split(":")[-1]).name.split(".")[0]) or "data"
             stem = f"{datetime.now():%Y-%m-%d}-{word}-{recipe_name}"
             for number in itertools.count(1):
-                path = Path("runs") / f"{stem}-{number}"
-                try:
+                with contextlib.suppress(FileExistsError):
+                    path = RUNS / f"{stem}-{number}"
                     make_folder(path, exist_ok=False)
                     return cls(path)
-                except FileExistsError:
-                    continue
         except OSError as error:
             raise RunError(f"cannot create the run's folder {out or 'runs/'}: {error.strerror}") from None
         raise AssertionError("unreachable")
 
     @staticmethod
-    def check_free(out: str | Path) -> None:
-        """Check that a new run may start in ``out``.
+    def check_free(out: str | Path | None) -> None:
+        """Check that a new run may start in ``out``, or below ``runs/``. Call this before long work.
 
         Raises:
-            RunError: ``out`` is a file, or a folder that is not empty.
+            RunError: ``out`` is a file, or a folder that is not empty; or nothing can be written there.
         """
-        path = user_path(out)
+        path = RUNS if out is None else user_path(out)
         try:
-            if not path.exists() or (path.is_dir() and _is_unused(path)):
+            if out is None or not path.exists() or (path.is_dir() and _is_unused(path)):
+                check_folder(path)
                 return
         except OSError as error:
             raise RunError(f"cannot look into {path}: {error.strerror or error}") from None
@@ -174,6 +176,10 @@ class Run:
         """
         busy = f"another process is training in {self.path}: wait for it, or stop it first"
         with locked(self.path / LOCK_NAME, busy, wait):
+            try:
+                sync_folder(self.path)  # no power cut may leave other files but not the lock: see _is_unused
+            except OSError as error:
+                raise RunError(f"cannot write in {self.path}: {error.strerror or error}") from None
             with contextlib.suppress(OSError):  # the next process tries again
                 for leftover in self.path.glob(LEFTOVERS):
                     leftover.unlink()
@@ -409,11 +415,15 @@ def without_length(recipe: Recipe) -> Recipe:
 
 
 def _is_unused(folder: Path) -> bool:
-    """Tell whether a folder has nothing in it but files of a training killed before its first step."""
-    if (folder / "run.json").exists():
-        return False
+    """Tell whether a folder is empty, or holds only files of a training killed before its first step.
+
+    Such a training has left its lock. Without it, a ``recipe.toml`` or ``corrections.csv`` is the user's own.
+    On Windows, the lock is deleted when a training fails, so a folder that one left so early is not reused.
+    """
+    found = list(folder.iterdir())
     known = {LOCK_NAME, CORRECTIONS_NAME, SKIPPED_NAME, "recipe.toml", "environment.json"}
-    return all(path.name in known or path.match(LEFTOVERS) for path in folder.iterdir())
+    is_known = all(path.name in known or path.match(LEFTOVERS) for path in found)
+    return not found or (is_known and folder / LOCK_NAME in found)
 
 
 def _as_csv(rows: Sequence[dict[str, Any]]) -> str:

@@ -1,18 +1,43 @@
 """Check a run's JSON files, which may be damaged or come from a stranger. Imports no torch.
 
-Also says which entry of a summary is the main measure.
+Also says which entry of a summary is the main measure, and what the pictures of a split chose.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from thumbnet.runs.fields import flag, items, number, numbers, optional_text, table, text, whole, wrong
 
 _MOST = 2**53
+BEST_ON_VAL, L2_BY_VAL = "best on val", "L2 chosen on val"  # values of kept_by, besides "last"
 _TEXTS = ("sha256",)  # of the corrections of labels; the rest is counts
+
+
+def chosen_on(
+    split: str, kept_by: str, stopped_early: Mapping[str, Any] | None, judged_on: str | None
+) -> str:
+    """What the pictures of a split chose, such as ``the epoch and the settings``; empty if nothing.
+
+    A ``val`` split chooses the epoch that is kept or the one after which the training ends, or L2.
+
+    Args:
+        split: the split.
+        kept_by, stopped_early: the entries of the summary.
+        judged_on: the split by which a search chose the settings; None without a search.
+    """
+    chosen: list[str] = []
+    if split == "val":
+        by_val = stopped_early is not None and stopped_early.get("watched", "val") is not None
+        if by_val or kept_by == BEST_ON_VAL:
+            chosen.append("the epoch")
+        elif kept_by == L2_BY_VAL:
+            chosen.append("L2")
+    if split == judged_on:
+        chosen.append("the settings")
+    return " and ".join(chosen)
 
 
 def check_summary(summary: dict[str, Any]) -> None:
@@ -152,15 +177,17 @@ _MEASURES = (
 )
 _INTERVALS = ("accuracy_interval", "map_interval")
 _GROUPED = ("measured_pictures", "measured_groups")
+_CALIBRATION = ("calibration_pictures", "calibration_known", "calibration_copied", "calibration_not_finite")
 _CHECKS: dict[str, Callable[[object, str], object]] = {
     **dict.fromkeys(_MEASURES, _share),
     **dict.fromkeys(_INTERVALS, _interval),
     **dict.fromkeys(("split", "tta", "kept_by", "calibrated_on"), text),
     **dict.fromkeys(("temperature", "seconds_total", "seconds_training"), _positive),
     **dict.fromkeys(("epochs", "kept_epoch", "parameters"), _count),
-    **dict.fromkeys(("calibration_pictures", "calibration_known", *_GROUPED), _count),
+    **dict.fromkeys((*_CALIBRATION, *_GROUPED), _count),
     "warnings": _lines,
     "multilabel": flag,
+    "calibration_unsure": flag,
     "repeats": _repeats,
     "val": _val,
     "labels": _corrections,

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from thumbnet.errors import MissingExtraError, RecipeError, RunError, is_out_of_memory, printable
+from thumbnet.errors import RecipeError, RunError, is_out_of_memory, needs_extra, printable
 from thumbnet.files import user_path, write_file
 from thumbnet.invocation import command
 from thumbnet.recipes.networks import MODEL_NAMES
@@ -218,10 +218,8 @@ def import_hub() -> Any:
     Raises:
         MissingExtraError: it is not installed.
     """
-    try:
+    with needs_extra("the Hugging Face Hub", "hub"):
         import huggingface_hub
-    except ImportError:
-        raise MissingExtraError("the Hugging Face Hub", "hub") from None
     return huggingface_hub
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
 from thumbnet.classifiers.base import Classifier, Prediction
-from thumbnet.classifiers.explain import highlight, occlusion_map
+from thumbnet.classifiers.explain import highlight, occlusion_parts
 from thumbnet.classifiers.words import certainty, in_words
 from thumbnet.data.images import as_data_address
 from thumbnet.serving.schemas import ClassProbability, Explanation
@@ -32,8 +33,10 @@ def answer(prediction: Prediction, top: int) -> dict[str, Any]:
 
 def explained(
     classifier: Classifier, pixels: np.ndarray, top: int, *, tta: str | None, max_batch: int
-) -> tuple[Prediction, Explanation]:
+) -> Iterator[tuple[Prediction, Explanation] | None]:
     """Classify a picture, and show where the network looked.
+
+    Yields None after each forward pass, and at last the answer.
 
     Args:
         classifier: the network.
@@ -43,7 +46,8 @@ def explained(
         max_batch: the most pictures in a forward pass.
     """
     (prediction,) = classifier.predict_pixels(pixels[None], tta=tta)
-    heat = occlusion_map(
+    yield None
+    heat = yield from occlusion_parts(
         classifier,
         pixels,
         classifier.class_names.index(prediction.label),
@@ -55,7 +59,7 @@ def explained(
         picture=as_data_address(pixels),
         lit=as_data_address(highlight(pixels, heat)),
     )
-    return prediction, explanation
+    yield prediction, explanation
 
 
 def _classes(prediction: Prediction, top: int) -> list[ClassProbability]:

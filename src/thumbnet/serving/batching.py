@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -54,6 +54,15 @@ class Batcher:
     async def run(self, function: Callable[[], T]) -> T:
         """Run ``function`` in the same thread, between two batches, so that it may use a network."""
         return await asyncio.get_running_loop().run_in_executor(self._thread, function)
+
+    async def run_parts(self, parts: Iterator[T | None]) -> T:
+        """Like :meth:`run`, for work in parts: what waits for the thread has its turn between two of them.
+
+        ``parts`` yields None after each part but the last, and then the result.
+        """
+        while (found := await self.run(parts.__next__)) is None:
+            pass
+        return found
 
     def close(self) -> None:
         """Stop the thread once its current work is done."""

@@ -130,12 +130,13 @@ def build_service(
         redoc_url=None,
     )
     app.state.reload = service.reloads.ask
-    app.add_middleware(Measured, registry=service.registry)
     refuse_other_sites(app, settings.origins, "--allow-origin")
     protect(app, settings.hosts, "--accept-host")
     app.add_exception_handler(RequestValidationError, _describe_invalid)
     app.add_exception_handler(OutOfMemoryError, service.describe_full)
-    if access_log is not None:  # the outermost middleware, which also sees requests that others refuse
+    # Outermost, so that they also see requests that other middleware refuses.
+    app.add_middleware(Measured, registry=service.registry)
+    if access_log is not None:
         app.add_middleware(Logged, log=access_log)
 
     key = [Security(service.check_key, scopes=[])] if settings.api_key else []
@@ -231,8 +232,8 @@ def build_service(
         network, tta, most = service.network, settings.tta, settings.max_batch
         async with _answering(request, settings.timeout):
             pixels = await service.uploads.decode(network.classifier, uploads)
-            prediction, explanation = await service.batcher.run(
-                partial(explained, network.classifier, pixels[0], top, tta=tta, max_batch=most)
+            prediction, explanation = await service.batcher.run_parts(
+                explained(network.classifier, pixels[0], top, tta=tta, max_batch=most)
             )
         if keeper is not None and keep == "true":
             keeper.offer(uploads[0].content, prediction, network.identity)
@@ -247,7 +248,7 @@ REFUSALS = {
     403: "the request comes from a page of another site",
     408: "the body did not arrive in time",
     413: "too many bytes or pixels",
-    415: "neither multipart/form-data nor a picture, or a picture in an unknown format",
+    415: "neither multipart/form-data in UTF-8 nor a picture, or a picture in an unknown format",
     422: "no picture, too many pictures, a damaged picture, or a parameter out of range",
     429: "the queue is full, or requests hold too many bytes or pictures: try again",
     503: "no answer in time, or too little memory: try again",
@@ -284,7 +285,7 @@ class _Service:
         )
         self._active = 0
         self._in_flight.set_function(lambda: self._active)
-        if "torch" in sys.modules:  # which has asked to keep all freed memory; exported models do not use it
+        if "torch" in sys.modules:  # exported models do not use its memory
             from thumbnet.hardware import return_large_blocks
 
             return_large_blocks()
@@ -317,12 +318,12 @@ class _Service:
         self._ready = False
         await end(reloads)
         await self.search.stop()
-        self.uploads.close()
-        self.batcher.close()
         if self._keeper is not None:
             self._keeper.close()
         if self._access_log is not None:
             self._access_log.close()
+        self.uploads.close()  # last, because these wait for work that may take long
+        self.batcher.close()
 
     async def _warm_up(self, classifier: Classifier) -> None:
         """Try a small batch and the largest one, between two batches of requests.

@@ -15,7 +15,9 @@ from typing import Any
 
 import numpy as np
 from fastapi import HTTPException, Request
+from PIL import PngImagePlugin
 from prometheus_client import CollectorRegistry, Counter, Gauge
+from python_multipart.multipart import parse_options_header
 from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 
@@ -37,6 +39,12 @@ DECODERS = 4  # threads
 # format (images.BYTES_PER_PIXEL), also if it is rather narrow (images.BYTES_PER_LINE).
 DECODING_BYTES_PER_PIXEL = 40
 LARGEST_REQUESTS = 16  # all requests together may hold as much as so many of the largest ones
+# The most characters of text in a PNG. Pillow decompresses them, up to 4 bytes each, before the size of the
+# picture is known; its own limit is 64 million. What programs write, such as prompts, has some 100 kB.
+PNG_TEXT = 2 << 20
+# Starlette decodes a form's fields by any codec of Python that the client names, in the event loop. For some,
+# the time grows with the square of the length. Browsers name none, which means UTF-8.
+CHARSETS = (b"", b"utf-8", b"utf8", b"us-ascii", b"iso-8859-1")
 
 
 @dataclass(frozen=True)
@@ -77,6 +85,7 @@ class Uploads:
         self._timeout, self._warn = timeout, warn
         self._missing = set[str]()  # the packages that pictures would have needed
         self._pictures = Counter("thumbnet_pictures", "Uploaded pictures.", ["outcome"], registry=registry)
+        PngImagePlugin.MAX_TEXT_MEMORY = PNG_TEXT  # for the whole process, which only serves
         self._decoders, self._idle = ThreadPoolExecutor(DECODERS, "decode"), asyncio.Semaphore(DECODERS)
         self._memory = Budget(DECODING_BYTES_PER_PIXEL * max_pixels)
         self._held_bytes, self._held_pictures = 0, 0
@@ -116,11 +125,16 @@ class Uploads:
 
     async def _read(self, request: Request, hold: Callable[[int], None]) -> list[Upload]:
         """The pictures in a request's body; ``hold`` is called with the bytes of each part that arrives."""
-        kind = request.headers.get("content-type", "").split(";")[0].strip().lower()
+        content_type = request.headers.get("content-type", "")
+        kind = content_type.split(";")[0].strip().lower()
         multipart = kind == "multipart/form-data"
         if not (multipart or kind.startswith("image/") or kind == "application/octet-stream"):
             given = kind or "no Content-Type"
             raise HTTPException(415, f"{given}: send multipart/form-data, or a picture as image/jpeg etc.")
+        if multipart:
+            charset = parse_options_header(content_type)[1].get(b"charset", b"")
+            if charset.lower() not in CHARSETS:
+                raise HTTPException(415, f"{printable(charset.decode('latin-1'))}: send the form in UTF-8")
         advice = "send smaller or fewer pictures"
         body = await read_body(request, self._max_bytes, self._timeout, advice, hold)
         if not multipart:

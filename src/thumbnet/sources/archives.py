@@ -145,12 +145,14 @@ def _unpack_zip(archive: Path, writer: _Writer) -> None:
                     f"{printable(str(archive))} is compressed by method {info.compress_type}, which thumbnet "
                     "does not read: unpack it yourself and pass the folder"
                 )
-            if not info.is_dir():
-                with zipped.open(info) as source:
-                    writer.write(
-                        names.get(info.filename, info.filename),
-                        _Sips(source) if info.compress_type in _READ_IN_SIPS else source,
-                    )
+            # Some archivers of Windows write backslashes, with which zipfile knows no folder.
+            if info.is_dir() or (info.filename.endswith("\\") and not info.file_size):
+                continue
+            with zipped.open(info) as source:
+                writer.write(
+                    names.get(info.filename, info.filename),
+                    _Sips(source) if info.compress_type in _READ_IN_SIPS else source,
+                )
 
 
 def _utf_8_names(infos: Sequence[zipfile.ZipInfo]) -> dict[str, str]:
@@ -216,14 +218,19 @@ class _Writer:
         """Write the content of ``source`` under ``name``.
 
         Raises:
-            DataError: ``name`` is outside the folder, or the archive unpacks to more than ``limit`` bytes.
+            DataError: ``name`` is outside the folder or has no file's name at its end, or the archive unpacks
+                to more than ``limit`` bytes.
             OSError: the file cannot be written.
         """
         folder, slash, base = name.replace("\\", "/").rpartition("/")
         folder = folder or slash  # "/" for a file in the root
         if folder not in self._folders:
             self._folders[folder] = self._make(folder, name)
-        if base in ("", ".", "..") or "\0" in base or (not folder and ":" in base):
+        if not base:
+            raise DataError(
+                f"{printable(str(self._archive))} is refused: its member {name!r} has content but no name"
+            )
+        if base in (".", "..") or "\0" in base or (not folder and ":" in base):
             raise self._outside(name)
         path = self._folders[folder] + base
         self._count(_PER_MEMBER)

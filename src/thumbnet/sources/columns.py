@@ -15,7 +15,8 @@ from thumbnet.sources.split_columns import split_column_of
 from thumbnet.sources.tables import EMPTY, Table
 
 _ONES = frozenset(("1", "1.0", "true", "yes"))
-_ZEROS = frozenset(("0", "0.0", "-1", "-1.0", "false", "no"))
+_MINUS = frozenset(("-1", "-1.0"))  # no in CelebA; uncertain in CheXpert, where 0 is no
+_ZEROS = frozenset(("0", "0.0", "false", "no")) | _MINUS
 _YES = _ONES | {"x"}  # x only in columns with empty cells
 _SAMPLE = 2000  # rows in which pictures' names are looked for
 _MOST_UNNAMED = 4  # columns of a table without a header whose first column may name pictures
@@ -119,7 +120,7 @@ def _path_column(table: Table) -> str:
     by_content = {name: count for name in sample if (count := pictures(name))}
     likely = path_candidates(sample)
     most = [name for name in by_content if by_content[name] == max(by_content.values())]
-    # Of a column of paths and one of bare names, which several folders may have, the paths differ more.
+    # If one column holds paths and another bare names, take the paths: several folders may share a name.
     different = {name: len(set(table.column(name))) for name in most} if len(most) > 1 else {}
     ranked = sorted(
         by_content, key=lambda name: (-by_content[name], name not in likely, -different.get(name, 0))
@@ -243,11 +244,11 @@ def notes_on_unread_marks(tables: Sequence[tuple[Table, Columns]], settings: Dat
 
 
 def notes_on_marks(tables: Sequence[tuple[Table, Columns]]) -> tuple[str, ...]:
-    """Which columns of yes and no have empty cells next to zeros, and which have no yes at all."""
+    """Which columns of yes and no have -1 or empty cells next to zeros, and which have no yes at all."""
     notes = []
     marked: dict[str, bool] = {}
     for table, columns in tables:
-        empty = []
+        empty, minus = [], []
         for name in columns.one_hot:
             cells = table.column(name)
             found = {cell.casefold() for cell in set(cells) - EMPTY}
@@ -255,8 +256,15 @@ def notes_on_marks(tables: Sequence[tuple[Table, Columns]]) -> tuple[str, ...]:
             count = sum(cell in EMPTY for cell in cells)
             if count and not found.isdisjoint(_ZEROS):
                 empty.append(f"{name} ({count:,})")
+            if found & _MINUS and found & (_ZEROS - _MINUS):
+                minus.append(f"{name} ({sum(cell in _MINUS for cell in cells):,})")
         if empty:
             notes.append(f"{printable(table.path.name)}: empty cells are read as no: {_listing(empty)}")
+        if minus:
+            notes.append(
+                f"warning: {printable(table.path.name)}: -1 is read as no, like the 0 next to it: "
+                f"{_listing(minus)}. If it means uncertain, write 1 or 0 into these cells, or remove the rows"
+            )
     never = [name for name, found in marked.items() if not found]
     if never:
         notes.append(f"left out {len(never):,} column(s) in which no row has a 1: {_listing(never)}")

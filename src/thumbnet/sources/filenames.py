@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from thumbnet.data.patterns import compile_pattern
+from thumbnet.data.spelling import nfc
 from thumbnet.errors import DataError, printable
-from thumbnet.sources.spelling import nfc
 
 _TUTORIAL_NAME = re.compile(r"(?P<number>\d+)_(?P<label>.+)\.[^.]+")
 _LABEL = r"(?P<label>[^\W\d_](?:.*[^\W_])?)"  # begins with a letter and ends with a letter or digit

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from thumbnet.data.reading import inside, is_file, is_folder
+from thumbnet.data.reading import folders_in, inside, is_file, is_folder
 from thumbnet.data.splits import Data
 from thumbnet.errors import DataError, printable
 from thumbnet.recipes.settings import DataSettings
@@ -64,8 +64,6 @@ def wrapped(place: Place) -> Iterator[Place]:
     """The place, then up to three nested folders that only wrap its content, as archives often have."""
     yield place
     for _ in range(3):
-        if not is_folder(place.path):
-            return
         inner = _subfolders(place.path)
         if len(inner) != 1 or split_name(inner[0].name):
             return
@@ -87,7 +85,7 @@ def pictures_below(folder: str | Path) -> list[str]:
 
 
 def _subfolders(folder: Path) -> list[Path]:
-    return [path for path in inside(folder) if is_folder(path) and not is_tool_folder(path.name)]
+    return [path for path in folders_in(folder) if not is_tool_folder(path.name)]
 
 
 def _read_labels_file(root: Path) -> tuple[str, ...] | None:

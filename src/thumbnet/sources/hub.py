@@ -11,7 +11,7 @@ from typing import Any
 
 from thumbnet.data.reading import damage_as_data_error, first_line, is_file
 from thumbnet.data.splits import BytesSplit, Data, Split
-from thumbnet.errors import DataError, MissingExtraError, nearest, printable
+from thumbnet.errors import DataError, nearest, needs_extra, printable
 from thumbnet.files import read_whole
 from thumbnet.recipes.settings import DataSettings
 from thumbnet.sources.labels import as_class, number_classes
@@ -237,8 +237,6 @@ def _listing(features: Mapping[str, Any]) -> str:
 
 
 def _library(what: str) -> Any:
-    try:
+    with needs_extra(what, "hub"):
         import datasets
-    except ImportError:
-        raise MissingExtraError(what, "hub") from None
     return datasets

@@ -22,6 +22,7 @@ from thumbnet.data.reading import inside, is_file, is_folder, read_error, read_t
 from thumbnet.data.splits import Data
 from thumbnet.errors import DataError, printable
 from thumbnet.files import open_whole
+from thumbnet.invocation import command
 from thumbnet.recipes.settings import DataSettings
 from thumbnet.sources.archives import MAX_EXPANSION
 from thumbnet.sources.arrays import Arrays, data_from_arrays
@@ -169,7 +170,7 @@ def load_published(name: str, cache: Path, settings: DataSettings, progress: Dow
                 raise
             raise DataError(
                 f"{error}\nIf the server is slow or cannot be reached, use the mirror: "
-                f"thumbnet train {published.mirror}"
+                f"{command('train', published.mirror)}"
             ) from None
     return read(Place(folder), name, settings)
 

@@ -26,7 +26,7 @@ import numpy as np
 
 from thumbnet.data import plugins
 from thumbnet.data.images import PICTURE_SUFFIXES
-from thumbnet.data.reading import is_folder, is_not_there, reads
+from thumbnet.data.reading import exists, is_folder, is_not_there, leads_to_folder, reads
 from thumbnet.data.splits import FileSplit, Split
 from thumbnet.errors import DataError, FailedReadError, RunError, printable
 from thumbnet.files import cache_folder, open_whole, write_file
@@ -35,7 +35,7 @@ from thumbnet.sources.tree import Folder, is_tool_folder, join
 
 WORTH_KEEPING = 10_000  # pictures; listing fewer is so fast that a cache is not worth it
 _SURE_AFTER = 2_000_000_000  # nanoseconds, the resolution of the coarsest file system clocks
-_VERSION = f"3 {plugins.fingerprint()}"  # the plug-ins decide which files are pictures
+_VERSION = f"4 {plugins.fingerprint()}"  # the plug-ins decide which files are pictures
 _MAX_LINKS = 3  # links to folders on one path
 
 HEAD_BYTES = 16
@@ -109,8 +109,9 @@ class Index:
             inner = [(name, followed) for name in listing.folders]
             for name in listing.links:
                 link = os.path.join(self.root, parent.path, name)
-                if parent.pictures or len(followed) == _MAX_LINKS or not is_folder(link):
-                    parent.ignored.append(name)
+                why = self._why_not_followed(link, parent, followed)
+                if why:
+                    parent.links.append((join(parent.path, name), why))
                 else:
                     inner.append((name, (*followed, _target(link, followed))))
             for name, links in sorted(inner):
@@ -123,6 +124,14 @@ class Index:
         for each in reversed(order):  # children before their parents
             each.count = len(each.pictures) + sum(child.count for child in each.folders)
         return tree
+
+    def _why_not_followed(self, link: str, parent: Folder, followed: tuple[str, ...]) -> str:
+        """Why a link in ``parent`` is not followed, in words; empty if it is."""
+        if not is_folder(link):
+            return "it leads nowhere"
+        if parent.pictures:
+            return "pictures lie next to it"
+        return f"it is behind {_MAX_LINKS} other links" if len(followed) == _MAX_LINKS else ""
 
     def _count(self, folder: str) -> int:
         """The number of pictures in and below a folder of a system or tool."""
@@ -213,7 +222,7 @@ def fuse_devices(mounts: str) -> set[int]:
 
 
 def _scan(path: str) -> tuple[list[str], list[str], list[str], list[str]]:
-    """The names in a folder: pictures, other files, folders, and links to folders."""
+    """The names in a folder: pictures, other files, folders, and links that lead to folders or nowhere."""
     pictures: list[str] = []
     ignored: list[str] = []
     folders: list[str] = []
@@ -222,13 +231,17 @@ def _scan(path: str) -> tuple[list[str], list[str], list[str], list[str]]:
         for entry in entries:
             if entry.is_dir(follow_symlinks=False):
                 folders.append(entry.name)
-            elif entry.is_symlink() and _leads_to_folder(entry):
+            elif entry.is_symlink() and leads_to_folder(entry):
                 links.append(entry.name)
             elif (is_picture_name(entry.name) and _may_be_read(entry)) or (
                 "." not in entry.name and _begins_as_picture(entry)
             ):
                 pictures.append(entry.name)
-            elif not entry.name.startswith("."):
+            elif entry.name.startswith("."):
+                continue
+            elif entry.is_symlink() and not exists(entry.path):
+                links.append(entry.name)
+            else:
                 ignored.append(entry.name)
     return pictures, ignored, folders, links
 
@@ -261,15 +274,6 @@ def _target(link: str, followed: tuple[str, ...]) -> str:
     if target in followed or Path(here).is_relative_to(target):
         raise DataError(f"{printable(link)} is a link to a folder that contains it: remove the link")
     return target
-
-
-def _leads_to_folder(link: os.DirEntry[str]) -> bool:
-    try:
-        return link.is_dir()
-    except OSError as error:
-        if not is_not_there(error):
-            raise
-        return False  # a cycle of links
 
 
 def _may_be_read(entry: os.DirEntry[str]) -> bool:

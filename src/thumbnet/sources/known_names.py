@@ -10,7 +10,7 @@ from pathlib import Path
 
 from thumbnet.errors import nearest, printable
 from thumbnet.files import user_path
-from thumbnet.invocation import install_command
+from thumbnet.invocation import command, install_command
 
 HUB = "hf:"  # begins the name of a repository on the Hugging Face Hub: data or weights
 # Where to get well-known data sets, by their names in lower case without spaces and punctuation.
@@ -46,7 +46,7 @@ _ON_HUB = {
 }
 _OWN = {
     "imagenet": "ImageNet has to be downloaded with an account at image-net.org; then name its folder. A "
-    "small part of it needs no account: thumbnet train hf:zh-plus/tiny-imagenet",
+    "small part of it needs no account: {small_part}",
     "medmnist": "MedMNIST comes as one .npz file per data set, from medmnist.com; name such a file",
     "coco": "COCO has boxes for objects, but thumbnet classifies whole pictures: crop the objects, and sort "
     "them into one folder per class",
@@ -70,17 +70,19 @@ def explain(name: str, known: Sequence[str]) -> str:
         return f"{what} Did you mean {same!r}? {nearest(same, known).rpartition('? ')[2]}"
     if plain in _ON_HUB:
         return (
-            f"{what} The Hugging Face Hub has a data set of that name: thumbnet train {_ON_HUB[plain]} "
+            f"{what} The Hugging Face Hub has a data set of that name: {command('train', _ON_HUB[plain])} "
             f"(needs {install_command('hub')}). Or download it, and name its folder or archive"
         )
     plain = _ALSO.get(plain, plain)
     if plain in _OWN:
-        return f"{what} {_OWN[plain]}"
+        advice = _OWN[plain].format(small_part=command("train", _ON_HUB["tinyimagenet"]))
+        return f"{what} {advice}"
     address = re.fullmatch(
         r"(?:https?://)?(?:www\.)?(?:huggingface\.co|hf\.co)/datasets/([\w.-]+/[\w.-]+).*", name
     )
     if address:
-        return f"{what} This data set is on the Hugging Face Hub: thumbnet train hf:{address[1]}"
+        again = command("train", f"{HUB}{address[1]}")
+        return f"{what} This data set is on the Hugging Face Hub: {again}"
     if re.match(r"[a-z0-9+]+://", name, re.IGNORECASE):
         return f"{what} thumbnet does not download from addresses: download the file, and name it"
     return f"{what} {_near_path(name)}{nearest(name, known)}"

@@ -1,7 +1,8 @@
 """Labels in tables that name pictures: one class per picture, or several labels.
 
 Several labels are ``cat;dog`` or ``cat dog`` in a cell, a list in a cell (``["cat", "dog"]``), ones in
-several columns of a row, or several rows that name the same picture with different labels.
+several columns of a row, or several rows that name the same picture with different labels. Label Studio
+writes ``{"choices": ["cat", "dog"]}``, and ``cat`` if there is only one.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ SEPARATORS = ("|", ";", ",", " ")
 _MARKS = ("|", ";")  # of them, those that hardly any name contains
 MANY_REPEATED = 0.1  # if more pictures have rows with different labels, these are no slips
 LONGEST_LIST = 10_000  # characters
+_OBJECT = '{"'  # how an object in JSON begins
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,8 @@ def read_labels(tables: Sequence[tuple[Table, Columns]], multilabel: bool | str)
         multilabel: see ``data.multilabel`` in :class:`~thumbnet.recipes.settings.DataSettings`.
 
     Raises:
-        DataError: a row has ones in several columns, and one class per picture was asked for.
+        DataError: a row has ones in several columns, and one class per picture was asked for; or a cell holds
+            an object that is not Label Studio's.
     """
     notes = notes_on_marks(tables)
     if multilabel is False:
@@ -55,7 +58,11 @@ def read_labels(tables: Sequence[tuple[Table, Columns]], multilabel: bool | str)
     ones = [ones_of(table, columns) if columns.one_hot else [] for table, columns in tables]
     cells = [labels_of(table, columns) if columns.label else [] for table, columns in tables]
     found = {cell for column in cells for cell in column} - {""}
-    are_lists = bool(found) and all(_list_in(cell) is not None for cell in found)
+    objects = [cell for cell in found if cell.startswith(_OBJECT)]
+    odd = {cell for cell in objects if _list_in(cell) is None}
+    if odd:
+        raise DataError(_told_object(tables, cells, odd))
+    are_lists = bool(objects) or (bool(found) and all(_list_in(cell) is not None for cell in found))
     # A table in which "auto" sees several labels is read in the same way by "true", which its run records.
     separator = "" if are_lists else separator_in(found)
     how = _how(are_lists, separator, any(len(row) > 1 for rows in ones for row in rows))
@@ -68,8 +75,9 @@ def read_labels(tables: Sequence[tuple[Table, Columns]], multilabel: bool | str)
         how = _how(False, separator, False) or "one in each row"
 
     def labels_in(cell: str) -> tuple[str, ...]:
-        if are_lists:
-            return tuple(_list_in(cell) or ())
+        several = _list_in(cell) if are_lists else None
+        if several is not None:
+            return tuple(several)
         parts = cell.split(separator) if separator else [cell]
         return tuple(dict.fromkeys(part.strip() for part in parts if part.strip()))
 
@@ -147,10 +155,25 @@ def _keep_places(labels: set[str], separator: str) -> bool:
     return len({len(parts) for parts in split}) == 1 and len({part for part, _ in places}) == len(places)
 
 
+def _told_object(tables: Sequence[tuple[Table, Columns]], cells: list[list[str]], odd: set[str]) -> str:
+    """The message about the first cell that is one of the ``odd`` objects."""
+    name, line, cell = next(
+        (printable(table.path.name), line, cell)
+        for (table, _), column in zip(tables, cells, strict=True)
+        for line, cell in zip(table.lines, column, strict=False)  # a table may have no column of labels
+        if cell in odd
+    )
+    return (
+        f"{name}, line {line}: {printable(cell[:60])} is not a label. The only objects that are read are "
+        'those of Label Studio, {"choices": ["cat", "dog"]}. Write the labels into the cell: ["cat", "dog"]. '
+        "To read each cell as one class, whatever is in it: --set data.multilabel=false"
+    )
+
+
 def _list_in(cell: str) -> list[str] | None:
-    """The labels in a cell that holds a list as JSON or Python writes it; None if it holds none."""
+    """The labels in a cell with a list as JSON, Python or Label Studio writes it; None if it holds none."""
     text = cell.strip()
-    if not (text.startswith("[") and text.endswith("]") and len(text) <= LONGEST_LIST):
+    if not (text[:1] + text[-1:] in ("[]", "{}") and len(text) <= LONGEST_LIST):
         return None
     try:
         values = json.loads(text)
@@ -159,6 +182,8 @@ def _list_in(cell: str) -> list[str] | None:
             values = ast.literal_eval(text)  # reads constants only, and runs nothing
         except (ValueError, SyntaxError, RecursionError, MemoryError):
             return None
+    if isinstance(values, dict) and list(values) == ["choices"]:
+        values = values["choices"]
     if not isinstance(values, list) or not all(isinstance(one, str | int) for one in values):
         return None
     try:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from decimal import Decimal
 from typing import NamedTuple
 
 import numpy as np
 
+from thumbnet.data.spelling import name_key, nfc
 from thumbnet.errors import DataError, printable
-from thumbnet.sources.spelling import name_key, nfc
 
 MOST_CLASSES = 20_000
+MAY_MEAN_NOTHING = frozenset(("NA", "N/A", "n/a", "#N/A", "<NA>", "NULL", "null"))
+"""What other programs write where nothing is known. These may also be names: NA is Namibia."""
 NUMBER = re.compile(r"[+-]?(?=.{1,40}$)(\d+\.?\d*|\.\d+)([eE][+-]?\d{1,2})?", re.ASCII)
 
 
@@ -32,24 +35,30 @@ def as_class(value: object) -> str | int | None:
     return int(value) if isinstance(value, bool | int | np.integer | np.bool_) else None
 
 
-def one_spelling(labels: Mapping[str, Iterable[str | int]]) -> tuple[dict[str, str], list[str]]:
+def one_spelling(labels: Mapping[str, Collection[str | int]]) -> tuple[dict[str, str], list[str]]:
     """Find labels that are the same but for their spelling, as for class folders.
 
     A label is the same in both Unicode forms. One of another split that train lacks is train's if they differ
     only in case. Within train, such labels stay different.
 
     Args:
-        labels: the labels of each split, without outer spaces.
+        labels: the labels of each split, without outer spaces, each as often as it occurs.
 
     Returns:
-        How to spell each word that has to be spelt differently, and notes.
+        How to spell each word that has to be spelt differently, and notes, also about words that may mean
+        that there is no label.
     """
     words = {split: {one for one in found if isinstance(one, str)} for split, found in labels.items()}
     respelt = {word: plain for word in set().union(*words.values()) if (plain := nfc(word)) != word}
     by_key: dict[str, list[str]] = {}
     for word in sorted({respelt.get(word, word) for word in words.get("train", ())}):
         by_key.setdefault(name_key(word), []).append(word)
-    notes = []
+    nothing = Counter(one for found in labels.values() for one in found if one in MAY_MEAN_NOTHING)
+    notes = [
+        f"warning: {count:,} label(s) are {word}, which is taken for a class. If it means that nothing is "
+        "known, leave these labels empty"
+        for word, count in nothing.items()
+    ]
     alike = [same for same in by_key.values() if len(same) > 1]
     if alike:
         shown = ", ".join(" and ".join(repr(printable(word)) for word in same) for same in alike[:3])

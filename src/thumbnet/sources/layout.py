@@ -13,10 +13,10 @@ from typing import NamedTuple
 import numpy as np
 
 from thumbnet.data import plugins
+from thumbnet.data.spelling import name_key, nfc
 from thumbnet.errors import DataError, printable, some_of
 from thumbnet.recipes.settings import DataSettings
 from thumbnet.sources import filenames
-from thumbnet.sources.spelling import name_key, nfc
 from thumbnet.sources.split_folders import (
     CONTAINERS,
     LAYOUTS_HELP,
@@ -27,7 +27,7 @@ from thumbnet.sources.split_folders import (
     sole,
 )
 from thumbnet.sources.split_names import SPLITS, split_name
-from thumbnet.sources.tree import Folder, is_known_tool
+from thumbnet.sources.tree import Folder, is_known_tool, is_tool_folder
 
 
 class Layout(NamedTuple):
@@ -216,11 +216,14 @@ class _Decision(SplitFinder):
     def _without_copies(self, folder: Folder) -> list[Folder]:
         """The class folders, except one that contains copies of all the others, as in some archives."""
         filled = folder.filled()
+        if self.settings.classes_from != "top":
+            return filled
+        keys = Counter(name_key(each.name) for each in filled)
         copies = []
         for each in filled:
             inner = {name_key(child.name) for child in each.filled()}
-            others = {name_key(other.name) for other in filled if other is not each}
-            if len(inner) > 1 and inner == others and self.settings.classes_from == "top":
+            # There may be very many classes: they are compared only with folders that contain as many.
+            if 1 < len(inner) >= len(keys) - 1 and inner == {*(keys - Counter([name_key(each.name)]))}:
                 copies.append(each)
         if len(copies) == 1:
             self._note_ignored(copies, "because it contains the same class folders again")
@@ -467,6 +470,15 @@ class _Decision(SplitFinder):
                 outside -= set(inside)
                 self.notes += _notes_on_ignored(split, self._below_top(inside))
         self.notes += plugins.notes_on(path.removeprefix(f"{self.top.path}/") for path in outside)
+        links = [link for each in self.tree.walk() for link in each.links]
+        links = [(path, why) for path, why in links if not is_tool_folder(path.rpartition("/")[2])]
+        if links:
+            path, why = links[0]
+            path = path.removeprefix(f"{self.top.path}/")
+            self.notes.append(
+                f"warning: {len(links):,} link(s) were not followed, such as {printable(path)}, because "
+                f"{why}. If it is a class or a split, put the folder itself there"
+            )
         skipped = [(path, count) for each in self.tree.walk() for path, count in each.skipped if count]
         hidden = [(path, count) for path, count in skipped if not is_known_tool(path.rpartition("/")[2])]
         if skipped:

@@ -22,6 +22,7 @@ import numpy as np
 
 from thumbnet.data.multilabel import MultiLabelSplit
 from thumbnet.data.reading import inside, is_file
+from thumbnet.data.spelling import nfc
 from thumbnet.data.splits import Data, Split
 from thumbnet.errors import DataError, printable
 from thumbnet.recipes.settings import DataSettings
@@ -272,17 +273,20 @@ def _line(text: str, known: _Pictures) -> _Line | None:
 class _Pictures:
     """The pictures that lists can name, with or without suffix, from one of the usual folders.
 
+    A name may be in another Unicode form than the picture's, unless a picture has that very name.
+
     Attributes:
         unclear: the names that fit several pictures, each with those pictures. The last one is taken.
     """
 
     def __init__(self, paths: Sequence[str]) -> None:
         self._whole = {path.replace(os.sep, "/"): path for path in paths}
+        self._by_form = {nfc(path): path for path in self._whole}
         self._by_stem: dict[str, str] = {}
         self._alike: dict[str, list[str]] = {}  # pictures that differ only in their suffix
         self.unclear: dict[str, list[str]] = {}
-        for path in self._whole:
-            stem = _stem(path)
+        for form, path in self._by_form.items():
+            stem = _stem(form)
             if stem in self._by_stem:
                 self._alike.setdefault(stem, [self._by_stem[stem]]).append(path)
             self._by_stem[stem] = path
@@ -293,8 +297,12 @@ class _Pictures:
         for folder in _PICTURE_FOLDERS:
             if (whole := join(folder, path)) in self._whole:
                 return self._whole[whole]
+        form = nfc(path)
         for folder in _PICTURE_FOLDERS:
-            for stem in (join(folder, path), join(folder, _stem(path))):
+            if (whole := join(folder, form)) in self._by_form:
+                return self._whole[self._by_form[whole]]
+        for folder in _PICTURE_FOLDERS:
+            for stem in (join(folder, form), join(folder, _stem(form))):
                 if stem in self._by_stem:
                     if stem in self._alike:
                         self.unclear[path] = self._alike[stem]

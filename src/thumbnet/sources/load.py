@@ -46,6 +46,7 @@ from thumbnet.sources.label_lists import check_several
 from thumbnet.sources.place import Form, Place
 from thumbnet.sources.python import load_python
 from thumbnet.sources.split_names import SPLITS
+from thumbnet.sources.unread_tables import notes_on_unread_tables
 
 NAMED = ("digits", *cifar.ARCHIVES, *idx.PUBLISHED)
 # Other spellings, in the form that :func:`_canonical` compares: lower case without ``-`` and ``_``.
@@ -75,7 +76,8 @@ def load_data(
         source: ``"digits"``; ``"cifar10"``, ``"cifar100"``, ``"mnist"``, ``"fashion-mnist"`` or ``"kmnist"``
             (downloaded once); a folder, a file, or an archive of one (see the modules of
             :mod:`thumbnet.sources` for their forms); ``"hf:OWNER/NAME"``; or Python objects such as
-            ``(images, labels)`` (see :mod:`thumbnet.sources.python`).
+            ``(images, labels)`` (see :mod:`thumbnet.sources.python`). Data that are loaded already are
+            returned as they are.
         data_dir: the folder for downloads and unpacked archives; the user's cache folder by default.
         settings: a recipe's ``data`` settings, of which those about reading data and setting pictures aside
             are used.
@@ -94,11 +96,19 @@ def load_data(
         settings, so that everything that loads its data again splits them in the same way.
 
     Raises:
-        DataError: the data cannot be found, downloaded or understood; the message says what to do.
+        DataError: the data cannot be found, downloaded or understood; the message says what to do. Or they
+            are loaded already, and settings or labels are given.
         FailedReadError: the system failed to read a file, so it is unknown what the data are.
         RecipeError: a setting is out of range.
         TypeError: there is no such setting.
     """
+    if isinstance(source, Data):
+        if settings is not None or labels is not None or changes:
+            raise DataError(
+                f"{printable(source.source)} is loaded already, so settings and labels come too late. "
+                "Name the data themselves, as in thumbnet.load_data('pictures', val_fraction=0.1)"
+            )
+        return source
     chosen = replace(settings or DataSettings(), **changes)
     corrections = None if labels is None else corrections_of(labels)  # before anything is downloaded
     cache = user_path(data_dir) if data_dir else cache_folder()
@@ -132,7 +142,7 @@ def load_data(
             data = with_groups_of_new(data, chosen.group_by, data.corrected.added)
         if not one_class:
             data.check_trainable()
-    return replace(data, settings=chosen)
+    return replace(data, settings=data.settings or chosen)
 
 
 @contextmanager
@@ -248,8 +258,9 @@ def _read(place: Place, name: str, settings: DataSettings) -> Data:
     by_names = is_folder(place.path) and bool(settings.given(*manifest.NAMES))
     if by_names:
         manifest.check_one_way(settings)
-    for form in () if by_names else FORMS[:-1]:
-        for level in wrapped(place):
+    levels = [] if by_names else list(wrapped(place))
+    for form in FORMS[:-1]:
+        for level in levels:
             if form.recognise(level, settings):
                 manifest.check_used(level, settings, _USED.get(form, ()), name)
                 return form.read(level, name, settings)
@@ -260,11 +271,13 @@ def _read(place: Place, name: str, settings: DataSettings) -> Data:
     if wrong:
         raise DataError(wrong)
     try:
-        return folders.read(place, name, settings)
+        data = folders.read(place, name, settings)
     except DataError as error:
         tables = manifest.why_not_read(place, settings) if folders.LAYOUTS_HELP in str(error) else ""
         told = str(error) if by_names else unknown.explain_failure(place, str(error))
         raise DataError(told + tables) from None
+    unread = [note for level in levels for note in notes_on_unread_tables(level, name, data, settings)]
+    return replace(data, notes=(*data.notes, *unread))
 
 
 def _load_named(name: str, cache: Path, settings: DataSettings, progress: DownloadProgress | None) -> Data:

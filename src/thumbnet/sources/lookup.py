@@ -1,4 +1,8 @@
-"""Find the pictures that the cells of a manifest name."""
+"""Find the pictures that the cells of a manifest name.
+
+A picture at the very path in a cell is taken first. Otherwise names are compared by their keys
+(:func:`thumbnet.data.spelling.file_key`): an archive made on macOS has another Unicode form than a table.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +15,7 @@ from typing import NamedTuple
 
 from thumbnet.data.images import PICTURE_SUFFIXES
 from thumbnet.data.reading import is_file
+from thumbnet.data.spelling import file_key
 from thumbnet.errors import DataError, printable
 from thumbnet.sources.index import is_picture_name
 from thumbnet.sources.place import Place
@@ -68,20 +73,20 @@ class Pictures:
 
     @cached_property
     def _by_name(self) -> dict[str, list[str]]:
-        """The pictures by file name and by file name without suffix, both in lower case."""
+        """The pictures by file name and by file name without suffix, both as keys."""
         found = defaultdict(list)
         for path in self.all:
-            name = os.path.basename(path).casefold()
+            name = file_key(os.path.basename(path))
             found[name].append(path)
             found[os.path.splitext(name)[0]].append(path)
         return found
 
     def _called(self, name: str, folder: str = "") -> list[str]:
-        """The pictures that a file name in lower case stands for, also those with another suffix.
+        """The pictures that the key of a file name stands for, also those with another suffix.
 
         Args:
-            name: the file name.
-            folder: only pictures below a folder of this name, in lower case; empty for all.
+            name: the key.
+            folder: only pictures below a folder with this key; empty for all.
         """
         if name in self._many:
             return self._many[name].get(folder, [])
@@ -100,7 +105,7 @@ class Pictures:
 
     @cached_property
     def _folders(self) -> frozenset[str]:
-        """The names of the folders that have pictures, and of those above them, in lower case."""
+        """The keys of the folders that have pictures, and of those above them."""
         folders = {os.path.dirname(path) for path in self.all}
         return frozenset(part for folder in folders for part in _parts(folder))
 
@@ -170,7 +175,7 @@ class Pictures:
             alike = 0
             while alike < min(len(above), len(folders)) and above[-1 - alike] == folders[-1 - alike]:
                 alike += 1
-            return alike, one.split in _splits_of(above), one.label.casefold() in above
+            return alike, one.split in _splits_of(above), file_key(one.label) in above
 
         ranked = sorted(fitting, key=score, reverse=True)
         if score(ranked[0]) > score(ranked[1]):
@@ -220,22 +225,23 @@ class Pictures:
 
 
 def _name(path: str) -> str:
-    return path.replace("\\", "/").rpartition("/")[2].casefold()
+    """The key of a file's name."""
+    return file_key(path.replace("\\", "/").rpartition("/")[2])
 
 
 @lru_cache(4096)
 def _parts(folder: str) -> tuple[str, ...]:
-    """The names in a folder's path, in lower case."""
-    return tuple(part.casefold() for part in re.split(r"[/\\]", folder) if part not in ("", ".", ".."))
+    """The keys of the names in a folder's path."""
+    return tuple(map(file_key, (part for part in re.split(r"[/\\]", folder) if part not in ("", ".", ".."))))
 
 
 def _above(path: str) -> tuple[str, ...]:
-    """The names of the folders that a picture is in, in lower case."""
+    """The keys of the folders that a picture is in."""
     return _parts(os.path.dirname(path))
 
 
 def _folders_in(cell: str) -> tuple[str, ...]:
-    """The names of the folders in a cell, in lower case."""
+    """The keys of the folders in a cell."""
     return _parts(os.path.dirname(cell.replace("\\", "/")))
 
 

@@ -17,14 +17,22 @@ import numpy as np
 
 from thumbnet.data.corrections import COLUMNS, is_corrections, read_corrections
 from thumbnet.data.multilabel import MultiLabelSplit, as_matrix
-from thumbnet.data.reading import inside, is_file, is_folder, read_error, read_text
+from thumbnet.data.reading import folders_in, inside, is_file, is_folder, read_error, read_text
+from thumbnet.data.spelling import nfc
 from thumbnet.data.splits import Data, Split
-from thumbnet.errors import DataError, MissingExtraError, UnusedSettingError, printable
+from thumbnet.errors import (
+    DataError,
+    MissingExtraError,
+    ThumbnetError,
+    UnusedSettingError,
+    printable,
+    some_of,
+)
 from thumbnet.files import user_path
 from thumbnet.recipes.settings import DataSettings
 from thumbnet.sources import parquet
 from thumbnet.sources.column_names import label_candidates
-from thumbnet.sources.columns import find_columns, marks_pictures, notes_on_unread_marks
+from thumbnet.sources.columns import Columns, find_columns, marks_pictures, notes_on_unread_marks
 from thumbnet.sources.group_columns import unused_groups
 from thumbnet.sources.index import is_picture_name
 from thumbnet.sources.label_lists import read_labels
@@ -82,6 +90,22 @@ def recognise(place: Place, settings: DataSettings) -> bool:
         return False
 
 
+def labelling(place: Place, settings: DataSettings, limit: int) -> list[tuple[Table, Columns]]:
+    """The first ``limit`` rows of each table of a folder that labels its pictures, and their columns.
+
+    Corrections are left out, and so are tables that cannot be read: the user has named none of them.
+    """
+    found: list[tuple[Table, Columns]] = []
+    for path, _ in _table_files(place.path):
+        with suppress(ThumbnetError, OSError, ValueError, csv.Error, RecursionError):
+            if _is_manifest(path, settings, place):
+                table = _load(path, limit)
+                columns = find_columns(table, settings)
+                if columns.labelled and not is_corrections(table.names):
+                    found.append((table, columns))
+    return found
+
+
 def read(place: Place, source: str, settings: DataSettings) -> Data:
     """Read the pictures that one table, or one table per split, names.
 
@@ -116,7 +140,9 @@ def read(place: Place, source: str, settings: DataSettings) -> Data:
         splits = {split: rows for split, rows in splits.items() if any(rows.labels)}
     else:
         notes += duplicate_notes(splits)
-    respelt, more = one_spelling({split: set().union(*rows.labels) for split, rows in splits.items()})
+    respelt, more = one_spelling(
+        {split: [label for row in rows.labels for label in row] for split, rows in splits.items()}
+    )
     notes += more
     if respelt:
         for rows in splits.values():
@@ -126,7 +152,8 @@ def read(place: Place, source: str, settings: DataSettings) -> Data:
         notes.append(
             f"skipped {len(unnamed):,} picture(s) that no row gives a label, such as {printable(unnamed[0])}"
         )
-    return _data(source, root.path, manifests, pictures, splits, notes, settings)
+    again = _found_again(place, picture_place, settings)
+    return replace(_data(source, root.path, manifests, pictures, splits, notes, settings), settings=again)
 
 
 def _data(
@@ -147,7 +174,7 @@ def _data(
         split: _split(pictures, rows, position, len(order)) for split, rows in splits.items() if rows.paths
     }
     groups: dict[str, np.ndarray] = {}
-    if settings.group_by and _has_group(manifests, settings):
+    if settings.group_by and _have_groups(manifests, settings.group_by):
         groups = {split: np.array(rows.groups, object) for split, rows in splits.items() if rows.paths}
     elif not settings.group_by and (unused := unused_groups(manifests, len(names))):
         notes.append(unused)
@@ -166,8 +193,19 @@ def _split(pictures: Pictures, rows: Rows, position: dict[str, int], classes: in
     return MultiLabelSplit(pictures.index.split(rows.paths, np.zeros(len(matrix), dtype=np.int64)), matrix)
 
 
-def _has_group(manifests: list[Manifest], settings: DataSettings) -> bool:
-    return all(settings.group_by in manifest.table.names for manifest in manifests)
+def _have_groups(manifests: list[Manifest], group_by: str) -> bool:
+    """Whether the tables have a column of that name; otherwise it is an expression for pictures' names.
+
+    Raises:
+        DataError: only some of them have it.
+    """
+    lacking = [one.table.path.name for one in manifests if group_by not in one.table.names]
+    if 0 < len(lacking) < len(manifests):
+        raise DataError(
+            f"--group-by {printable(group_by)}: {some_of([printable(name) for name in lacking])} has no such "
+            "column, but another table of the data has. Add the column there, with the groups of its pictures"
+        )
+    return not lacking
 
 
 def _described(manifest: Manifest, several: bool) -> str:
@@ -203,11 +241,12 @@ def _titles(folder: Path, order: list[str]) -> tuple[tuple[str, ...], list[str]]
     """
     if not all(name.isdecimal() for name in order):
         return tuple(order), []
+    notes: list[str] = []
     for name in _CLASS_FILES:
         try:
             if not is_file(folder / name):
                 continue
-            text = read_text(folder / name)
+            text = read_text(folder / name, "utf-8-sig")
             if name.endswith(".json"):
                 found = {str(key): str(value) for key, value in json.loads(text).items()}
             else:
@@ -215,11 +254,14 @@ def _titles(folder: Path, order: list[str]) -> tuple[tuple[str, ...], list[str]]
                 found = {str(number): line for number, line in enumerate(lines)}
         except OSError as error:
             raise read_error(error, folder / name) from None
+        except UnicodeDecodeError:
+            notes.append(f"warning: {name} is not UTF-8, so class names are not taken from it")
+            continue
         except (ValueError, AttributeError, RecursionError):
             continue
         if set(found) == set(order) and len(set(found.values())) == len(found):
             return tuple(found[key] for key in order), [f"class names come from {name}"]
-    return tuple(order), []
+    return tuple(order), notes
 
 
 def _options(settings: DataSettings, keys: list[str]) -> str:
@@ -293,6 +335,18 @@ def _picture_place(root: Place, settings: DataSettings) -> Place:
         if is_folder(folder):
             return Place(folder.absolute())
     raise DataError(f"data.images: there is no folder {settings.images!r}")
+
+
+def _found_again(place: Place, pictures: Place, settings: DataSettings) -> DataSettings:
+    """The settings that find the pictures from any working folder.
+
+    ``images`` becomes absolute, unless it names a folder next to the table or in the archive.
+    """
+    if not settings.images or pictures.unpacked is not None:
+        return settings
+    home, folder = place.path.resolve(), os.path.realpath(pictures.path)
+    beside = (home.parent if is_file(home) else home) / settings.images
+    return settings if os.path.realpath(beside) == folder else replace(settings, images=folder)
 
 
 def _load(path: Path, limit: int | None = None) -> Table:
@@ -417,9 +471,9 @@ def _any_picture(place: Place, cells: list[str]) -> bool:
 
     From 200 cells on, any picture counts.
     """
-    stems = {re.split(r"[/\\]", cell)[-1] for cell in cells}
-    for folder in [place.path, *[path for path in inside(place.path) if is_folder(path)][:50]]:
-        for name in _picture_names(folder, place):
+    stems = {nfc(re.split(r"[/\\]", cell)[-1]) for cell in cells}
+    for folder in [place.path, *folders_in(place.path)[:50]]:
+        for name in map(nfc, _picture_names(folder, place)):
             if len(cells) >= 200 or os.path.splitext(name)[0] in stems or name in stems:
                 return True
     return False
@@ -427,9 +481,9 @@ def _any_picture(place: Place, cells: list[str]) -> bool:
 
 def _most_pictures(place: Place, cells: list[str]) -> bool:
     """Whether the folder, or a folder directly in it, has most of the pictures that cells name."""
-    stems = {re.split(r"[/\\]", cell)[-1] for cell in cells}
-    folders = [place.path, *[path for path in inside(place.path) if is_folder(path)][:50]]
-    there = {os.path.splitext(name)[0] for folder in folders for name in _picture_names(folder, place)}
+    stems = {nfc(re.split(r"[/\\]", cell)[-1]) for cell in cells}
+    folders = [place.path, *folders_in(place.path)[:50]]
+    there = {nfc(os.path.splitext(name)[0]) for folder in folders for name in _picture_names(folder, place)}
     return 2 * len(stems & there) > len(stems)
 
 
@@ -444,9 +498,9 @@ def _picture_names(folder: Path, place: Place) -> list[str]:
 
 def class_folders(place: Place) -> bool:
     """Whether the folder, or its train folder, has two or more class folders with pictures."""
-    folders = [path for path in inside(place.path) if is_folder(path) and not path.name.startswith(".")]
+    folders = [path for path in folders_in(place.path) if not path.name.startswith(".")]
     base = [path for path in folders if split_word(path.name) == "train"] or [place.path]
-    inner = [path for path in inside(base[0]) if is_folder(path) and not path.name.startswith((".", "__"))]
+    inner = [path for path in folders_in(base[0]) if not path.name.startswith((".", "__"))]
     inner = [path for path in inner if not split_word(path.name) and not _NO_CLASS.fullmatch(path.name)]
     return sum(bool(_picture_names(path, place)) for path in inner[:50]) >= 2
 
@@ -454,6 +508,6 @@ def class_folders(place: Place) -> bool:
 def _splits_by_table(place: Place, found: list[tuple[Path, str]], settings: DataSettings) -> bool:
     """Whether the test pictures are in no class folders and get their labels from a table, as in GTSRB."""
     tables = {split_of_name(path.stem) for path, _ in found if _is_manifest(path, settings, place)}
-    tests = [path for path in inside(place.path) if split_word(path.name) == "test" and is_folder(path)]
-    flat = any(bool(_picture_names(path, place)) and not any(map(is_folder, inside(path))) for path in tests)
+    tests = [path for path in folders_in(place.path) if split_word(path.name) == "test"]
+    flat = any(bool(_picture_names(path, place)) and not folders_in(path) for path in tests)
     return {"train", "test"} <= tables and flat

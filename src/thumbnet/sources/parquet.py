@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 
 from thumbnet.data.multilabel import MultiLabelSplit, as_matrix
-from thumbnet.data.reading import damage_as_data_error, inside, is_file, is_folder
+from thumbnet.data.reading import damage_as_data_error, folders_in, inside, is_file
 from thumbnet.data.splits import BytesSplit, Data, Split
-from thumbnet.errors import DataError, MissingExtraError, nearest, printable
+from thumbnet.errors import DataError, MissingExtraError, nearest, needs_extra, printable
 from thumbnet.recipes.settings import DataSettings
 from thumbnet.sources.archives import MAX_EXPANSION
 from thumbnet.sources.column_names import label_candidates
@@ -32,10 +32,8 @@ _SHARD = re.compile(r"(?P<split>.+?)(-\d{5}-of-\d{5}.*)?", re.I)
 
 
 def _pyarrow() -> Any:
-    try:
+    with needs_extra("Parquet files", "formats"):
         import pyarrow.parquet
-    except ImportError:
-        raise MissingExtraError("Parquet files", "formats") from None
     return pyarrow.parquet
 
 
@@ -166,7 +164,7 @@ def recognise(place: Place, settings: DataSettings) -> bool:
         return _image_column(_open(files[0])) != ""
     except MissingExtraError:  # accept the place, unless other folders may have the pictures
         known = {file.parent for file in files}
-        return is_file(place.path) or not any(is_folder(p) and p not in known for p in inside(place.path))
+        return is_file(place.path) or set(folders_in(place.path)) <= known
     except (DataError, ValueError):
         return False
 
@@ -237,7 +235,9 @@ def _data(
     if titles is not None:
         known = {str(number): title for number, title in enumerate(titles)}
     else:
-        respelt, more = one_spelling(used)
+        respelt, more = one_spelling(
+            {split: [label for row in part for label in row] for split, part in rows.items()}
+        )
         notes += more
         rows = {
             split: [[respelt.get(label, label) for label in row] for row in part]
@@ -285,7 +285,7 @@ def _files(path: Path) -> list[Path]:
     """The Parquet files at ``path``: the file, those in the folder, or else in its ``data`` or its splits."""
     if is_file(path):
         return [path] if path.suffix.lower() == ".parquet" else []
-    splits = [folder for folder in inside(path) if split_name(folder.name) and is_folder(folder)]
+    splits = [folder for folder in folders_in(path) if split_name(folder.name)]
     for folders in ([path], [path / "data"], splits):
         found = [file for folder in folders for file in inside(folder) if file.suffix == ".parquet"]
         if found:

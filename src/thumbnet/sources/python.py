@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,16 +19,25 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from thumbnet.data.images import open_image, to_rgb
 from thumbnet.data.multilabel import MultiLabelSplit
-from thumbnet.data.reading import first_line, is_file, is_not_there, is_of_the_system, read_error
+from thumbnet.data.reading import is_file
 from thumbnet.data.splits import ArraySplit, Data, FileSplit, Split
-from thumbnet.errors import DataError, FailedReadError, UnreadableImageError, printable
+from thumbnet.errors import DataError, printable, some_of
 from thumbnet.recipes.settings import AUTO
 from thumbnet.sources.arrays import as_array, channels_last, class_labels, narrowed, pair_up, same_length
 from thumbnet.sources.column_names import label_candidates
 from thumbnet.sources.frames import is_frame, read_frame, several_in_cells, split_frame
 from thumbnet.sources.label_matrices import label_matrices
+from thumbnet.sources.objects import (
+    DatasetSplit,
+    PicturesSplit,
+    decode_item,
+    exceeds_bytes,
+    picture_array,
+    read_item,
+    stamp_of,
+    tensor_as_array,
+)
 
 IN_MEMORY = "data in Python"
 """The ``source`` of data that was given as Python objects."""
@@ -48,16 +57,25 @@ _ORDER = {1: ("train",), 2: ("train", "test"), 3: ("train", "val", "test")}
 class _Part:
     """One split as the user gave it: its pictures (an array, a list or a data set) and its labels.
 
-    ``pixels_digest`` is set for a data set only.
+    The rest is set for a data set only: its class names, if they are known; whether its labels may not be
+    positions in these, because something changed them; a digest of its pictures; and whether some of these
+    are arrays of uint16 with values above 255.
     """
 
     pictures: Any
     labels: Any
     class_names: Sequence[str] | None = None
+    relabelled: bool = False
     pixels_digest: str = ""
+    deep: bool = False
 
 
-def load_python(given: Any, class_names: Sequence[str] | None = None, multilabel: bool | str = AUTO) -> Data:
+def load_python(
+    given: Any,
+    class_names: Sequence[str] | None = None,
+    multilabel: bool | str = AUTO,
+    limits: tuple[float, float] | None = None,
+) -> Data:
     """Build a data set from Python objects.
 
     Args:
@@ -65,6 +83,8 @@ def load_python(given: Any, class_names: Sequence[str] | None = None, multilabel
         multilabel: see ``data.multilabel`` in :class:`~thumbnet.recipes.settings.DataSettings`.
         class_names: a network's class names. Labels that are numbers are positions in them, unless the
             network has classes by these names.
+        limits: the range of values that a network expects of pictures of more than 8 bits, if it was trained
+            on such. Arrays then keep their type: whole numbers from 0 to 255 are dark pictures.
 
     Raises:
         DataError: ``given`` has another form; the message says what was expected.
@@ -80,21 +100,90 @@ def load_python(given: Any, class_names: Sequence[str] | None = None, multilabel
     parts = {split: part for split, part in parts.items() if split not in unlabelled}
     if "train" not in parts:
         raise DataError(f"{IN_MEMORY}: there is no split 'train', only {', '.join(parts)}. {EXPECTED}")
-    stated = _stated_names(given) or next((p.class_names for p in parts.values() if p.class_names), None)
-    labels = {split: part.labels for split, part in parts.items()}
+    stated, labels = _stated_names(given), {split: part.labels for split, part in parts.items()}
+    if stated is None:
+        stated, labels = _joined_names(parts, notes)
     several = label_matrices(labels, stated or class_names, multilabel, IN_MEMORY)
     if several is None:
         names, numbers = _numbered(labels, stated, class_names)
+        if stated is not None and class_names is None:
+            _note_unused(names, numbers["train"], notes)
     else:
         names = several[0]
         numbers = {split: np.zeros(len(rows), dtype=np.int64) for split, rows in several[1].items()}
     for split, part in parts.items():
         same_length(len(part.pictures), len(numbers[split]), f"{IN_MEMORY}, {split}")
-    splits = _pictures(parts, numbers, notes)
+    splits = _pictures(parts, numbers, notes, limits)
     if several is not None:
         splits = {split: MultiLabelSplit(one, several[1][split]) for split, one in splits.items()}
     kinds = ", ".join(dict.fromkeys(_describe(split) for split in splits.values()))
     return Data(IN_MEMORY, kinds, names, splits, tuple(dict.fromkeys(notes)))
+
+
+def _joined_names(
+    parts: Mapping[str, _Part], notes: list[str]
+) -> tuple[Sequence[str] | None, dict[str, Any]]:
+    """The names of all classes, if data sets tell them, and each split's labels as positions in these.
+
+    A data set's numbers are positions in its own names, and those of another one may lack a class or have
+    another order. Numbers of a split that has no names are positions in the names of the others.
+
+    Raises:
+        DataError: the names of the data sets differ, and the labels of one are no positions in its own.
+    """
+    labels = {split: part.labels for split, part in parts.items()}
+    named: dict[str, list[str]] = {}
+    for split, part in parts.items():
+        if part.class_names and part.relabelled:
+            notes.append(
+                f"{split}: the class names of its data set are not used: its labels differ from those that "
+                "the data set keeps, or cannot be compared with them, because of a target_transform or a "
+                "data set around it. To name the classes, give {'train': ..., 'class_names': [...]}"
+            )
+        elif part.class_names:
+            named[split] = list(part.class_names)
+    if not named or parts["train"].relabelled:
+        return None, labels
+    first = "train" if "train" in named else next(iter(named))
+    names = list(named[first])
+    for split, own in named.items():
+        if own != names[: len(own)]:
+            labels[split] = _renumbered(parts[split].labels, own, names, f"{IN_MEMORY}, {split}")
+    for split, part in parts.items():
+        if split not in named and as_array(part.labels).dtype.kind in "biuf":
+            notes.append(
+                f"{split}: its labels are numbers without names, read as positions in the class names of "
+                f"{first}: {some_of(names)}"
+            )
+    return names, labels
+
+
+def _renumbered(labels: Sequence[Any], own: Sequence[str], names: list[str], where: str) -> list[Any]:
+    """Labels that are positions in ``own`` as positions in ``names``; labels that are names stay.
+
+    ``names`` gets the classes that it lacks, if they occur.
+    """
+    are_names = all(isinstance(label, str) for label in labels)
+    if not are_names and not all(isinstance(label, int) and 0 <= label < len(own) for label in labels):
+        raise DataError(
+            f"{where}: the class names of this data set are not those of the others, and its labels are not "
+            "positions in them. Give all data sets the same classes"
+        )
+    words = list(labels) if are_names else [own[label] for label in labels]
+    used = set(words)
+    names += [name for name in own if name in used and name not in names]
+    position = {name: number for number, name in enumerate(names)}
+    return words if are_names else [position[word] for word in words]
+
+
+def _note_unused(names: Sequence[str], numbers: np.ndarray, notes: list[str]) -> None:
+    """Say which named classes have no training pictures. The network has outputs for them all the same."""
+    counts = np.bincount(numbers, minlength=len(names)).tolist()
+    unused = [name for name, count in zip(names, counts, strict=True) if not count]
+    if unused:
+        notes.append(
+            f"{len(unused)} of the {len(names)} classes have no training pictures: {some_of(unused)}"
+        )
 
 
 def _numbered(
@@ -154,7 +243,8 @@ def _is_pair(one: Any) -> bool:
 
 
 def _is_dataset(one: Any) -> bool:
-    plain = isinstance(one, str | bytes | Path | Mapping | tuple | list)
+    # A column of a data set of the Hub is a sequence, too.
+    plain = isinstance(one, bytes | Path | Mapping | Sequence)
     # The Hub's data sets have a shape, as arrays and frames do, but neither of these.
     is_array = hasattr(one, "dtype") or hasattr(one, "dtypes")
     return not plain and not is_array and hasattr(one, "__getitem__") and hasattr(one, "__len__")
@@ -178,8 +268,10 @@ def _part(given: Any, split: str, notes: list[str]) -> _Part:
         raise DataError(f"{where}: expected labels, got a {type(labels).__name__}. {EXPECTED}")
     if hasattr(pictures, "detach"):  # a tensor: channels come first
         pictures = channels_last(as_array(pictures), where, [], first=True)
-    elif hasattr(pictures, "to_numpy"):  # a column of paths
-        pictures = pictures.tolist()
+    elif hasattr(pictures, "columns"):  # a frame with the pixels of a picture in each row
+        pictures = as_array(pictures)
+    elif hasattr(pictures, "to_numpy"):  # a column of paths or pictures
+        pictures = list(pictures)
     elif isinstance(pictures, str | bytes) or not hasattr(pictures, "__len__"):
         raise DataError(f"{where}: expected pictures, got a {type(pictures).__name__}. {EXPECTED}")
     return _Part(pictures, labels)
@@ -213,67 +305,108 @@ def _from_dataset(dataset: Any, split: str, where: str, notes: list[str]) -> _Pa
     """
     labels: list[Any] = []
     digest = hashlib.blake2b(digest_size=16)
-    first = b""
+    first, deep = b"", False
     for index in range(len(dataset)):
-        picture, label = _item(dataset, index, where)
-        pixels = _pixels(picture, f"{split}[{index}]")
-        content = f"{pixels.shape}".encode() + pixels.tobytes()
+        picture, label = read_item(dataset, index, where)
+        is_deep = exceeds_bytes(picture)
+        deep |= is_deep
+        content = stamp_of(decode_item(picture, f"{split}[{index}]", deep=is_deep))
         first = first or content
         digest.update(content)
         labels.append(label.item() if hasattr(label, "item") and np.ndim(label) == 0 else label)
     if not labels:
         raise DataError(f"{where}: the data set is empty")
-    again = _pixels(_item(dataset, 0, where)[0], f"{split}[0]")
-    if f"{again.shape}".encode() + again.tobytes() != first:
+    again = read_item(dataset, 0, where)[0]
+    if stamp_of(decode_item(again, f"{split}[0]", deep=exceeds_bytes(again))) != first:
         notes.append(
             f"warning: {split}: the same item of the data set is a different picture each time. Remove its "
             "random transform: the recipe's augment settings do the same, but only in training"
         )
-    return _Part(dataset, labels, _names_of(dataset), digest.hexdigest())
+    return _Part(dataset, labels, *_names_of(dataset, labels), digest.hexdigest(), deep)
 
 
-def _item(dataset: Any, index: int, where: str) -> tuple[Any, Any]:
-    """Read an item's picture and label.
+def _names_of(dataset: Any, labels: Sequence[Any]) -> tuple[Sequence[str] | None, bool]:
+    """The class names of a data set, or of one that it wraps, and whether its labels may be others.
 
-    Raises:
-        DataError: the data set fails or returns something else.
+    A ``target_transform`` or a data set around the named one may have changed ``labels``. So they are
+    compared with those that the named one keeps. If it keeps none, only a Subset is trusted.
     """
-    try:
-        item = dataset[index]
-    except (MemoryError, UnreadableImageError, FailedReadError):
-        raise
-    except Exception as error:
-        if is_of_the_system(error) and not is_not_there(error):
-            raise read_error(error, f"item {index} of {where}") from None
-        raise DataError(f"{where}: the data set fails at item {index}: {first_line(error)}") from None
-    if isinstance(item, Mapping):
-        pictures = [item[key] for key in ("image", "img", "picture", "pixels") if key in item]
-        labels = label_candidates(map(str, item))
-        if pictures and labels:
-            return pictures[0], item[labels[0]]
-        keys = ", ".join(printable(str(key)) for key in item)
-        raise DataError(f"{where}: an item has the keys {keys}, expected 'image' and 'label'")
-    if not isinstance(item, tuple | list) or len(item) != 2:
-        raise DataError(f"{where}: item {index} of the data set is not (picture, label)")
-    return item[0], item[1]
-
-
-def _names_of(dataset: Any) -> Sequence[str] | None:
-    """The class names of a data set, or of the one that it is a subset of; None if they are not known."""
+    positions: np.ndarray | None = np.arange(len(labels))
+    wrapped = may_differ = False
     for _ in range(5):
-        positions = getattr(dataset, "class_to_idx", None)
-        if isinstance(positions, Mapping) and sorted(positions.values()) == list(range(len(positions))):
-            return [str(name) for name in sorted(positions, key=lambda name: int(positions[name]))]
-        names = getattr(dataset, "classes", None)
-        if isinstance(names, Sequence) and not isinstance(names, str) and len(names):
-            return [str(name) for name in names]
-        features = getattr(dataset, "features", None)
-        labels = label_candidates(map(str, features)) if isinstance(features, Mapping) else []
-        if features and labels and hasattr(features[labels[0]], "names"):
-            return [str(name) for name in features[labels[0]].names]
-        dataset = getattr(dataset, "dataset", None)
-        if dataset is None:
-            return None
+        may_differ |= getattr(dataset, "target_transform", None) is not None
+        names = _own_names(dataset)
+        if names is not None:
+            if not wrapped and not may_differ:
+                return names, False
+            kept = _picked(_kept_labels(dataset), positions)
+            return names, _are_others(labels, names, kept, unknown=may_differ)
+        inner = getattr(dataset, "dataset", None)
+        if inner is None:
+            break
+        if hasattr(dataset, "indices"):  # as a Subset of PyTorch has
+            positions = _picked(dataset.indices, positions)
+        else:
+            may_differ = True
+            if not hasattr(inner, "__len__") or len(inner) != len(dataset):
+                positions = None
+        wrapped, dataset = True, inner
+    return None, False
+
+
+def _are_others(
+    labels: Sequence[Any], names: Sequence[str], kept: np.ndarray | None, *, unknown: bool
+) -> bool:
+    """Whether labels differ from the ``kept`` ones, which are positions in ``names``.
+
+    The answer is ``unknown`` if they cannot be compared. Labels that are names need no comparison.
+    """
+    if all(isinstance(label, str) for label in labels):
+        return not set(labels) <= set(names)
+    if kept is None or not all(isinstance(label, int) for label in labels):
+        return unknown
+    return list(labels) != kept.tolist()
+
+
+def _kept_labels(dataset: Any) -> Any:
+    """The labels that a data set keeps, in torchvision's or the Hub's style; None if there are none."""
+    for name in ("targets", "labels", "_labels"):
+        kept = getattr(dataset, name, None)
+        if kept is not None:
+            return kept
+    features = getattr(dataset, "features", None)
+    columns = label_candidates(map(str, features)) if isinstance(features, Mapping) else []
+    if not columns:
+        return None
+    try:
+        plain = dataset.with_format(None) if hasattr(dataset, "with_format") else dataset
+        return plain[columns[0]][:]
+    except Exception:  # another library's data set, which may raise anything
+        return None
+
+
+def _picked(values: Any, positions: np.ndarray | None) -> np.ndarray | None:
+    """``values[positions]``; None if ``values`` are not whole numbers in a row, or too few."""
+    if values is None or positions is None:
+        return None
+    found = as_array(values)
+    if found.ndim != 1 or found.dtype.kind not in "iu":
+        return None
+    return found[positions] if ((positions >= 0) & (positions < len(found))).all() else None
+
+
+def _own_names(dataset: Any) -> Sequence[str] | None:
+    """The class names that a data set has itself, in torchvision's or the Hub's style."""
+    positions = getattr(dataset, "class_to_idx", None)
+    if isinstance(positions, Mapping) and sorted(positions.values()) == list(range(len(positions))):
+        return [str(name) for name in sorted(positions, key=lambda name: int(positions[name]))]
+    names = getattr(dataset, "classes", None)
+    if isinstance(names, Sequence) and not isinstance(names, str) and len(names):
+        return [str(name) for name in names]
+    features = getattr(dataset, "features", None)
+    labels = label_candidates(map(str, features)) if isinstance(features, Mapping) else []
+    if features and labels and hasattr(features[labels[0]], "names"):
+        return [str(name) for name in features[labels[0]].names]
     return None
 
 
@@ -281,9 +414,13 @@ def _names_of(dataset: Any) -> Sequence[str] | None:
 
 
 def _pictures(
-    parts: Mapping[str, _Part], labels: Mapping[str, np.ndarray], notes: list[str]
+    parts: Mapping[str, _Part],
+    labels: Mapping[str, np.ndarray],
+    notes: list[str],
+    limits: tuple[float, float] | None,
 ) -> dict[str, Split]:
-    """Turn each part into a split."""
+    """Turn each part into a split. If one data set is deep, or the network is, all are."""
+    deep = limits is not None or any(part.deep for part in parts.values())
     arrays: dict[str, np.ndarray] = {}
     splits: dict[str, Split] = {}
     for split, part in parts.items():
@@ -291,7 +428,7 @@ def _pictures(
         pictures: Any = part.pictures
         if part.pixels_digest:
             splits[split] = DatasetSplit(
-                pictures, np.arange(len(pictures)), labels[split], split, part.pixels_digest
+                pictures, np.arange(len(pictures)), labels[split], split, part.pixels_digest, deep=deep
             )
             continue
         if not isinstance(pictures, np.ndarray):
@@ -302,7 +439,8 @@ def _pictures(
             splits[split] = _files(pictures, labels[split], where)
         else:
             splits[split] = PicturesSplit(pictures, labels[split], split)
-    for split, images in narrowed(arrays, IN_MEMORY).items():
+    kept = arrays if limits is not None else narrowed(arrays, IN_MEMORY)
+    for split, images in kept.items():
         splits[split] = ArraySplit(images, labels[split], split)
     return {split: splits[split] for split in parts}
 
@@ -319,11 +457,13 @@ def _listed(pictures: list[Any], where: str) -> np.ndarray | list[str] | list[Im
     if all(isinstance(one, Image.Image) for one in pictures):
         return pictures
     if all(hasattr(one, "detach") for one in pictures):
-        pictures = [_tensor_as_array(as_array(one)) for one in pictures]
+        pictures = [tensor_as_array(as_array(one)) for one in pictures]
     if all(isinstance(one, np.ndarray) for one in pictures):
         if len({(one.shape, one.dtype) for one in pictures}) == 1:
             return np.stack(pictures)
-        return [Image.fromarray(_pixels(one, f"{where}, picture {i}")) for i, one in enumerate(pictures)]
+        return [
+            Image.fromarray(picture_array(one, f"{where}, picture {i}")) for i, one in enumerate(pictures)
+        ]
     if all(isinstance(one, list | tuple) for one in pictures):  # numbers in nested lists
         return as_array(pictures)
     kinds = ", ".join(sorted({type(one).__name__ for one in pictures}))
@@ -341,145 +481,6 @@ def _files(paths: list[str], labels: np.ndarray, where: str) -> FileSplit:
     except ValueError:  # two drives of Windows have no folder in common
         return FileSplit(Path(os.path.dirname(paths[0])), paths, labels)
     return FileSplit(Path(root), [os.path.relpath(path, root) for path in paths], labels)
-
-
-def _tensor_as_array(array: np.ndarray) -> np.ndarray:
-    """Move the channels of a tensor [C, H, W] to the end; [H, W] stays unchanged."""
-    return array.transpose(1, 2, 0) if array.ndim == 3 and array.shape[0] in (1, 3, 4) else array
-
-
-def _pixels(picture: Any, name: str) -> np.ndarray:
-    """Convert one picture to uint8 [H, W] or [H, W, C].
-
-    Raises:
-        UnreadableImageError: it is not a picture, or has floats outside [0, 1] or integers outside 0 to 255.
-    """
-    if isinstance(picture, Image.Image):
-        return np.asarray(to_rgb(picture))
-    if isinstance(picture, str | Path):
-        return np.asarray(open_image(str(picture), str(picture)))
-    array = as_array(picture)
-    array = _tensor_as_array(array) if hasattr(picture, "detach") else array
-    if array.ndim == 3 and array.shape[2] == 1:
-        array = array[:, :, 0]
-    if array.dtype == bool:
-        array = array.astype(np.float32)
-    shape_fits = array.ndim == 2 or (array.ndim == 3 and array.shape[2] in (3, 4))
-    if not shape_fits or 0 in array.shape or array.dtype.kind not in "uif":
-        raise UnreadableImageError(
-            name,
-            f"{array.dtype} {list(array.shape)} is not a picture: expected [H, W] or [H, W, C], or a tensor "
-            "[C, H, W]",
-        )
-    if array.dtype.kind == "f":
-        if not np.isfinite(array).all() or array.min() < 0 or array.max() > 1:
-            raise UnreadableImageError(
-                name,
-                f"its values range from {array.min():.3g} to {array.max():.3g}, expected [0, 1] or uint8. "
-                "Remove transforms such as Normalize: thumbnet measures mean and std itself",
-            )
-        array = np.rint(array * 255)
-    elif array.min() < 0 or array.max() > 255:
-        raise UnreadableImageError(
-            name, f"its values range from {array.min()} to {array.max()}, expected 0 to 255"
-        )
-    return np.ascontiguousarray(array.astype(np.uint8))
-
-
-class PicturesSplit(Split):
-    """PIL pictures in memory, of any size and mode."""
-
-    def __init__(
-        self,
-        pictures: Sequence[Image.Image],
-        labels: np.ndarray,
-        prefix: str,
-        numbers: np.ndarray | None = None,
-    ) -> None:
-        """``numbers`` are the positions in the whole list, int [N], if these pictures are a part of it."""
-        self.pictures, self.prefix = pictures, prefix
-        self._numbers = np.arange(len(pictures)) if numbers is None else numbers
-        self.labels = np.asarray(labels, dtype=np.int64)
-
-    def name(self, index: int) -> str:
-        return f"{self.prefix}[{self._numbers[index]}]"
-
-    def key(self, index: int) -> str:
-        """The name with the position in this split, so that older runs find the same held-out pictures."""
-        return f"{self.prefix}[{index}]"
-
-    def read(self, index: int) -> Image.Image:
-        try:
-            return to_rgb(self.pictures[index])
-        except MemoryError:
-            raise
-        except Exception as error:  # Pillow opens files lazily: they may fail here
-            if is_of_the_system(error) and not is_not_there(error):
-                raise read_error(error, self.name(index)) from None
-            raise UnreadableImageError(self.name(index), str(error) or type(error).__name__) from None
-
-    def content(self, index: int) -> bytes:
-        picture = self.read(index)
-        return f"{picture.size}".encode() + picture.tobytes()
-
-    def peek(self, index: int) -> tuple[tuple[int, int], str]:
-        picture = self.read(index)
-        return (picture.height, picture.width), self.pictures[index].mode
-
-    def subset(self, indices: np.ndarray) -> PicturesSplit:
-        pictures = [self.pictures[i] for i in indices]
-        return PicturesSplit(pictures, self.labels[indices], self.prefix, self._numbers[indices])
-
-    def content_stamp(self) -> Iterable[bytes]:
-        return (self.content(index) for index in range(len(self)))
-
-
-class DatasetSplit(Split):
-    """Pictures that are read from a data set when they are needed.
-
-    Args:
-        dataset: ``dataset[i]`` returns a picture and a label.
-        positions: the positions of this split's pictures in the data set, int [N].
-        labels: int [N].
-        prefix: pictures are named ``prefix[position]``.
-        digest: a digest of all pictures in the data set.
-    """
-
-    def __init__(
-        self, dataset: Any, positions: np.ndarray, labels: np.ndarray, prefix: str, digest: str
-    ) -> None:
-        self._dataset, self._positions, self.prefix, self._digest = dataset, positions, prefix, digest
-        self.labels = np.asarray(labels, dtype=np.int64)
-
-    def name(self, index: int) -> str:
-        return f"{self.prefix}[{self._positions[index]}]"
-
-    def load(self, index: int) -> np.ndarray:
-        return np.asarray(self.read(index))
-
-    def read(self, index: int) -> Image.Image:
-        name = self.name(index)
-        try:
-            picture, _ = _item(self._dataset, int(self._positions[index]), self.prefix)
-        except DataError as error:
-            raise UnreadableImageError(name, str(error)) from None
-        return to_rgb(Image.fromarray(_pixels(picture, name)))
-
-    def content(self, index: int) -> bytes:
-        picture = self.read(index)
-        return f"{picture.size}".encode() + picture.tobytes()
-
-    def peek(self, index: int) -> tuple[tuple[int, int], str]:
-        picture = self.read(index)
-        return (picture.height, picture.width), "RGB"
-
-    def subset(self, indices: np.ndarray) -> DatasetSplit:
-        chosen = self._positions[indices]
-        return DatasetSplit(self._dataset, chosen, self.labels[indices], self.prefix, self._digest)
-
-    def content_stamp(self) -> Iterable[bytes]:
-        yield f"{self._digest}\0".encode()
-        yield self._positions.astype(np.int64).tobytes()
 
 
 def _describe(split: Split) -> str:

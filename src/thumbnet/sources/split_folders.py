@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
+from pathlib import Path
 from typing import NamedTuple
 
+from thumbnet.data.spelling import name_key
 from thumbnet.errors import DataError, printable, some_of
+from thumbnet.invocation import command
 from thumbnet.recipes.settings import DataSettings
 from thumbnet.sources import filenames
-from thumbnet.sources.spelling import name_key
 from thumbnet.sources.split_names import SPLITS, SplitName, split_name
 from thumbnet.sources.tree import Folder, join
 
@@ -297,12 +299,12 @@ class SplitFinder:
     def _note_unlabelled(self, folder: Folder, split: str) -> None:
         example = printable(self._below_top([min(folder.pictures_below())])[0])
         first = "unpack the archive, then " if self.packed else ""
-        place = self._short(folder) if self.packed else self._full(folder)
+        place = Path(self._below_top([folder.path])[0] if self.packed else self._place(folder))
         self.unlabelled[split] = Unlabelled(
             folder.path,
             f"{self._short(folder)}/ has no labels ({picture_count(folder.count)}, such as {example}), so it "
-            f"is not used as {split}. To classify its pictures after training: {first}thumbnet predict RUN "
-            f"{_quoted(place)}",
+            f"is not used as {split}. To classify its pictures after training: {first}"
+            f"{command('predict', 'RUN', place)}",
         )
 
     def _note_ignored(self, folders: list[Folder], why: str) -> None:
@@ -323,7 +325,10 @@ class SplitFinder:
         return printable(self._below_top([folder.path])[0])
 
     def _full(self, folder: Folder) -> str:
-        return printable(join(self.base, folder.path) if folder.path else self.base)
+        return printable(self._place(folder))
+
+    def _place(self, folder: Folder) -> str:
+        return join(self.base, folder.path) if folder.path else self.base
 
     def _below_top(self, paths: list[str]) -> list[str]:
         start = len(self.top.path) + 1 if self.top.path else 0
@@ -347,11 +352,6 @@ def sole(folder: Folder) -> Folder:
 def picture_count(count: int) -> str:
     """``1 picture``, ``1,000 pictures``."""
     return f"{count:,} picture{'' if count == 1 else 's'}"
-
-
-def _quoted(path: str) -> str:
-    """A path for a command in a message, quoted if necessary."""
-    return f"'{path}'" if re.search(r"[\s'\"$&;()*?]", path) else path
 
 
 def _depth(folder: Folder) -> int:

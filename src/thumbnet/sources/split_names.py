@@ -7,8 +7,8 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
+from thumbnet.data.spelling import nfc
 from thumbnet.errors import printable
-from thumbnet.sources.spelling import nfc
 
 SPLITS = ("train", "val", "test")
 _WORDS = {

@@ -18,12 +18,12 @@ from typing import NamedTuple
 
 import numpy as np
 
+from thumbnet.data.spelling import name_key
 from thumbnet.errors import DataError, printable
 from thumbnet.recipes.settings import DataSettings
 from thumbnet.sources.columns import Columns, find_columns, labels_of
 from thumbnet.sources.lookup import Pictures, Wanted
 from thumbnet.sources.place import Place
-from thumbnet.sources.spelling import name_key
 from thumbnet.sources.split_columns import split_of_name
 from thumbnet.sources.split_names import splits_named
 from thumbnet.sources.tables import EMPTY, TEXT_SUFFIXES, Table, read_table

@@ -11,6 +11,7 @@ from thumbnet.data.corrections import is_corrections
 from thumbnet.errors import printable
 from thumbnet.invocation import command
 from thumbnet.recipes.settings import DataSettings
+from thumbnet.sources.labels import MAY_MEAN_NOTHING
 from thumbnet.sources.lookup import Pictures, Wanted
 from thumbnet.sources.split_names import is_train_and_val
 from thumbnet.sources.table_splits import Manifest, splits_by_folder
@@ -104,6 +105,12 @@ def collect(
                 group = f"\0{one.path}"  # a group of its own, by a name that no cell can hold
                 ungrouped += 1
             splits[split].groups.append(group)
+    notes += [
+        f"warning: {printable(table.path.name)}: {count:,} row(s) have the group {word}. If it means that "
+        f"nothing is known, leave these cells of {printable(settings.group_by)!r} empty: each row then forms "
+        "its own group"
+        for word, count in Counter(group for group in groups if group in MAY_MEAN_NOTHING).items()
+    ]
     if ungrouped:
         notes.append(
             f"{printable(table.path.name)}: the column {printable(settings.group_by)!r} is empty in "

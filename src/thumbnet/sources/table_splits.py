@@ -12,11 +12,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
+from thumbnet.data.spelling import file_key, name_key
 from thumbnet.errors import DataError, printable
 from thumbnet.recipes.settings import DataSettings
 from thumbnet.sources.column_names import label_candidates
 from thumbnet.sources.columns import Columns, find_columns
-from thumbnet.sources.spelling import name_key
 from thumbnet.sources.split_columns import split_of_name, split_values, splits_of, unused_splits
 from thumbnet.sources.split_names import split_name
 from thumbnet.sources.tables import EMPTY, Table
@@ -292,7 +292,7 @@ def _told_by(lists: Sequence[Manifest]) -> Mapping[str, str]:
 
 
 def _key(cell: str) -> str:
-    return cell.replace("\\", "/").removeprefix("./").casefold()
+    return file_key(cell.replace("\\", "/").removeprefix("./"))
 
 
 def splits_by_folder(paths: Sequence[str | None], classes: set[str]) -> tuple[list[str], list[str]] | None:

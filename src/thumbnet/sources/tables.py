@@ -7,7 +7,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
@@ -27,6 +27,9 @@ _SEPARATOR_LINE = re.compile(r'"?sep=(.)"?\s*$', re.I)  # the first line of Exce
 _REPEATED = "{}: two columns are called {!r}. Rename one"
 _HEADER_ROWS = 200  # that are compared with the first; as many as are read to recognise a table
 _HEAD = 1 << 16  # bytes in which the encoding is detected
+# What is tried next if a file is not text in an encoding. Excel on Windows saves CSV in a code page of the
+# system, of which cp1252 is the western one; five bytes mean nothing in it.
+_NEXT = {"utf-8-sig": "cp1252", "cp1252": "latin-1"}
 
 
 @dataclass(frozen=True)
@@ -72,29 +75,38 @@ def read_table(path: Path, limit: int | None = None) -> Table:
         FailedReadError: the system failed to read it.
     """
     try:
-        encoding, note = _encoding(path)
-        try:
-            return _read(path, encoding, note, limit)
-        except UnicodeDecodeError:
-            if encoding != "utf-8-sig":
-                raise
-            note = f"{printable(path.name)} is not UTF-8 and was read as Latin-1"
-            return _read(path, "latin-1", note, limit)
+        encoding = _encoding(path)
+        while True:
+            try:
+                table = _read(path, encoding, limit)
+                break
+            except UnicodeDecodeError:
+                if encoding not in _NEXT:
+                    raise
+                encoding = _NEXT[encoding]
     except OSError as error:
         raise read_error(error, path) from None
     except UnicodeError as error:
         raise DataError(f"{printable(str(path))} is not text: {error}") from None
+    if encoding not in _NEXT.values():
+        return table
+    read_as = "Windows-1252" if encoding == "cp1252" else "Latin-1"
+    note = (
+        f"warning: {printable(path.name)} is not UTF-8 and was read as {read_as}. If names in it get wrong "
+        "letters, save it as CSV UTF-8"
+    )
+    return replace(table, notes=(*table.notes, note))
 
 
-def _encoding(path: Path) -> tuple[str, str]:
+def _encoding(path: Path) -> str:
     with open_whole(path) as file:
         head = file.read(_HEAD)
     if head[:2] in (b"\xff\xfe", b"\xfe\xff"):
-        return "utf-16", ""
+        return "utf-16"
     even, odd = head[0::2].count(0), head[1::2].count(0)
     if min(even, odd) == 0 and max(even, odd) > len(head) // 4:  # UTF-16 without a byte order mark
-        return ("utf-16-le" if odd else "utf-16-be"), ""
-    return "utf-8-sig", ""
+        return "utf-16-le" if odd else "utf-16-be"
+    return "utf-8-sig"
 
 
 def _lines(path: Path, encoding: str) -> Iterator[str]:
@@ -114,7 +126,7 @@ def _lines(path: Path, encoding: str) -> Iterator[str]:
             yield line
 
 
-def _read(path: Path, encoding: str, note: str, limit: int | None) -> Table:
+def _read(path: Path, encoding: str, limit: int | None) -> Table:
     first = list(islice((line for line in _lines(path, encoding) if line.strip()), 30))
     if path.suffix.lower() in (".jsonl", ".ndjson"):
         return _read_json_lines(path, encoding, limit)
@@ -145,7 +157,7 @@ def _read(path: Path, encoding: str, note: str, limit: int | None) -> Table:
     if repeated:
         raise DataError(_REPEATED.format(printable(str(path)), printable(repeated[0])))
     skip = int(header)
-    return Table(path, names, rows[skip:], lines[skip:], header, (note,) if note else ())
+    return Table(path, names, rows[skip:], lines[skip:], header)
 
 
 def _is_counted(lines: list[str]) -> bool:

@@ -20,6 +20,7 @@ import numpy as np
 from thumbnet.data.reading import is_file, is_folder, read_error, read_text
 from thumbnet.data.splits import Data
 from thumbnet.errors import DataError, printable
+from thumbnet.invocation import command
 from thumbnet.recipes.settings import DataSettings
 from thumbnet.sources.index import Index
 from thumbnet.sources.place import Place
@@ -58,8 +59,8 @@ def read(place: Place, source: str, settings: DataSettings) -> Data:
     unlabelled = len(index.pictures_below("test"))
     if unlabelled:
         notes.append(
-            f"test/ was left out: it has {unlabelled:,} pictures without labels. After training, classify "
-            "them with thumbnet predict RUN"
+            f"test/ was left out: it has {unlabelled:,} pictures without labels. To classify them after "
+            f"training: {command('predict', 'RUN', 'PATH')}"
         )
     index.keep()
     return Data(source, "Tiny ImageNet, as downloaded", _class_names(place.path, wnids), splits, tuple(notes))

@@ -33,6 +33,7 @@ class Folder:
         pictures, ignored: the names of the pictures in it, and of its other files.
         folders: the folders in it, sorted by name, without hidden folders and those of tools.
         skipped: the hidden folders and those of tools in it: path and number of pictures below.
+        links: the links in it that lead nowhere, or to a folder, and are not followed: path and reason.
         count: how many pictures are in it and below it.
     """
 
@@ -41,6 +42,7 @@ class Folder:
     ignored: list[str] = field(default_factory=list)
     folders: list[Folder] = field(default_factory=list)
     skipped: list[tuple[str, int]] = field(default_factory=list)
+    links: list[tuple[str, str]] = field(default_factory=list)
     count: int = 0
 
     @property

@@ -12,9 +12,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from thumbnet.data import plugins
-from thumbnet.data.reading import inside, is_folder, reads
+from thumbnet.data.reading import folders_in, is_folder, reads
 from thumbnet.errors import DataError, printable
 from thumbnet.files import open_whole
+from thumbnet.invocation import command
 from thumbnet.sources.folders import LAYOUTS_HELP
 from thumbnet.sources.index import is_picture_name, is_picture_start
 from thumbnet.sources.place import Place
@@ -75,7 +76,7 @@ _ENDS: tuple[tuple[tuple[str, ...], str, str], ...] = (
     (
         (".safetensors", ".onnx", ".tflite"),
         "a file of network weights",
-        "pass it to thumbnet predict or evaluate",
+        "pass it to the command predict or evaluate",
     ),
     ((".xlsx", ".xls", ".ods"), "a spreadsheet", "save it as CSV"),
     (
@@ -161,7 +162,7 @@ def refusal(place: Place) -> str | None:
 
 
 def _folders(path: Path) -> list[str]:
-    return [each.name for each in inside(path) if not each.name.startswith((".", "__")) and is_folder(each)]
+    return [each.name for each in folders_in(path) if not each.name.startswith((".", "__"))]
 
 
 def _are_companions(names: Sequence[str]) -> bool:
@@ -183,8 +184,8 @@ def _identify(path: Path) -> tuple[str, str]:
     name = path.name.lower()
     if is_picture_name(name):
         return "a single picture", (
-            "to train, name a folder with one folder of pictures per class; to classify this picture: "
-            f"thumbnet predict RUN {printable(str(path))}"
+            f"to classify it: {command('predict', 'RUN', path)}\n"
+            "To train, name a folder with one folder of pictures per class"
         )
     by_name = plugins.kind_by_name(name)
     kind = plugins.kind_of(head) or (None if by_name in plugins.CONTAINERS else by_name)

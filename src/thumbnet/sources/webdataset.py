@@ -21,7 +21,7 @@ import numpy as np
 
 from thumbnet.data.reading import inside, is_file, is_folder, is_not_there, read_error
 from thumbnet.data.splits import Data, EncodedSplit, Split, file_stamp
-from thumbnet.errors import DataError, FailedReadError, MissingExtraError, printable
+from thumbnet.errors import DataError, FailedReadError, needs_extra, printable
 from thumbnet.files import open_whole, read_whole, user_path
 from thumbnet.recipes.settings import DataSettings
 from thumbnet.sources.index import is_picture_name
@@ -352,7 +352,5 @@ def _counts(left_out: Counter[str]) -> str:
 def _library(name: str) -> Any:
     from importlib import import_module
 
-    try:
+    with needs_extra("reading WebDataset shards", "formats"):
         return import_module(name)
-    except ImportError:
-        raise MissingExtraError("reading WebDataset shards", "formats") from None

@@ -17,11 +17,11 @@ from typing import Any
 from thumbnet.data.corrections import Correction, corrections_csv
 from thumbnet.errors import RunError, printable
 from thumbnet.files import finite
-from thumbnet.invocation import command
+from thumbnet.invocation import command, quoted
 from thumbnet.recipes.recipe import Recipe, has_effect, recipe_names
 from thumbnet.recipes.tables import differences, flattened
 from thumbnet.runs.finding import has_end
-from thumbnet.runs.folder import Run
+from thumbnet.runs.folder import CORRECTIONS_NAME, Run
 from thumbnet.training.choose import asked_recipe
 from thumbnet.training.mirror_names import named_keys
 from thumbnet.training.own_loss import changed_code, code_digests
@@ -89,16 +89,20 @@ def check_same_asked(run: Run, asked: Mapping[str, Any], minutes: float | None) 
 
 
 def check_same_corrections(run: Run, corrections: Sequence[Correction]) -> None:
-    """Check that a run that is to be resumed has these corrections.
+    """Check that a run that is to go on was begun with these corrections.
 
     Raises:
         RunError: it has other ones, or none.
     """
-    if corrections_csv(run.corrections or ()) != corrections_csv(corrections):
-        raise RunError(
-            f"the corrections have changed since the run {run.path} began. To train with the new ones, name "
-            "another folder with --out. To finish the run as it began, leave out --labels"
-        )
+    before = run.corrections or []
+    if corrections_csv(before) == corrections_csv(corrections):
+        return
+    if not before:
+        what, advice = "without corrected labels", "leave out --labels"
+    else:
+        what = "with other corrections of labels" if corrections else "with corrected labels"
+        advice = f"use --labels {quoted(str(run.path / CORRECTIONS_NAME))}"
+    raise RunError(f"the run {run.path} was begun {what}: {advice}, or name another folder with --out")
 
 
 def _changes(before: Mapping[str, Any], asked: Mapping[str, Any]) -> list[str]:

@@ -13,8 +13,10 @@ from torch import nn
 from thumbnet.batches.prepare import Prepared
 from thumbnet.distributed import ALONE, World
 from thumbnet.errors import RecipeError, SeveralLabelsError, memory_guard
-from thumbnet.hardware import keep_freed_memory, seeded
+from thumbnet.hardware import as_device, keep_freed_memory, seeded
+from thumbnet.kernels.calls import agree_on_kernels
 from thumbnet.models import DataInitialised, build_model
+from thumbnet.models.fastnet import sees_colour
 from thumbnet.recipes.recipe import Recipe
 from thumbnet.runs.any_weights import AnyWeights
 from thumbnet.seeds import derive_seed
@@ -31,7 +33,7 @@ def build_state(
     recipe: Recipe,
     prepared: Prepared,
     class_names: Sequence[str],
-    device: torch.device,
+    device: torch.device | str,
     world: World = ALONE,
     *,
     restored: bool = False,
@@ -50,7 +52,10 @@ def build_state(
         OutOfMemoryError: the network does not fit into the device's memory.
         NetworkError: a network of the user's own fails on pictures of a size that the training uses.
     """
+    device = as_device(device)
     keep_freed_memory()
+    if world.size > 1 and device.type == "cpu":
+        agree_on_kernels(world)
     with memory_guard(str(device), "building the network", "Use a narrower one: --set model.width=0.5"):
         with seeded(derive_seed(recipe.seed, "weights"), device):
             size = prepared.preprocessing.size
@@ -67,7 +72,9 @@ def build_state(
         if recipe.training.init and not restored:
             multilabel = prepared.train.engine.labels.ndim == 2
             source = recipe.training.init
+            in_colour = sees_colour(model)  # the new pictures, by what has just been computed from them
             start = begin_from(model, recipe.model, source, class_names, multilabel=multilabel, file=initial)
+            start = replace(start, loses_colour=in_colour and not sees_colour(model))
         weights = None
         if recipe.training.class_weights == "balanced":
             weights = balanced_weights(prepared.train.engine.labels, len(class_names))

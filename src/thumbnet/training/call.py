@@ -12,7 +12,7 @@ import torch
 
 from thumbnet.distributed import World
 from thumbnet.errors import DataError, FallbackWarning, ThumbnetError, memory_guard
-from thumbnet.hardware import choose_device
+from thumbnet.hardware import choose_device, device_name
 from thumbnet.runs.folder import Run
 from thumbnet.training.listener import Listener
 
@@ -32,13 +32,13 @@ class Call:
     """How a training was called.
 
     Attributes:
-        device: the device's name, such as ``auto``.
+        device: the device's name, such as ``auto``, or PyTorch's object.
         listener: receives the events of the training.
         world: the processes of the training.
         started: when the caller started it, in seconds of ``time.perf_counter``.
     """
 
-    device: str
+    device: str | torch.device
     listener: Listener
     world: World
     started: float
@@ -52,17 +52,17 @@ class Call:
         Raises:
             ThumbnetError: it is not available, or the first process computes on another kind of device.
         """
-        own = f"cuda:{self.world.local_rank}"
-        if self.world.size > 1 and self.device.startswith("cuda:") and self.device != own:
+        asked, own = device_name(self.device), f"cuda:{self.world.local_rank}"
+        if self.world.size > 1 and asked.startswith("cuda:") and asked != own:
             raise ThumbnetError(
-                f"--device {self.device}: process {self.world.rank} has {own}, because each process has a "
+                f"--device {asked}: process {self.world.rank} has {own}, because each process has a "
                 "GPU of its own. Leave out the number: --device cuda"
             )
-        device = choose_device(self.device, self.world.local_rank)
+        device = choose_device(asked, self.world.local_rank)
         if self.world.size > 1 and device.type == "mps":
-            if self.device != "auto":
+            if asked != "auto":
                 raise ThumbnetError(
-                    f"--device {self.device}: Apple's GPU cannot train in several processes. Leave out "
+                    f"--device {asked}: Apple's GPU cannot train in several processes. Leave out "
                     "torchrun, or use the CPU: --device cpu"
                 )
             device = torch.device("cpu")

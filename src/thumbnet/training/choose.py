@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,9 +28,6 @@ from thumbnet.training.transfer import with_pixels_of_init
 
 FEW_PICTURES = 10_000  # with this many or fewer, the few epochs of `fast` have too few steps
 FASTNET = "fastnet"  # the network of `fast`, `small` and `digits`, whose rates suit no other
-FOR_RESNET18 = "resnet18"
-FOR_OTHER_NETWORKS = "one-cycle"
-FOR_PRETRAINED = "finetune"
 TYPICAL_RATES = {"sgd": 0.1, "adamw": 0.001, "muon": 0.1}
 
 
@@ -51,8 +48,9 @@ def choose_recipe(
 
     The recipe is fitted to the data in five ways:
     :func:`~thumbnet.training.loaded_data.with_loaded_settings` (if :func:`thumbnet.load_data` has returned
-    them), :func:`watching` (if the recipe chooses an epoch), :meth:`thumbnet.Recipe.fitted` (unless
-    ``overrides`` name a batch size), :func:`~thumbnet.training.mirror_names.without_mirroring`, and
+    them), :func:`watching` (if the recipe chooses an epoch), :meth:`thumbnet.Recipe.fitted` (if
+    ``overrides`` name a batch size, ``training.min_steps`` becomes 0 instead, unless they name that, too),
+    :func:`~thumbnet.training.mirror_names.without_mirroring`, and
     :func:`~thumbnet.training.multilabel.for_several_labels`. It is fitted to pretrained weights by
     :func:`~thumbnet.training.pretrained.with_pretrained_settings`, to the weights of ``training.init`` by
     :func:`~thumbnet.training.transfer.with_pixels_of_init`, and to a loss of the user's own by
@@ -92,8 +90,14 @@ def choose_recipe(
     changed = notes_on_settings(base, chosen, overrides)
     chosen, begins = with_pretrained_settings(chosen)
     chosen, pixels = with_pixels_of_init(chosen, named, initial)
-    if "training.batch_size" not in named_keys(None, overrides):
+    options, unfitted = named_keys(None, overrides), chosen
+    if "training.batch_size" not in options:
         chosen = chosen.fitted(len(loaded.splits["train"]))
+    elif "training.min_steps" not in options:  # so that `--minutes` keeps the named size, too
+        chosen = replace(chosen, training=replace(chosen.training, min_steps=0))
+    changed += notes_on_rates(unfitted, chosen, options)
+    if loaded.settings is not None:  # where the pictures of a table are, from any working folder
+        chosen = replace(chosen, data=replace(chosen.data, images=loaded.settings.images))
     # The recipe of a finished run has been through this. It mirrors only if its user wants that.
     kept = named.union(("augment.flip", "evaluation.tta") if continues else ())
     chosen, notes = without_mirroring(
@@ -198,9 +202,9 @@ def recipe_for(network: str, overrides: Sequence[str] = ()) -> str:
     that its weights are random; and ``one-cycle`` for all others.
     """
     if network == "resnet18":
-        return FOR_RESNET18
+        return "resnet18"
     random = any(one.replace(" ", "") == "model.pretrained=false" for one in overrides)
-    return FOR_PRETRAINED if is_timm(network) and not random else FOR_OTHER_NETWORKS
+    return "finetune" if is_timm(network) and not random else "one-cycle"
 
 
 def notes_on_settings(base: Recipe, chosen: Recipe, overrides: Sequence[str]) -> list[str]:
@@ -249,6 +253,29 @@ def notes_on_settings(base: Recipe, chosen: Recipe, overrides: Sequence[str]) ->
         what = "data.sampling = 'balanced'" if balanced else "mixing pictures (augment.mixup, augment.cutmix)"
         notes.append(f"no epoch skips easy pictures (data.skip_easy = 0): {what} does not go with that")
     return notes
+
+
+def notes_on_rates(before: Recipe, after: Recipe, named: Collection[str]) -> list[str]:
+    """What smaller batches (``training.min_steps``) change in learning rates that the user has set.
+
+    Args:
+        before, after: the recipe before and after it was fitted to the data or to the time.
+        named: the keys that the user set.
+
+    Returns:
+        Sentences for the user.
+    """
+    size, smaller = before.training.batch_size, after.training.batch_size
+    rated = any(group.lr is not None for group in before.optimizer.groups)
+    sets_rate = "optimizer.lr" in named or ("optimizer.groups" in named and rated)
+    if smaller == size or not sets_rate:
+        return []
+    factor = after.optimizer.lr / before.optimizer.lr
+    return [
+        f"warning: batches have {smaller} pictures instead of {size} (training.min_steps), so all learning "
+        f"rates are {factor:.2g} times as high: optimizer.lr is {after.optimizer.lr:.2g}, not "
+        f"{before.optimizer.lr:.3g}. To keep the rates that you set: --set training.min_steps=0"
+    ]
 
 
 def _shown(groups: Sequence[GroupSettings]) -> str:

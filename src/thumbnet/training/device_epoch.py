@@ -77,13 +77,13 @@ class DeviceEpoch:
         self.draw_early(epoch)
         self._packed.copy_(self._drawn.packed, non_blocking=True)
         self._planned = self._drawn.recipe
-        turns: Tensor | None = None
+        seen: Tensor | None = None
         if self._selection is not None:
             chosen = self._selection.begin(epoch, self._ties)
             self._order.copy_(chosen[self._order])
-            turns = self._selection.visits[self._order]
+            seen = self._selection.visits[self._order]
         if self._augmentation.settings.flip == "alternating":
-            odd = turns % 2 == 1 if turns is not None else epoch % 2 == 1
+            odd = seen % 2 == 1 if seen is not None else epoch % 2 == 1
             self._draw.flip.copy_(self._first_flip[self._order] ^ odd)
         self.step.fill_(step)
 

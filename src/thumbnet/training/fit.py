@@ -91,30 +91,25 @@ def fit(
             or gives pictures that are not float; there is a loader and several processes; or an epoch ends
             before its last step.
         DivergedError: a loss is not finite, or too many steps were skipped.
-        OutOfMemoryError: a step does not fit into the device's memory.
+        OutOfMemoryError: a step, or an evaluation, does not fit into the device's memory.
     """
-    steps = choose_steps(state, _as_batches(state, batches), on_note)
+    steps = choose_steps(state, _as_batches(state, batches), on_note)  # by train_step, or CUDA graphs of it
     newest_loss: float | None = None
     while not state.is_over:
         state.model.train()
-        resumed_at = state.seconds_in_epoch
-        started = time.perf_counter()
-        for trained in steps.epoch():  # takes a step (train_step); ``trained`` is its number of pictures
+        seconds_before, started = state.seconds_in_epoch, time.perf_counter()
+        for pictures in steps.epoch():  # each iteration has taken one step, on so many pictures
             state.step += 1
-            state.pictures_in_epoch += trained
+            state.pictures_in_epoch += pictures
             if state.epoch_is_over:
                 newest_loss = state.check_losses()
             elif state.step_in_epoch % LOOK_EVERY == 0:
-                looked = steps.look()
-                if looked is not None:
-                    newest_loss = looked
-            state.seconds_in_epoch = resumed_at + time.perf_counter() - started
+                known = steps.look()
+                newest_loss = newest_loss if known is None else known
+            state.seconds_in_epoch = seconds_before + time.perf_counter() - started
             if on_step is not None:
                 on_step(_step_result(state, newest_loss))
-        advice = "Use a narrower network: --set model.width=0.5"
-        with memory_guard(str(state.device), "after an epoch", advice):
-            result = _finish_epoch(state, evaluate, evaluate_sample)
-        yield result
+        yield _finish_epoch(state, evaluate, evaluate_sample)
 
 
 def _as_batches(state: TrainingState, batches: Batches | DataLoader[Any]) -> Batches:
@@ -154,6 +149,7 @@ def end_early(
 
     Raises:
         DivergedError: a loss of the epoch that ends is not finite.
+        OutOfMemoryError: the evaluation of that epoch does not fit into the device's memory.
     """
     if state.step_in_epoch:
         state.check_losses()
@@ -184,27 +180,33 @@ def _finish_epoch(
     evaluate_sample: Callable[[nn.Module], Score] | None,
     why: str = "",
 ) -> EpochResult:
-    """Evaluate if the recipe asks for it, and close the epoch; ``why`` says why it is the last one early."""
+    """Evaluate if the recipe asks for it, and close the epoch; ``why`` says why it is the last one early.
+
+    Raises:
+        OutOfMemoryError: the evaluation does not fit into the device's memory.
+    """
     number = state.epoch + 1
     every = state.recipe.evaluation.every
     last = bool(why) or state.step >= state.total_steps
     whole = last or (every > 0 and number % every == 0)  # evaluate on the whole split, else on a sample
     chosen = evaluate if whole else evaluate_sample
-    found = None if chosen is None else _scored(state, chosen)
-    seconds = state.seconds_in_epoch
-    result = EpochResult(
-        epoch=number,
-        step=state.step,
-        loss=state.mean_loss(),
-        lr=state.lr_at(state.step - 1),
-        seconds=seconds,
-        pictures_per_second=state.pictures_in_epoch / seconds if seconds else math.inf,
-        score=found if whole else None,
-        train_accuracy=state.all_hits() / max(1, state.pictures_in_epoch),
-        sample=None if whole else found,
-        stopped=why,
-    )
-    return state.close_epoch(result)
+    advice = "Use a narrower network: --set model.width=0.5"
+    with memory_guard(str(state.device), "after an epoch", advice):
+        found = None if chosen is None else _scored(state, chosen)
+        seconds = state.seconds_in_epoch
+        result = EpochResult(
+            epoch=number,
+            step=state.step,
+            loss=state.mean_loss(),
+            lr=state.lr_at(state.step - 1),
+            seconds=seconds,
+            pictures_per_second=state.pictures_in_epoch / seconds if seconds else math.inf,
+            score=found if whole else None,
+            train_accuracy=state.all_hits() / max(1, state.pictures_in_epoch),
+            sample=None if whole else found,
+            stopped=why,
+        )
+        return state.close_epoch(result)
 
 
 def _scored(state: TrainingState, evaluate: Callable[[nn.Module], Score]) -> Score:

@@ -1,21 +1,21 @@
 """Find the pictures that the weights in ``training.init`` were trained on already.
 
 A network remembers the pictures that it was trained on. If such a picture is held out in a training that
-begins with this network, the accuracy on it is too high and its probability too sure. So it calibrates
-nothing, chooses neither the epoch that is kept nor anything in :mod:`thumbnet.training.linear` and
-:mod:`thumbnet.tuning`, and a note says how many such pictures val and test have.
+begins with this network, the accuracy on it is too high and its probability too sure. So it chooses nothing
+and calibrates nothing (:mod:`thumbnet.training.judges`), and a note says how many such pictures val and test
+have.
 
 Only runs know what they were trained on: each keeps digests of its training pictures, as its network saw
 them. A file of weights only names its data, so a warning says if these may be the data at hand. The run that
 the weights belong to may have begun with the weights of another run, and so on; all of them count. A held-out
 picture that is also in the new training split is a leak of these data, not of the weights; it is reported as
-such (:mod:`thumbnet.batches.leaks`).
+such (:mod:`thumbnet.batches.leaks`), and chooses nothing either.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,6 @@ from thumbnet.data.repeats import picture_digests
 from thumbnet.data.splits import Data
 from thumbnet.errors import RecipeError, RunError, ThumbnetError
 from thumbnet.recipes.recipe import Recipe
-from thumbnet.recipes.settings import TrainingSettings
 from thumbnet.runs.any_weights import AnyWeights, read_any_weights
 from thumbnet.runs.data import source_name
 from thumbnet.runs.fields import items, whole
@@ -41,7 +40,6 @@ from thumbnet.runs.weights import find_weights, read_weights
 from thumbnet.runs.weights_info import WeightsInfo
 from thumbnet.sources.load import where_again
 
-KNOWN_CHOOSE_NOTHING = "known_choose_nothing"  # in run.json: see Prepared.known_choose_nothing
 _DECIDES_CALIBRATION = ("calibration_pictures", "split_seed", "group_by")  # which pictures calibrate
 
 
@@ -222,67 +220,23 @@ def known_at_start(
     found = find_known(recipe, prepared, data, fingerprint, wanted, initial)
     source, known = recipe.training.init, found.pictures
     notes = [_note(source, name, known[name], recipe, prepared) for name in splits if name in known]
-    aside: set[str] = {*data.set_aside, CALIBRATION} if found.unsure else set()
-    perhaps = tuple(name for name in splits if name in aside - known.keys())
-    if perhaps:
-        notes.append(warning_of_perhaps(source, perhaps))
+    aside: set[str] = {"train", *data.set_aside, CALIBRATION} if found.unsure else set()
+    certain = {name for name, mask in known.items() if mask.all()}
+    perhaps = tuple(name for name in wanted if name in aside - certain)
+    notes += warnings_of_perhaps(source, perhaps)
     return known, perhaps, notes
 
 
-def without_known_choice(recipe: Recipe, prepared: Prepared) -> tuple[Recipe, list[str]]:
-    """The recipe, which keeps the last epoch if ``val`` has too few pictures to choose the best one by.
-
-    A network is at its best on pictures that it was trained on before it has learned anything new, so these
-    would choose an early epoch. If that is not certain, the choice is made where the user asks for it.
-
-    Returns:
-        The recipe, and notes for the user.
-
-    Raises:
-        RunError: the user asks for a choice of the epoch, see :attr:`TrainingSettings.choices`, and most of
-            ``val`` is known.
-    """
-    training, source = recipe.training, recipe.training.init
-    if training.frozen or not training.chooses or "val" not in prepared.evaluation:
-        return recipe, []
-    known, others = prepared.known.get("val"), len(prepared.unknown("val"))
-    if known is not None:
-        why = _known_pictures(source, "val", known)
-        if others >= FEWEST:
-            return recipe, [f"only the {others:,} other val pictures choose which epoch is best"]
-        if training.must_choose:
-            raise _no_choice(training, why, others)
-    elif "val" in prepared.perhaps_known:
-        if training.must_choose:
-            held = f"val may hold pictures that the network in {source} was trained on"
-            return recipe, [f"{held}: the epoch that it chooses may be too early"]
-        why = f"the network in {source} may have been trained on some val pictures"
-    else:
-        return recipe, []
-    note = f"{why}, so val chooses no epoch: the last one is kept (training.keep = last)"
-    return replace(recipe, training=replace(training, keep="last")), [note]
-
-
-def _no_choice(training: TrainingSettings, why: str, others: int) -> RunError:
-    """The error for settings that ask for a choice by ``val``, of which only ``others`` are not known."""
-    keys = [one.partition(" = ")[0] for one in training.choices]
-    without = " ".join(f"--set {key}={getattr(TrainingSettings, key.partition('.')[2])}" for key in keys)
-    chooses, these = ("choose", "these settings") if len(keys) > 1 else ("chooses", "that setting")
-    few = f", and {others:,} other{'s are' if others > 1 else ' is'} too few to choose by (least: {FEWEST})"
-    return RunError(
-        f"{' and '.join(training.choices)} {chooses} the epoch by val, but {why}. It is best on these before "
-        f"it has learned anything new{few if others else ''}. Without {these} ({without}), the last epoch is "
-        "kept. Or start from a network that was trained without these pictures"
-    )
-
-
-def warning_of_perhaps(source: str, splits: Sequence[str]) -> str:
-    """Warn about ``splits`` whose pictures the weights in ``source`` may know, which is ``training.init``."""
-    return (
+def warnings_of_perhaps(source: str, splits: Sequence[str]) -> list[str]:
+    """Warn about the held-out ones of ``splits``, which the weights in ``source`` may know."""
+    held_out = [name for name in splits if name in HELD_OUT]
+    if not held_out:
+        return []
+    return [
         f"warning: the network in {source} may have been trained on pictures that are now in "
-        f"{' and '.join(splits)}, because its data were divided in another way: what is measured there may "
+        f"{' and '.join(held_out)}, because its data were divided in another way: what is measured there may "
         "be too good"
-    )
+    ]
 
 
 def warning_on(source: str, split: str, known: np.ndarray) -> str:
@@ -296,10 +250,14 @@ def warning_on(source: str, split: str, known: np.ndarray) -> str:
     return f"warning: {_known_pictures(source, split, known)}: the accuracy there may be too high"
 
 
-def _known_pictures(source: str, split: str, known: np.ndarray) -> str:
-    count, total = int(known.sum()), len(known)
+def was_trained_on(source: str, count: int, total: int, what: str) -> str:
+    """Say that the weights in ``source`` were trained on ``count`` of ``total`` pictures, called ``what``."""
     which = f"all {total:,}" if count == total else f"{count:,} of the {total:,}"
-    return f"the network in {source} was trained on {which} {split} pictures"
+    return f"the network in {source} was trained on {which} {what}"
+
+
+def _known_pictures(source: str, split: str, known: np.ndarray) -> str:
+    return was_trained_on(source, int(known.sum()), len(known), f"{split} pictures")
 
 
 def _note(source: str, split: str, known: np.ndarray, recipe: Recipe, prepared: Prepared) -> str:
@@ -313,40 +271,39 @@ def _note(source: str, split: str, known: np.ndarray, recipe: Recipe, prepared: 
     return warning_on(source, split, known) + (f", and {without}" if calibrates else "")
 
 
-def known_record(known: Mapping[str, np.ndarray]) -> dict[str, list[list[int]]]:
+def record_of_masks(masks: Mapping[str, np.ndarray]) -> dict[str, list[list[int]]]:
     """Masks, bool [N], as JSON: the ranges of true values, each as its first position and the one after it.
 
-    >>> known_record({"val": np.array([True, True, False, True])})
+    >>> record_of_masks({"val": np.array([True, True, False, True])})
     {'val': [[0, 2], [3, 4]]}
     """
     record: dict[str, list[list[int]]] = {}
-    for name, mask in known.items():
+    for name, mask in masks.items():
         edges = np.flatnonzero(np.diff(mask.astype(np.int8), prepend=0, append=0))
         record[name] = edges.reshape(-1, 2).tolist()
     return record
 
 
-def known_from_record(record: Any, prepared: Prepared) -> dict[str, np.ndarray]:
-    """What :func:`known_record` was given.
+def masks_from_record(record: Any, key: str, prepared: Prepared) -> dict[str, np.ndarray]:
+    """What :func:`record_of_masks` was given; ``key`` is the entry of ``run.json`` that holds ``record``.
 
     Raises:
         ValueError: it does not fit the pictures; the message names the entry.
     """
     if not isinstance(record, dict):
-        raise ValueError("init.known is not a JSON object")
-    known: dict[str, np.ndarray] = {}
+        raise ValueError(f"{key} is not a JSON object")
+    masks: dict[str, np.ndarray] = {}
     for name, ranges in record.items():
         if name not in prepared.splits:
-            raise ValueError(f"init.known names the split {name!r}, which the data do not have")
+            raise ValueError(f"{key} names the split {name!r}, which the data do not have")
         length = len(prepared.splits[name])
-        known[name] = np.zeros(length, dtype=bool)
-        for one in items(ranges, f"init.known.{name}"):
+        masks[name] = np.zeros(length, dtype=bool)
+        for one in items(ranges, f"{key}.{name}"):
             start, end = (
-                whole(edge, f"init.known.{name}", 0, length)
-                for edge in items(one, f"a range in init.known.{name}", 2)
+                whole(edge, f"{key}.{name}", 0, length) for edge in items(one, f"a range in {key}.{name}", 2)
             )
-            known[name][start:end] = True
-    return known
+            masks[name][start:end] = True
+    return masks
 
 
 def perhaps_from_record(record: Any, prepared: Prepared) -> tuple[str, ...]:
@@ -357,6 +314,6 @@ def perhaps_from_record(record: Any, prepared: Prepared) -> tuple[str, ...]:
     """
     names = items(record, "init.perhaps_known")
     for name in names:
-        if name not in prepared.evaluation:
+        if name not in prepared.splits:
             raise ValueError(f"init.perhaps_known names the split {name!r}, which the data do not have")
     return tuple(names)

@@ -6,9 +6,9 @@ regression on them (binary for several labels per picture), with weights held sm
 so L-BFGS finds the minimum without a learning rate, and the same features always give the same layer.
 
 How strong L2 should be is chosen by the loss on held-out pictures: those of ``val``, or else a fifth of each
-class, which are trained on again once it is chosen. Copies and pictures of one group are on the same side,
-and those of ``val`` that belong to training pictures choose nothing. Neither do pictures that the network was
-trained on before, because their features tell the classes too well.
+class, which are trained on again once it is chosen. Copies and pictures of one group are on the same side.
+Pictures that are not new to the network choose nothing (:mod:`thumbnet.training.judges`), because their
+features tell the classes too well.
 
 The layer goes back into the network, so the result is a run like any other.
 """
@@ -30,10 +30,9 @@ from torch import Tensor, nn
 from thumbnet.batches.batches import EvalBatches
 from thumbnet.batches.decoding import cached_array
 from thumbnet.batches.engines import Engine
-from thumbnet.batches.leaks import belonging, belonging_to_training
+from thumbnet.batches.leaks import belonging
 from thumbnet.batches.prepare import Prepared
 from thumbnet.classifiers.logits import predict_logits
-from thumbnet.data.calibration import FEWEST
 from thumbnet.data.folds import fold_numbers, rarest_labels
 from thumbnet.data.splits import Split
 from thumbnet.distributed import World
@@ -47,6 +46,7 @@ from thumbnet.runs.weights import weights_digest
 from thumbnet.seeds import derive_seed
 from thumbnet.training.epochs import EpochResult, Score
 from thumbnet.training.fit import StepResult, fit
+from thumbnet.training.judges import find_judges
 from thumbnet.training.state import TrainingState
 from thumbnet.training.step import count_hits, summed_loss
 
@@ -222,7 +222,7 @@ def fit_last_layer(
     with memory_guard(
         "this computer", "fitting the last layer", "Use fewer pictures: --set data.subset_size=N"
     ):
-        l2 = _chosen_l2(problem, state, prepared, on_note)
+        l2, state.l2_chosen_on = _chosen_l2(problem, state, prepared, on_note)
         weight, bias = problem.minimum(l2)
     with torch.no_grad():
         head.weight.copy_(weight / scale)
@@ -439,8 +439,13 @@ class Problem:
 
 def _chosen_l2(
     problem: Problem, state: TrainingState, prepared: Prepared, on_note: Callable[[str], None]
-) -> float:
-    """The candidate with the smallest loss on held-out pictures that the frozen layers have not learned."""
+) -> tuple[float, str]:
+    """The candidate with the smallest loss on held-out pictures that are new to the network.
+
+    The second value is the split that they are of. If they are too few, it is empty, and the candidate is the
+    one in the middle.
+    """
+    asked: np.ndarray | None = None
     if "val" in prepared.evaluation:
         engine, split, where = prepared.evaluation["val"].engine, "val", "val"
         seen = features(state, engine, prepared.splits["val"], prepared).flatten(0, 1)
@@ -450,41 +455,20 @@ def _chosen_l2(
             inputs=(seen - problem.centre) / problem.spread,
             labels=torch.cat([engine.labels] * views),
         )
-        search, chosen = problem, torch.ones(len(engine.labels), dtype=torch.bool)
+        search = problem
     else:
         engine, split, where = prepared.train.engine, "train", "the training split"
         views = len(problem.labels) // len(engine.labels)
         together = belonging(engine, prepared.groups.get("train"))
         chosen = held_out(engine.labels, state.recipe.seed, together)
-        held, search = problem, problem.part(~chosen.repeat(views))
-    fair = torch.zeros_like(chosen)
-    fair[torch.from_numpy(prepared.unknown(split))] = True
-    fair &= chosen
-    asked, copied = int(chosen.sum()), 0
-    learned = asked - int(fair.sum())
-    if split == "val" and prepared.known_choose_nothing:
-        trained_on = torch.from_numpy(
-            belonging_to_training(
-                engine, prepared.groups.get("val"), prepared.train.engine, prepared.groups.get("train")
-            )
-        )
-        copied = int((fair & trained_on).sum())
-        fair &= ~trained_on
-    pictures = int(fair.sum())
-    if pictures < (FEWEST if pictures < asked else 1):
-        middle, why = L2[len(L2) // 2], []
-        if learned:
-            init = state.recipe.training.init
-            why.append(f"{init} was trained on {learned:,} of the {asked:,} pictures to choose L2 on")
-        if copied:
-            why.append(
-                f"{copied:,} of the {asked:,} pictures to choose L2 on are copies of training pictures or in "
-                "their groups"
-            )
-        reason = " and ".join(why) or "too few pictures to choose L2 on"
-        on_note(f"last layer: {reason}, so it is {middle:.2g}")
-        return middle
-    held = held.part(fair.repeat(views))
+        held, search, asked = problem, problem.part(~chosen.repeat(views)), chosen.numpy()
+    judges = find_judges(prepared, split, asked)
+    reasons = judges.reasons(state.recipe.training.init, "pictures to choose L2 on")
+    if judges.unsure or not judges.enough:
+        middle = L2[len(L2) // 2]
+        on_note(f"last layer: {reasons or 'too few pictures to choose L2 on'}, so L2 is {middle:.2g}")
+        return middle, ""
+    held = held.part(torch.from_numpy(judges.fair).repeat(views))
     losses: list[float] = []
     for l2 in L2:
         weight, bias = search.solve(l2)
@@ -492,9 +476,10 @@ def _chosen_l2(
         if len(losses) - 1 - int(np.argmin(losses)) >= WORSE_BEFORE_END:
             break
     best = L2[int(np.argmin(losses))]
-    without = f", without {copied:,} that belong to training pictures" if copied else ""
-    on_note(f"last layer: L2 {best:.2g}, chosen on {pictures:,} held-out pictures of {where}{without}")
-    return best
+    left_out = f" ({reasons})" if reasons else ""
+    pictures = f"{len(judges.pictures):,} held-out pictures of {where}"
+    on_note(f"last layer: L2 {best:.2g}, chosen on {pictures}{left_out}")
+    return best, split
 
 
 def held_out(labels: Tensor, seed: int, together: np.ndarray | None = None) -> Tensor:

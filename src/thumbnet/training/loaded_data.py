@@ -13,6 +13,7 @@ from typing import Any
 
 from thumbnet.data.splits import Data
 from thumbnet.errors import RecipeError
+from thumbnet.files import user_path
 from thumbnet.recipes.recipe import Recipe
 from thumbnet.recipes.settings import READ_BY, DataSettings
 
@@ -46,7 +47,7 @@ def with_loaded_settings(recipe: Recipe, data: Any, named: Set[str]) -> Recipe:
     changes: dict[str, Any] = {}
     for key in READ_BY:
         asked, own = getattr(recipe.data, key), getattr(loaded, key)
-        if asked == own or _holds(key, asked, data):
+        if asked == own or _holds(key, asked, own, data):
             continue
         if f"data.{key}" in named or asked != getattr(usual, key):
             raise RecipeError(
@@ -57,8 +58,10 @@ def with_loaded_settings(recipe: Recipe, data: Any, named: Set[str]) -> Recipe:
     return replace(recipe, data=replace(recipe.data, **changes))
 
 
-def _holds(key: str, asked: Any, data: Data) -> bool:
+def _holds(key: str, asked: Any, own: Any, data: Data) -> bool:
     """Whether a setting fits the loaded data, although it is not the one by which they were loaded."""
+    if key == "images":  # load_data made it absolute
+        return str(user_path(asked).resolve()) == own
     if key == "val_fraction":
         return asked > 0 and "val" not in data.splits  # val is set aside before the training
     if key == "split_seed":

@@ -29,7 +29,8 @@ def build_optimizer(
     Args:
         settings: the recipe's ``[optimizer]``.
         model: the network, on its device.
-        fused: whether AdamW computes in one kernel, which also counts its steps on the device.
+        fused: whether AdamW computes in one kernel, which also counts its steps on the device. Otherwise
+            PyTorch chooses: on a GPU it updates all parameters at once, without a loop in Python.
 
     Raises:
         RecipeError: a group's pattern matches no parameter.
@@ -37,7 +38,7 @@ def build_optimizer(
     groups = parameter_groups(settings, model)
     if settings.name == "adamw":
         first, second = settings.betas
-        return torch.optim.AdamW(groups, lr=settings.lr, betas=(first, second), fused=fused)
+        return torch.optim.AdamW(groups, lr=settings.lr, betas=(first, second), fused=fused or None)
     if settings.name == "muon":
         return Muon(groups, lr=settings.lr, momentum=settings.momentum)
     return torch.optim.SGD(groups, lr=settings.lr, momentum=settings.momentum, nesterov=settings.nesterov)

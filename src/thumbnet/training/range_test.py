@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from thumbnet.batches.batches import Batch, Batches
+from thumbnet.batches.cores import within_quota
 from thumbnet.errors import DivergedError, ThumbnetError, memory_guard
 from thumbnet.hardware import deterministic
 from thumbnet.training.state import TrainingState
@@ -89,7 +90,8 @@ def learning_rate_range_test(
     state.model.train()
     size = state.recipe.training.batch_size
     advice = f"Use a smaller batch: --batch-size {max(2, size // 2)}"
-    with deterministic(), memory_guard(str(state.device), f"in a step of {size} pictures", advice):
+    guard = memory_guard(str(state.device), f"in a step of {size} pictures", advice)
+    with deterministic(), within_quota(), guard:
         for step, batch in zip(range(steps), _endless(batches), strict=False):
             rate = lowest * (highest / lowest) ** (step / max(1, steps - 1))
             value = _step(state, batch, rate / base)

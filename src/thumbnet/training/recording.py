@@ -7,9 +7,10 @@ than the GPU needs to run it.
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import gc
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -31,7 +32,6 @@ class Recorder:
         self._device = device
         self._changed = list(changed)
         self._pool: Any = None
-        self._stream: Any = None  # PyTorch's own one is on the device of the first capture in the process
 
     def record(self, work: Callable[[], None]) -> Callable[[], None]:
         """A function that repeats ``work``. Recording leaves all tensors in ``changed`` as they were.
@@ -54,20 +54,22 @@ class Recorder:
                 tried()
             return work
         with torch.cuda.device(self._device):
-            self._stream = self._stream or torch.cuda.Stream()
-            self._stream.wait_stream(torch.cuda.current_stream())
+            stream = _recording_stream(self._device)
+            stream.wait_stream(torch.cuda.current_stream())
             try:
-                with torch.cuda.stream(self._stream):
+                with torch.cuda.stream(stream):
                     for _ in range(WARM_UPS):
                         tried()
             finally:
-                torch.cuda.current_stream().wait_stream(self._stream)
-            return self._captured(work)
+                torch.cuda.current_stream().wait_stream(stream)
+            return self._captured(work, stream)
 
-    def _captured(self, work: Callable[[], None]) -> Callable[[], None]:
+    def _captured(self, work: Callable[[], None], stream: torch.cuda.Stream) -> Callable[[], None]:
         graph = torch.cuda.CUDAGraph()
-        if self._pool is None:  # later captures make no garbage that holds a graph
-            gc.collect()
+        if self._pool is None:
+            gc.collect()  # later captures make no garbage that holds a graph
+            # No graph uses what another one left in this memory, so all of them can share it.
+            self._pool = torch.cuda.graph_pool_handle()
         failures: list[BaseException] = []
         try:
             # Leaving torch.cuda.stream puts the stream back. torch.cuda.graph does not if it fails.
@@ -75,7 +77,7 @@ class Recorder:
             with (
                 without_garbage_collection(),
                 torch.cuda.stream(torch.cuda.current_stream()),
-                torch.cuda.graph(graph, self._pool, self._stream, capture_error_mode="thread_local"),
+                torch.cuda.graph(graph, self._pool, stream, capture_error_mode="thread_local"),
             ):
                 try:
                     work()
@@ -83,12 +85,11 @@ class Recorder:
                     failures.append(error)
                     raise
         except BaseException:
+            _forget_capture(self._pool)
             if not failures:
                 raise
             # After a call that CUDA refuses, ending the capture fails as well, and hides which call it was.
             raise failures.pop() from None
-        # No graph uses what another one left in this memory, so all of them can share it.
-        self._pool = self._pool or graph.pool()
 
         def replay() -> None:
             with torch.cuda.device(self._device):
@@ -97,7 +98,32 @@ class Recorder:
         return replay
 
 
-@contextmanager
+@functools.cache
+def _recording_stream(device: torch.device) -> torch.cuda.Stream:
+    """The stream on which this process records for ``device``: always the same one.
+
+    PyTorch keeps a workspace of some megabytes for each stream on which matrices were ever multiplied.
+    """
+    return torch.cuda.Stream(device)
+
+
+def _forget_capture(pool: Any) -> None:
+    """Tell PyTorch that a capture on the current device, which allocated from ``pool``, is over.
+
+    If ending the capture fails, older versions of PyTorch do not notice. From then on, the allocator frees no
+    memory (https://github.com/pytorch/pytorch/pull/180395), and drawing random numbers on the device raises
+    an error (https://github.com/pytorch/pytorch/issues/172390).
+    """
+    device = torch.cuda.current_device()
+    # RuntimeError: PyTorch has done so itself. AttributeError: the function, which is not public, has gone.
+    with contextlib.suppress(RuntimeError, AttributeError):
+        torch._C._cuda_endAllocateToPool(device, pool)
+    generator = torch.cuda.default_generators[device]
+    with contextlib.suppress(RuntimeError):  # the device may be unusable
+        generator.graphsafe_set_state(generator.clone_state())  # the same numbers, in no capture
+
+
+@contextlib.contextmanager
 def without_garbage_collection() -> Iterator[None]:
     """Collect no garbage in this block.
 

@@ -15,16 +15,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from thumbnet.data.corrections import Correction, Labels, corrections_csv, corrections_of
+from thumbnet.data.corrections import Correction, Labels, corrections_of
 from thumbnet.data.splits import Data
 from thumbnet.errors import DataError, RecipeError, RunError
 from thumbnet.files import user_path
-from thumbnet.invocation import quoted
 from thumbnet.recipes.recipe import Recipe
 from thumbnet.runs.finding import is_finished, is_run
-from thumbnet.runs.folder import CORRECTIONS_NAME, Run
+from thumbnet.runs.folder import Run
 from thumbnet.sources.load import load_data
-from thumbnet.training.asked import check_same_asked, what_was_asked
+from thumbnet.training.asked import check_same_asked, check_same_corrections, what_was_asked
 from thumbnet.training.choose import asked_recipe
 from thumbnet.training.listener import Listener
 from thumbnet.training.own_loss import find_code
@@ -194,18 +193,7 @@ def _check_folder(
         return
     run = Run.open(planned.path)
     check_same_asked(run, what_was_asked(recipe, planned.overrides), minutes)
-    before = run.corrections or []
-    if corrections_csv(before) == corrections_csv(corrections):
-        return
-    if not before:
-        what, advice = "without corrected labels", "leave out --labels"
-    else:
-        what = "with other corrections of labels" if corrections else "with corrected labels"
-        advice = f"use --labels {quoted(str(run.path / CORRECTIONS_NAME))}"
-    raise RunError(
-        f"the run {run.path} was begun {what}, and all trainings of a study need the same: {advice}, or name "
-        "another folder with --out"
-    )
+    check_same_corrections(run, corrections)
 
 
 def check_unchanged(planned: Sequence[Planned], data: Any, data_dir: str | Path | None = None) -> None:

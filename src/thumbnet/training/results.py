@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from thumbnet.batches.engines import Engine, evenly_spaced
-from thumbnet.batches.leaks import NOT_COMPARED, RepeatSearch, snapshot
+from thumbnet.batches.leaks import NOT_COMPARED, RepeatSearch
 from thumbnet.batches.prepare import Prepared
 from thumbnet.classifiers.logits import collect_views
 from thumbnet.classifiers.temperature import calibrated, fit_sigmoid_temperature, fit_temperature
@@ -24,7 +24,9 @@ from thumbnet.evaluation import Evaluation, evaluate_logits
 from thumbnet.multilabel import LabelEvaluation, choose_label_thresholds, evaluate_labels, sigmoid
 from thumbnet.runs.certainty import Thresholds, Unlikeness
 from thumbnet.runs.folder import Run
+from thumbnet.runs.summaries import BEST_ON_VAL, L2_BY_VAL, chosen_on
 from thumbnet.training.epochs import ON_REQUEST, Score
+from thumbnet.training.judges import Judges, find_judges
 from thumbnet.training.listener import Listener
 from thumbnet.training.state import TrainingState
 
@@ -43,6 +45,10 @@ class Measured:
         calibrated_on: the split on which the temperature was fitted, or None.
         calibration_pictures: number of pictures available for calibration.
         calibration_known: number of pictures that were left out of it, because the initial weights know them.
+        calibration_copied: number of others that were left out, because they belong to training pictures.
+        calibration_unsure: whether there is none because the initial weights may know its pictures.
+        calibration_not_finite: number of pictures for it with a logit that is not finite. If there are any,
+            nothing is calibrated.
         thresholds: see :func:`thumbnet.classifiers.thresholds.choose_thresholds`; None without calibration.
         unlike: see :func:`thumbnet.classifiers.unlike.fit_unlikeness`; None without calibration.
         label_thresholds: the probability from which on the network gives each label, chosen on the same
@@ -59,6 +65,9 @@ class Measured:
     calibrated_on: str | None = None
     calibration_pictures: int = 0
     calibration_known: int = 0
+    calibration_copied: int = 0
+    calibration_unsure: bool = False
+    calibration_not_finite: int = 0
     thresholds: Thresholds | None = None
     unlike: Unlikeness | None = None
     label_thresholds: tuple[float, ...] = ()
@@ -114,13 +123,18 @@ def measure(
     calibration = Measured()
     fitted_on, split = prepared.calibrates_on, prepared.measured
     if fitted_on is not None and state.recipe.data.calibration_pictures:
-        used = prepared.unknown(fitted_on)
-        calibration = Measured(calibration_pictures=len(used))
-        if len(used) >= FEWEST:
+        # Only one process compares: on another machine, the pictures may not fit into memory.
+        judges = state.world.from_first(find_judges(prepared, fitted_on) if state.world.is_first else None)
+        assert judges is not None
+        calibration = Measured(
+            calibration_pictures=len(judges.pictures),
+            calibration_known=judges.known,
+            calibration_copied=judges.belonging,
+            calibration_unsure=judges.unsure,
+        )
+        if len(judges.pictures) >= FEWEST and not judges.unsure:
             logits, _, labels = classified(fitted_on)
-            calibration = _calibrate(logits[used], labels[used], prepared, fitted_on)
-        left_out = len(prepared.splits[fitted_on]) - len(used)
-        calibration = replace(calibration, calibration_known=left_out)
+            calibration = _calibrate(calibration, logits[judges.fair], labels[judges.fair], prepared, judges)
     if split is None:
         return calibration
 
@@ -150,40 +164,40 @@ def measure(
     return replace(measured, val=val, val_plain=val_plain)
 
 
-def _calibrate(logits: np.ndarray, labels: np.ndarray, prepared: Prepared, split: str) -> Measured:
-    """Fit the temperature and all thresholds on the uncalibrated logits of held-out pictures.
+def _calibrate(
+    found: Measured, logits: np.ndarray, labels: np.ndarray, prepared: Prepared, judges: Judges
+) -> Measured:
+    """Add the temperature and all thresholds.
 
-    The logits and labels are those of :meth:`Prepared.unknown`.
+    They are fitted on the uncalibrated logits and the labels of the pictures that judge.
     """
-    if labels.ndim == 2:
-        return _calibrate_labels(logits, labels, split)
-    temperature, groups = fit_temperature(logits, labels), prepared.groups.get(split)
-    if groups is not None:
-        groups = groups[prepared.unknown(split)]
-    return Measured(
+    wrong = int((~np.isfinite(logits)).any(axis=1).sum())
+    if wrong:
+        return replace(found, calibration_not_finite=wrong)
+    if labels.ndim == 2:  # one temperature, and a threshold per label
+        temperature = fit_sigmoid_temperature(logits, labels)
+        probabilities = sigmoid(calibrated(logits, temperature))
+        return replace(
+            found,
+            temperature=temperature,
+            calibrated_on=judges.split,
+            label_thresholds=choose_label_thresholds(probabilities, labels),
+        )
+    temperature, groups = fit_temperature(logits, labels), prepared.groups.get(judges.split)
+    groups = None if groups is None else groups[judges.fair]
+    return replace(
+        found,
         temperature=temperature,
-        calibrated_on=split,
-        calibration_pictures=len(labels),
-        thresholds=choose_thresholds(calibrated(logits, temperature), labels, split, groups),
-        unlike=_unlikeness(logits, prepared, split),
+        calibrated_on=judges.split,
+        thresholds=choose_thresholds(calibrated(logits, temperature), labels, judges.split, groups),
+        unlike=_unlikeness(logits, prepared, judges),
     )
 
 
-def _calibrate_labels(logits: np.ndarray, labels: np.ndarray, split: str) -> Measured:
-    """The same for several labels per picture: one temperature, and a threshold per label."""
-    temperature = fit_sigmoid_temperature(logits, labels)
-    return Measured(
-        temperature=temperature,
-        calibrated_on=split,
-        calibration_pictures=len(labels),
-        label_thresholds=choose_label_thresholds(sigmoid(calibrated(logits, temperature)), labels),
-    )
-
-
-def _unlikeness(logits: np.ndarray, prepared: Prepared, split: str) -> Unlikeness | None:
+def _unlikeness(logits: np.ndarray, prepared: Prepared, judges: Judges) -> Unlikeness | None:
     """Learn from the training pictures and the held-out ones to tell pictures that are unlike them."""
-    held_out, train = prepared.evaluation[split].engine, prepared.train.engine
-    places, used = evenly_spaced(len(logits), MOST), torch.from_numpy(prepared.unknown(split))
+    held_out, train = prepared.evaluation[judges.split].engine, prepared.train.engine
+    places, used = evenly_spaced(len(logits), MOST), torch.from_numpy(judges.pictures)
     held_out_looks = _looks(held_out, used[places])
     train_looks = _looks(train, evenly_spaced(len(train.labels), MOST))
     return fit_unlikeness(logits[places.numpy()], held_out_looks, train_looks)
@@ -193,6 +207,21 @@ def _looks(engine: Engine, places: torch.Tensor) -> np.ndarray:
     """The looks of the pictures at ``places``, float64 [N, LOOKS]."""
     parts = engine.fetch(list(places.split(500)))
     return np.concatenate([looks(part.permute(0, 2, 3, 1).cpu().numpy()) for part in parts])
+
+
+def with_choices(measured: Measured, state: TrainingState, judged_on: str | None) -> Measured:
+    """The same measurement, whose thresholds say what else their pictures chose.
+
+    Args:
+        measured: the measurement.
+        state: the state of the training.
+        judged_on: the split by which a search chose the settings; None without a search.
+    """
+    found = measured.thresholds
+    if found is None:
+        return measured
+    chosen = chosen_on(found.split, _kept_by(state), _stopped_early(state), judged_on)
+    return replace(measured, thresholds=replace(found, also_chose=chosen or None))
 
 
 @dataclass
@@ -226,13 +255,16 @@ def summary_of(
         "calibrated_on": measured.calibrated_on,
         "calibration_pictures": measured.calibration_pictures,
         "calibration_known": measured.calibration_known,
+        "calibration_copied": measured.calibration_copied,
+        "calibration_unsure": measured.calibration_unsure,
+        "calibration_not_finite": measured.calibration_not_finite,
         "thresholds": None if measured.thresholds is None else measured.thresholds.to_dict(),
         "unlike": None if measured.unlike is None else asdict(measured.unlike),
         "calibration_error_before": measured.uncalibrated_error,
         "parameters": sum(parameter.numel() for parameter in state.model.parameters()),
         "epochs": state.epoch,
         "kept_epoch": state.kept_epoch,
-        "kept_by": "last" if state.best_weights is None else "best on val",
+        "kept_by": _kept_by(state),
         "stopped_early": _stopped_early(state),
         "seconds_training": round(seconds, 3),
         "seconds_total": round(time.perf_counter() - started, 3),
@@ -243,6 +275,14 @@ def summary_of(
         "repeats": findings.repeats,
         "warnings": findings.warnings,
     }
+
+
+def _kept_by(state: TrainingState) -> str:
+    """How the weights that were kept were chosen."""
+    if state.l2_chosen_on == "val":
+        return L2_BY_VAL
+    scored = sum(result.score is not None and result.score.split == "val" for result in state.history)
+    return BEST_ON_VAL if state.best_weights is not None and scored > 1 else "last"
 
 
 def _measures(
@@ -308,8 +348,8 @@ class RepeatTeller:
     def __init__(
         self, run: Run, prepared: Prepared, class_names: tuple[str, ...], listener: Listener
     ) -> None:
-        engines = {"train": snapshot(prepared.train.engine)}
-        engines |= {name: snapshot(batches.engine) for name, batches in prepared.evaluation.items()}
+        engines = {"train": prepared.train.engine}
+        engines |= {name: batches.engine for name, batches in prepared.evaluation.items()}
         self._search = RepeatSearch(engines, prepared.splits, class_names)
         self._folder, self._listener = run.path, listener
         self._told: dict[str, Any] | None = None

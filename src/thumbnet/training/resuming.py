@@ -2,29 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
 from thumbnet.batches.prepare import Prepared
-from thumbnet.data.calibration import KEEPS_CLASSES, with_calibration_split
+from thumbnet.data.calibration import FEWEST, KEEPS_CLASSES, with_calibration_split
 from thumbnet.data.corrections import Correction
 from thumbnet.data.splits import Data
-from thumbnet.errors import DataError, RunError, memory_guard
+from thumbnet.errors import RunError, memory_guard
 from thumbnet.files import user_path
 from thumbnet.invocation import command
 from thumbnet.recipes.recipe import Recipe
-from thumbnet.runs.finding import are_gone
+from thumbnet.runs.finding import explaining_gone
 from thumbnet.runs.folder import Run
 from thumbnet.sources.load import data_dir_again
 from thumbnet.training.call import Call
 from thumbnet.training.choose import load_for
-from thumbnet.training.known import KNOWN_CHOOSE_NOTHING, known_from_record, perhaps_from_record
+from thumbnet.training.judges import CHOOSE_NOTHING
+from thumbnet.training.known import masks_from_record, perhaps_from_record
 from thumbnet.training.own_loss import changed_code, code_digests
 from thumbnet.training.state import TrainingState
+
+# In the run.json of an earlier version, by which the epoch was chosen without the pictures that the initial
+# weights know, but with copies of training pictures. Before that, all pictures of val chose it.
+KNOWN_CHOOSE_NOTHING = "known_choose_nothing"
 
 
 def loaded_again(
@@ -80,18 +85,15 @@ def is_place(data: Any, recorded: str | None) -> bool:
     return named and recorded in (str(data), str(user_path(data).resolve()))
 
 
-@contextmanager
-def explaining_moved_data(run: str | Path, source: Any) -> Iterator[None]:
+def explaining_moved_data(run: str | Path, source: Any) -> AbstractContextManager[None]:
     """Within, an error about data that are gone also says what to do if a run that goes on needs them."""
-    try:
-        yield
-    except DataError as error:
-        if not isinstance(source, str) or not are_gone(source):
-            raise
-        raise DataError(
-            f"{error}\nThese are the data of {run}, which goes on only with them. If they have moved, move "
-            "them back, or put a symbolic link there"
-        ) from None
+    return explaining_gone(
+        source,
+        lambda: (
+            f"These are the data of {run}, which goes on only with them. If they have moved, move them "
+            "back, or put a symbolic link there"
+        ),
+    )
 
 
 def check_has_end(run: Run, recipe: Recipe, checkpoint: dict[str, Any] | None) -> None:
@@ -123,22 +125,27 @@ def restore(state: TrainingState, checkpoint: dict[str, Any], run: Run) -> float
         raise RunError(f"the checkpoint in {run.path} does not belong to its recipe: {reason}") from None
 
 
-def with_recorded_known(settings: dict[str, Any], prepared: Prepared, run: Run) -> Prepared:
-    """The pictures, with those that the initial weights of a run knew; see :mod:`thumbnet.training.known`.
+def with_recorded_known(settings: dict[str, Any], recipe: Recipe, prepared: Prepared, run: Run) -> Prepared:
+    """The pictures, with those that a run recorded as known to its initial weights, or as choosing nothing.
+
+    Runs of earlier versions chose the epoch by other pictures. They go on as they began; what is done once,
+    at the end, is done as it is now.
 
     Raises:
         RunError: what ``run.json`` says about them is damaged.
     """
-    prepared = replace(prepared, known_choose_nothing=KNOWN_CHOOSE_NOTHING in settings)
-    started = settings.get("init")
-    if not isinstance(started, dict):
-        return prepared
+    init = settings.get("init")
+    started = init if isinstance(init, dict) else {}
     try:
-        known = known_from_record(started.get("known", {}), prepared)
+        known = masks_from_record(started.get("known", {}), "init.known", prepared)
         perhaps = perhaps_from_record(started.get("perhaps_known", []), prepared)
+        nothing = masks_from_record(settings.get(CHOOSE_NOTHING, {}), CHOOSE_NOTHING, prepared)
     except ValueError as error:
         raise RunError(f"cannot read {run.path / 'run.json'}: {error}") from None
-    return replace(prepared, known=known, perhaps_known=perhaps)
+    by_epochs = KNOWN_CHOOSE_NOTHING in settings and not recipe.training.frozen
+    if by_epochs and "val" in known and int((~known["val"]).sum()) >= FEWEST:
+        nothing = {"val": known["val"]}
+    return replace(prepared, known=known, perhaps_known=perhaps, choose_nothing=nothing)
 
 
 def note_changes(

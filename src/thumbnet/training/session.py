@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import NoReturn
 
 import numpy as np
@@ -15,7 +16,6 @@ from torch import nn
 from thumbnet.batches.batches import Batch, Batches, EvalBatches
 from thumbnet.batches.prepare import Prepared, all_unreadable
 from thumbnet.classifiers.logits import collect_logits
-from thumbnet.data.calibration import FEWEST
 from thumbnet.data.splits import Data
 from thumbnet.distributed import Meetings, World
 from thumbnet.errors import (
@@ -33,11 +33,20 @@ from thumbnet.runs.folder import Run
 from thumbnet.runs.weights_info import WeightsInfo, public_name
 from thumbnet.training.epochs import ON_REQUEST, Score
 from thumbnet.training.fit import StepResult, end_early
-from thumbnet.training.known import warning_of_perhaps, warning_on
+from thumbnet.training.judges import find_judges
+from thumbnet.training.known import warning_on, warnings_of_perhaps
 from thumbnet.training.linear import train_epochs
 from thumbnet.training.listener import Listener
 from thumbnet.training.mirrored import find_mirrored
-from thumbnet.training.results import Findings, Measured, RepeatTeller, measure, score_of, summary_of
+from thumbnet.training.results import (
+    Findings,
+    Measured,
+    RepeatTeller,
+    measure,
+    score_of,
+    summary_of,
+    with_choices,
+)
 from thumbnet.training.state import TrainingState
 from thumbnet.training.time_budget import TimeBudget
 
@@ -72,6 +81,7 @@ class Session:
             that it had taken before is subtracted.
         fingerprint: fingerprint of ``data`` before pictures were set aside for calibration.
         budget: changes the number of steps so that the training ends in time; None for no time.
+        judged_on: the split by which a search chose the settings of this training; None without a search.
     """
 
     run: Run
@@ -82,6 +92,7 @@ class Session:
     started: float
     fingerprint: str
     budget: TimeBudget | None = None
+    judged_on: str | None = None
     _last_saved: float = 0.0  # a reading of time.monotonic
     _meetings: Meetings | None = None
     _wants_to_stop: bool = False  # whether this process was asked to stop
@@ -156,27 +167,27 @@ class Session:
         wanted, watched = self.state.recipe.evaluation.sample, self.prepared.watched
         if watched is None or not wanted:
             return None
-        judging = torch.from_numpy(self._judging(watched))
+        judging = torch.from_numpy(self._judging)
         return self.prepared.evaluation[watched].sample(max(wanted, self.world.size), judging)
 
-    def _judging(self, watched: str) -> np.ndarray:
-        """Which pictures of the watched split the epochs' scores are of: int64 [M].
+    @cached_property
+    def _judging(self) -> np.ndarray:
+        """The pictures of the watched split that the epochs' scores are of: int64 [M].
 
-        Those of ``val`` choose an epoch, so the ones that the initial weights know are left out. If too few
-        others remain, ``val`` chooses nothing (see :func:`~thumbnet.training.known.without_known_choice`),
-        and the scores are of all its pictures.
+        They are those that may choose an epoch, or all pictures if these are too few or nothing is chosen.
         """
-        unknown = self.prepared.unknown(watched)
-        if watched == "val" and self.prepared.known_choose_nothing and len(unknown) >= FEWEST:
-            return unknown
+        watched = str(self.prepared.watched)
+        if watched in self.prepared.choose_nothing:
+            judges = find_judges(self.prepared, watched)
+            if judges.enough:
+                return judges.pictures
         return np.arange(len(self.prepared.splits[watched]))
 
     def _score(self, model: nn.Module) -> Score:
         watched = self.prepared.watched
         assert watched is not None
         self._newest_logits, logits, labels = self._logits(model, self.prepared.evaluation[watched])
-        judging = self._judging(watched)
-        return score_of(watched, logits[judging], labels[judging], self.data.class_names)
+        return score_of(watched, logits[self._judging], labels[self._judging], self.data.class_names)
 
     def _score_sample(self, model: nn.Module, sample: EvalBatches) -> Score:
         _, logits, labels = self._logits(model, sample)
@@ -260,13 +271,16 @@ class Session:
     def _finish(self, repeats: RepeatTeller | None) -> None:
         state = self.state
         model = state.evaluated_model
+        # Before the calibration, because the search computes the digests by which copies are left out of it.
+        repeated = None if repeats is None else repeats.tell()
         with self.evaluation_memory():
             model.load_state_dict(state.final_weights())
             measured = measure(model, state, self.prepared, self.data.class_names, self._ready_logits())
-        if repeats is not None:
+        measured = with_choices(measured, state, self.judged_on)
+        if self.world.is_first:
             self.run.save_weights(model.state_dict(), self._weights_info(measured))
             self._write_metrics()
-            findings = Findings(repeats.tell(), [*self._known(measured), *self._mirrored(measured)])
+            findings = Findings(repeated, [*self._known(measured), *self._mirrored(measured)])
             skipped = len(self.prepared.skipped)
             summary = summary_of(state, measured, findings, self.started, skipped)
             if self.data.corrected is not None:
@@ -305,13 +319,13 @@ class Session:
     def _known(self, measured: Measured) -> list[str]:
         """Warnings about measuring on pictures that the initial weights know, or may know."""
         splits, known = (measured.split, None if measured.val is None else "val"), self.prepared.known
-        source, perhaps = public_name(self.state.recipe.training.init), self.prepared.perhaps_known
+        source = public_name(self.state.recipe.training.init)
         found = [
             warning_on(source, split, known[split])
             for split in splits
             if split is not None and split in known
         ]
-        return [*found, warning_of_perhaps(source, perhaps)] if perhaps else found
+        return [*found, *warnings_of_perhaps(source, self.prepared.perhaps_known)]
 
     def _mirrored(self, measured: Measured) -> list[str]:
         """Warnings about classes that mirroring makes indistinguishable."""

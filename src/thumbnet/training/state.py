@@ -17,7 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 from thumbnet.batches.selection import Selection
 from thumbnet.distributed import ALONE, World, synchronise_norms
 from thumbnet.errors import DivergedError
-from thumbnet.hardware import DTYPES, can_compile, compute_dtype, memory_layout
+from thumbnet.hardware import DTYPES, as_device, can_compile, compiled, compute_dtype, memory_layout
 from thumbnet.kernels.library import load_kernels
 from thumbnet.recipes.recipe import Recipe
 from thumbnet.training.epochs import EpochResult, Score
@@ -55,6 +55,7 @@ class TrainingState:
         skipped: steps (from 1) that were skipped, see ``training.on_nonfinite``.
         best_epoch, best_weights: the epoch that is best on ``val``, and its weights; None without ``val``.
             The weights are also None if the recipe keeps the last epoch.
+        l2_chosen_on: the split that chose L2, see :mod:`thumbnet.training.linear`; empty if none did.
         start: what the training took from ``training.init``; None if that is empty.
         pretrained: where the pretrained weights of a network of timm come from, if it began with some.
     """
@@ -64,11 +65,12 @@ class TrainingState:
         model: nn.Module,
         recipe: Recipe,
         steps_per_epoch: int,
-        device: torch.device,
+        device: torch.device | str,
         world: World = ALONE,
         class_weights: Tensor | None = None,
         selection: Selection | None = None,
     ) -> None:
+        device = as_device(device)
         self.recipe = recipe
         self.selection = selection
         self.class_weights = None if class_weights is None else class_weights.to(device)
@@ -91,8 +93,7 @@ class TrainingState:
         self.forward: Callable[[Tensor], Tensor] = forward
         self.compiled = recipe.training.compile and can_compile(device)
         if self.compiled:
-            # Pictures have few different sizes, so each size gets its own compiled code.
-            self.forward = torch.compile(forward, mode=recipe.training.compile_mode, dynamic=False)
+            self.forward = compiled(forward, recipe.training.compile_mode)
         self.average = copy.deepcopy(self.model).eval() if recipe.training.ema_decay else None
         # In float16 the device decides whether a step counts, so AdamW's counter must be there too.
         self.optimizer = build_optimizer(recipe.optimizer, self.model, fused=self.scaler.is_enabled())
@@ -105,6 +106,7 @@ class TrainingState:
         self.history: list[EpochResult] = []
         self.best_epoch: int | None = None
         self.best_weights: dict[str, Tensor] | None = None
+        self.l2_chosen_on = ""
         self.start: Start | None = None
         self.pretrained: dict[str, str] | None = None
 

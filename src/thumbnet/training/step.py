@@ -1,4 +1,18 @@
-"""One training step: the loss of a batch, its gradient, and the optimizer's update."""
+"""One training step: the loss of a batch, its gradient, and the optimizer's update.
+
+With default settings, in 32 bits, :func:`train_step` does what the guide's loop does
+(docs/guide/4-loop.md):
+
+```python
+optimizer.zero_grad()
+loss = F.cross_entropy(model(images), labels)
+loss.backward()
+optimizer.step()
+```
+
+Everything else here serves a setting: micro-batches, several processes, 16 bits, class weights, several
+labels.
+"""
 
 from __future__ import annotations
 
@@ -13,13 +27,13 @@ from torch import Tensor
 from thumbnet.batches.batches import Batch
 from thumbnet.batches.mixing import Mixed
 from thumbnet.errors import memory_guard
-from thumbnet.hardware import autocast
+from thumbnet.hardware import autocast, seeded
 from thumbnet.recipes.settings import TrainingSettings
+from thumbnet.seeds import derive_seed
 from thumbnet.training.head_first import set_phase
 from thumbnet.training.multilabel import exact_hits, label_losses
 from thumbnet.training.optimizers import set_learning_rate
 from thumbnet.training.own_loss import OwnLoss
-from thumbnet.training.randomness import seeded_step
 from thumbnet.training.scaling import scaled_step
 from thumbnet.training.schedules import resize_at
 from thumbnet.training.state import TrainingState
@@ -51,7 +65,9 @@ def train_step(state: TrainingState, batch: Batch, factor: float) -> Tensor:
         images = images.contiguous(memory_format=state.layout)
         state.optimizer.zero_grad()
         is_usable = finite_check(state)
-        with seeded_step(recipe.seed, state.step, state.world.rank, state.device):
+        # Each step has its own seed, so a resumed training draws the same numbers, for example in dropout.
+        # Each process has its own too, because it has other pictures.
+        with seeded(derive_seed(recipe.seed, "step", state.step, state.world.rank), state.device):
             loss = accumulate_gradients(state, replace(batch, images=images))
             if is_usable(loss):
                 update_weights(state)
@@ -144,7 +160,9 @@ def summed_loss(
     mixed: Mixed | None = None,
     own_loss: OwnLoss | None = None,
 ) -> Tensor:
-    """The sum of the pictures' losses, by default cross-entropies, or their labels' binary ones: float32 [].
+    """The sum of the losses of all pictures, float32 [].
+
+    The default loss is the cross-entropy, or the binary cross-entropy for several labels.
 
     Args:
         logits: float32 [B, classes].

@@ -5,7 +5,7 @@ from __future__ import annotations
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from thumbnet.errors import MissingExtraError
+from thumbnet.errors import needs_extra
 from thumbnet.training.listener import Listener
 
 if TYPE_CHECKING:
@@ -31,10 +31,8 @@ class TensorBoardWriter(Listener):
     """
 
     def __init__(self) -> None:
-        try:
+        with needs_extra("--tensorboard", "tensorboard"):
             from torch.utils.tensorboard import SummaryWriter
-        except ImportError:
-            raise MissingExtraError("--tensorboard", "tensorboard") from None
         self._make: Any = SummaryWriter
         self._writer: Any = None
         self._loss: float | None = None

@@ -191,8 +191,8 @@ def watch_less(recipe: Recipe, prepared: Prepared, speed: Speed) -> Recipe:
 def fit_steps(recipe: Recipe, prepared: Prepared, speed: Speed, seconds: float) -> Recipe:
     """The recipe with as many steps as fit into ``seconds``, which include the final evaluation.
 
-    As ``training.min_steps`` asks, batches become smaller where there would be too few steps. What ``recipe``
-    says about an earlier plan is forgotten.
+    As ``training.min_steps`` asks, batches become smaller where there would be too few steps. It is 0 if an
+    option names the batch size. What ``recipe`` says about an earlier plan is forgotten.
     """
     recipe = recipe.without_plan()
     pictures = kept_per_epoch(prepared.train.count, recipe.data.skip_easy)
@@ -315,12 +315,13 @@ class TimeBudget:
             self._expected, self._after_head = evaluation, only_head
             return None
         last = done_at(schedule, state.step - 0.5, total)
-        self._expected += found.speed.step(size_at(schedule, last, found.size), found.batch_size) + evaluation
-        if not meeting:
-            return None
-        taken = now - self._since
-        look = world.is_first and taken > CHECK_SECONDS
-        new_total = world.from_first(self._new_total(state, now, taken) if look else None)
+        self._expected += found.speed.step(size_at(schedule, last, found.size), found.batch_size)
+        new_total: int | None = None
+        if meeting:
+            taken = now - self._since
+            look = world.is_first and taken > CHECK_SECONDS
+            new_total = world.from_first(self._new_total(state, now, taken) if look else None)
+        self._expected += evaluation
         if new_total is None:
             return None
         told, after_head = self._told or total, self._after_head
@@ -359,8 +360,10 @@ class TimeBudget:
         if done > LAST_CHANGE or now - self._changed < SELDOM * 60 * self.minutes:
             return None
         pace = self._recent_pace()
-        step = found.mean_step(done) + found.per_epoch / state.steps_per_epoch
-        left = self.deadline - now - pace * found.at_the_end
+        watching = found.per_epoch / state.steps_per_epoch
+        step = found.mean_step(done) + watching
+        # The evaluation that these steps of the epoch have a share in is still to come.
+        left = self.deadline - now - pace * (found.at_the_end + watching * state.step_in_epoch)
         planned = (state.total_steps - state.step) * step * pace
         if abs(planned - left) < max(TOLERANCE * 60 * self.minutes, step * pace):
             return None

@@ -42,8 +42,8 @@ FINAL = (
 
 
 @contextmanager
-def tracked(names: Sequence[str], listener: Listener) -> Iterator[Listener]:
-    """A listener that passes every event on to ``listener`` and to the trackers ``names``.
+def tracked(names: str | Sequence[str], listener: Listener) -> Iterator[Listener]:
+    """A listener that passes every event on to ``listener`` and to the trackers ``names`` (one, or several).
 
     Of several processes of one training, only the first has trackers.
 
@@ -54,10 +54,9 @@ def tracked(names: Sequence[str], listener: Listener) -> Iterator[Listener]:
     if not names or rank() != 0:
         yield listener
         return
+    wanted = dict.fromkeys([names] if isinstance(names, str) else names)
     with ExitStack() as stack:
-        yield Listeners(
-            listener, *[stack.enter_context(_opened(name, listener)) for name in dict.fromkeys(names)]
-        )
+        yield Listeners(listener, *[stack.enter_context(_opened(name, listener)) for name in wanted])
 
 
 @contextmanager

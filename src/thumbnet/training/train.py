@@ -15,8 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch import nn
 
+from thumbnet.batches.cores import within_quota
 from thumbnet.batches.prepare import Prepared, prepare
 from thumbnet.data.calibration import KEEPS_CLASSES, with_calibration_split
 from thumbnet.data.corrections import Correction, Labels, corrections_of
@@ -34,14 +36,10 @@ from thumbnet.sources.load import data_dir_again, where_again
 from thumbnet.training.asked import check_same_asked, check_same_corrections, what_was_asked
 from thumbnet.training.build import build_state
 from thumbnet.training.call import Call, memory_of
-from thumbnet.training.choose import asked_recipe, choose_recipe
+from thumbnet.training.choose import asked_recipe, choose_recipe, notes_on_rates
 from thumbnet.training.continue_run import Continuation, continuation
-from thumbnet.training.known import (
-    KNOWN_CHOOSE_NOTHING,
-    known_at_start,
-    known_record,
-    without_known_choice,
-)
+from thumbnet.training.judges import CHOOSE_NOTHING, choose_by_val
+from thumbnet.training.known import known_at_start, record_of_masks
 from thumbnet.training.linear import check_frozen, with_network_of_init
 from thumbnet.training.listener import Listener
 from thumbnet.training.mirror_names import named_keys
@@ -74,7 +72,7 @@ class Plan:
     """What a new training should do.
 
     Attributes:
-        data, recipe, overrides, out, data_dir, minutes, may_widen: see :func:`train`.
+        data, recipe, overrides, out, data_dir, minutes, may_widen, judged_on: see :func:`train`.
         labels: corrections of the data's labels, if any.
         continued: the finished run that this one continues, if any.
     """
@@ -88,6 +86,7 @@ class Plan:
     continued: Continuation | None = None
     minutes: float | None = None
     may_widen: bool = False
+    judged_on: str | None = None
 
 
 def train(
@@ -96,12 +95,13 @@ def train(
     *,
     overrides: Sequence[str] = (),
     out: str | Path | None = None,
-    device: str = "auto",
+    device: str | torch.device = "auto",
     data_dir: str | Path | None = None,
     listener: Listener | None = None,
     auto_resume: bool = False,
     minutes: float | None = None,
     may_widen: bool = False,
+    judged_on: str | None = None,
     labels: Labels | None = None,
     started: float | None = None,
 ) -> Run:
@@ -117,7 +117,7 @@ def train(
             :func:`~thumbnet.training.choose.default_recipe` names for the network and the data.
         overrides: ``"section.key=value"`` settings on top of ``recipe``.
         out: the run's folder; by default a new one in ``runs/``.
-        device: ``auto``, ``cpu``, ``gpu``, ``cuda``, ``cuda:1``, ``mps``.
+        device: ``auto``, ``cpu``, ``gpu``, ``cuda``, ``cuda:1``, ``mps``, or a ``torch.device``.
         data_dir: folder for downloads.
         listener: receives the events of the training.
         auto_resume: resume the run in ``out`` if it has begun, and return it unchanged if it is complete. A
@@ -127,6 +127,8 @@ def train(
             for FastNet the width, are chosen for it; see :mod:`thumbnet.training.time_budget`.
         may_widen: with ``minutes``, whether the FastNet of a recipe of your own, whose width is kept
             otherwise, may become wider.
+        judged_on: the split by which a search chose the settings, if this is its final training: what is
+            measured on that split is optimistic.
         labels: corrections of the data's labels, such as the ``labels.csv`` that ``thumbnet review`` writes;
             see :func:`thumbnet.data.corrections.corrections_of` and
             :func:`thumbnet.data.correct.apply_corrections`. The run keeps a copy.
@@ -141,7 +143,7 @@ def train(
         check_free_of_length(overrides)
     if auto_resume and out is None:
         raise RunError("--auto-resume needs the run's folder by name: --out DIR")
-    with joined() as world, deterministic(), memory_of("training"):
+    with joined() as world, deterministic(), within_quota(), memory_of("training"):
         call = Call(device, listener or Listener(), world, started)
         # Read before anything is downloaded. The files that they name are looked up here, by one process.
         read = corrections_of(labels) if labels is not None and world.is_first else None
@@ -163,6 +165,7 @@ def train(
             labels=corrections,
             minutes=minutes,
             may_widen=may_widen,
+            judged_on=judged_on,
         )
         return _begin(plan, call)
 
@@ -170,7 +173,7 @@ def train(
 def resume(
     run_path: str | Path,
     *,
-    device: str = "auto",
+    device: str | torch.device = "auto",
     listener: Listener | None = None,
     more_epochs: int | None = None,
     out: str | Path | None = None,
@@ -188,7 +191,7 @@ def resume(
 
     Args:
         run_path: the run's folder.
-        device: ``auto``, ``cpu``, ``gpu``, ``cuda``, ``cuda:1``, ``mps``.
+        device: ``auto``, ``cpu``, ``gpu``, ``cuda``, ``cuda:1``, ``mps``, or a ``torch.device``.
         listener: receives the events of the training.
         more_epochs: train a finished run for this many more epochs, in a new folder; see
             :mod:`thumbnet.training.continue_run`.
@@ -219,7 +222,7 @@ def resume(
         raise ThumbnetError(
             "out and overrides go with more_epochs: a run that is resumed keeps its folder and its settings"
         )
-    with joined() as world, deterministic(), memory_of("training"):
+    with joined() as world, deterministic(), within_quota(), memory_of("training"):
         call = Call(device, listener or Listener(), world, started)
         if model is not None:
             name = world.from_first(Run.open(run_path).recipe.model.name if world.is_first else "")
@@ -244,7 +247,7 @@ def resume(
 def _begin(plan: Plan, call: Call) -> Run:
     """Start a new run."""
     world, listener = call.world, call.listener
-    if plan.out is not None and world.is_first:
+    if world.is_first:
         Run.check_free(plan.out)  # before anything is decoded
     device = call.choose_device()
     if device.type == "cpu":
@@ -286,7 +289,7 @@ def _begin(plan: Plan, call: Call) -> Run:
     call.check_same_skipped(prepared.skipped, data.source)
     known, perhaps, known_notes = world.from_first(found)
     prepared = replace(prepared, known=known, perhaps_known=perhaps)
-    recipe, choice_notes = without_known_choice(recipe, prepared)
+    recipe, prepared, choice_notes = choose_by_val(recipe, prepared, world)
     recipe, notes = with_stem(recipe, prepared.preprocessing.size)
     for note in (*notes, *(() if plan.continued is None else plan.continued.notes)):
         listener.on_note(note)
@@ -296,14 +299,13 @@ def _begin(plan: Plan, call: Call) -> Run:
         if plan.may_widen:
             least_width = recipe.model.width
         budget = TimeBudget(plan.minutes, call.started, least_width, may_watch_less(named, recipe))
-        recipe, note = world.from_first(budget.plan(recipe, prepared, len(data.class_names), device))
-        prepared = prepared.with_recipe(recipe)
-        listener.on_note(note)
+        planned, note = world.from_first(budget.plan(recipe, prepared, len(data.class_names), device))
+        for told in (note, *notes_on_rates(recipe, planned, named_keys(None, plan.overrides))):
+            listener.on_note(told)
+        recipe, prepared = planned, prepared.with_recipe(planned)
     state = build_state(recipe, prepared, data.class_names, device, world, initial=initial)
-    if state.start is not None:
-        for note in (state.start.note(), *known_notes, *choice_notes):
-            if note:
-                listener.on_note(note)
+    for note in (*(() if state.start is None else state.start.notes()), *known_notes, *choice_notes):
+        listener.on_note(note)
     run = Run.create(plan.out, data.source, recipe.name) if world.is_first else Run(Path())
     run = Run(world.from_first(run.path))
     session = Session(
@@ -315,6 +317,7 @@ def _begin(plan: Plan, call: Call) -> Run:
         started=call.started,
         fingerprint=fingerprint,
         budget=budget,
+        judged_on=plan.judged_on,
     )
     with call.lock(run):
         if world.is_first:
@@ -363,14 +366,16 @@ def _resume(
             check_has_end(run, recipe, checkpoint)
         find_code(recipe)  # if its code is not allowed, say so before the data are read
         device = call.choose_device()
-        begins_again = checkpoint is None or recipe.training.frozen
+        if recipe.training.frozen:
+            checkpoint = None  # a last layer is fitted anew
+        begins_again = checkpoint is None
         with world.one_per_machine_first():
             if begins_again:
                 find_initial(recipe)
         loaded, fingerprint = loaded_again(run, recipe, settings, data, call, data_dir, corrections)
         with world.one_per_machine_first():
             prepared = prepare(loaded, recipe, device, call.listener.on_decode, world, skipped)
-        prepared = with_recorded_known(settings, prepared, run)
+        prepared = with_recorded_known(settings, recipe, prepared, run)
         state = build_state(recipe, prepared, loaded.class_names, device, world, restored=not begins_again)
         if state.start is not None:
             state.start.check_same(settings.get("init"), run.path)
@@ -387,6 +392,7 @@ def _resume(
             listener=call.listener,
             started=call.started - earlier,
             fingerprint=fingerprint,
+            judged_on=(settings.get("search") or {}).get("judged_on"),
         )
         return session.train(finish)
 
@@ -422,7 +428,7 @@ def _settings(
         "fingerprint": fingerprint,
         "measured_fingerprint": data.fingerprint(data.measured_split()),
         KEEPS_CLASSES: True,
-        KNOWN_CHOOSE_NOTHING: True,
+        CHOOSE_NOTHING: record_of_masks(prepared.choose_nothing),
     }
     if data.measured_split() != "val" and "val" in data.splits:
         settings["val_fingerprint"] = data.fingerprint("val")
@@ -435,11 +441,13 @@ def _settings(
     if state.start is not None:
         settings["init"] = state.start.record()
         if prepared.known:
-            settings["init"]["known"] = known_record(prepared.known)
+            settings["init"]["known"] = record_of_masks(prepared.known)
         if prepared.perhaps_known:
             settings["init"]["perhaps_known"] = list(prepared.perhaps_known)
     if plan.minutes is not None:
         settings["minutes"] = plan.minutes
+    if plan.judged_on is not None:
+        settings["search"] = {"judged_on": plan.judged_on}
     code = code_digests(state.recipe)
     if code:
         settings["code"] = code

@@ -40,6 +40,7 @@ class Start:
         how: how the names were matched; empty for weights that thumbnet wrote.
         left_new: what keeps its random weights, and why.
         body_is_whole: whether everything but the last layer comes from the file.
+        loses_colour: whether the new pictures have colours that the first layer from the file cannot see.
     """
 
     source: str
@@ -49,6 +50,7 @@ class Start:
     how: str = ""
     left_new: tuple[str, ...] = ()
     body_is_whole: bool = True
+    loses_colour: bool = False
 
     def record(self) -> dict[str, Any]:
         """What ``run.json`` keeps."""
@@ -67,12 +69,21 @@ class Start:
                 "back, or start a new run"
             )
 
-    def note(self) -> str:
-        """What the user should know; empty for weights that thumbnet wrote."""
-        if not self.how:
-            return ""
-        new = f"; left new: {', '.join(self.left_new)}" if self.left_new else ""
-        return f"{self.taken} of {self.tensors} tensors taken from {self.source}, matched {self.how}{new}"
+    def notes(self) -> list[str]:
+        """What the user should know."""
+        notes: list[str] = []
+        if self.how:
+            new = f"; left new: {', '.join(self.left_new)}" if self.left_new else ""
+            notes.append(
+                f"{self.taken} of {self.tensors} tensors taken from {self.source}, matched {self.how}{new}"
+            )
+        if self.loses_colour:
+            notes.append(
+                f"warning: the first layer of {self.source} was computed from pictures without colour and "
+                "does not learn, so the network cannot see the colours of these pictures. If they matter, "
+                "train without --init, or begin with a network that was trained on pictures in colour"
+            )
+        return notes
 
 
 def with_absolute_init(recipe: Recipe) -> Recipe:

@@ -12,11 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from thumbnet.data.listings import as_csv
-from thumbnet.errors import MissingExtraError
+from thumbnet.errors import needs_extra
 from thumbnet.files import write_file
 from thumbnet.invocation import command
 from thumbnet.recipes.recipe import Recipe
-from thumbnet.reports.figures import new_figure
 from thumbnet.reports.summary import percent
 from thumbnet.runs.folder import CORRECTIONS_NAME, Run
 from thumbnet.runs.summaries import headline_key
@@ -34,12 +33,9 @@ def check_page() -> None:
     Raises:
         MissingExtraError: jinja2 or matplotlib is not installed.
     """
-    try:
+    with needs_extra("thumbnet tune", "tune"):
         import jinja2  # noqa: F401
-
-        new_figure(1, 1)
-    except (ImportError, MissingExtraError):
-        raise MissingExtraError("thumbnet tune", "tune") from None
+        import matplotlib.figure  # noqa: F401
 
 
 def trials_csv(records: Sequence[Record], recipes: Sequence[Recipe]) -> str:

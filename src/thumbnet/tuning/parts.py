@@ -2,9 +2,8 @@
 
 A ``val`` split of the data judges. Otherwise, a data set with fewer than ``SMALL`` training pictures is
 cross-validated, and a larger one gives a fifth of its pictures, at most about ``MOST_HELD_OUT``. Copies of a
-picture, and pictures of one group, stay together: if one of them is trained on, the others judge nothing.
-Pictures that the weights in ``training.init`` were trained on judge nothing either. The test pictures are
-neither decoded nor looked at.
+picture, and pictures of one group, stay together. Pictures that are not new to the network judge nothing
+(:mod:`thumbnet.training.judges`). The test pictures are neither decoded nor looked at.
 
 The division is the same for every input size and every way to fit pictures into it. Each of these is decoded
 when a trial first asks for it.
@@ -21,8 +20,9 @@ import torch
 from thumbnet.batches.batches import EvalBatches, TrainBatches
 from thumbnet.batches.decoding import some_sizes
 from thumbnet.batches.engines import Engine, MemoryEngine, WorkerEngine
-from thumbnet.batches.leaks import belonging, belonging_to_training
+from thumbnet.batches.leaks import belonging
 from thumbnet.batches.prepare import Prepared, prepare
+from thumbnet.data.calibration import FEWEST
 from thumbnet.data.folds import fold_numbers, rarest_labels
 from thumbnet.data.splits import Data, Progress
 from thumbnet.errors import DataError, RunError
@@ -30,16 +30,15 @@ from thumbnet.invocation import command
 from thumbnet.recipes.recipe import Recipe
 from thumbnet.runs.any_weights import AnyWeights
 from thumbnet.seeds import derive_seed
+from thumbnet.training.judges import Judges, find_judges
 from thumbnet.training.known import find_known
 from thumbnet.training.transfer import read_initial
 
 SMALL = 1000  # with fewer training pictures, every picture is held out once
 FOLDS = 3
-FEWEST = 20  # training pictures; fewer cannot judge anything
 PARTS = 5  # of a larger data set, one part in this many is held out
 MOST_HELD_OUT = 5000  # pictures; more would cost time and decide nothing
 _WITHOUT_INIT = "Leave out --init (training.init), or start from a network that was trained on other pictures"
-_LEAKED = "are also in train, or share a group with a picture there"
 
 
 @dataclass(frozen=True)
@@ -96,7 +95,6 @@ class _Division:
             pictures that belong together: int64 [M].
         how: the division in words.
         left_out: see :class:`Parts`.
-        notes: what the user should know about it.
     """
 
     folds: list[np.ndarray]
@@ -104,7 +102,6 @@ class _Division:
     together: np.ndarray
     how: str
     left_out: str = ""
-    notes: tuple[str, ...] = ()
 
     @property
     def sets(self) -> int:
@@ -121,8 +118,8 @@ def divide(data: Data, recipe: Recipe, device: torch.device, progress: Progress 
     """Decode ``data`` without its test split, and divide it.
 
     Raises:
-        DataError: there are too few pictures to hold any out, or too many of ``val`` are also in ``train``.
-        RunError: the weights in ``training.init`` cannot be read, or know too many of the pictures.
+        DataError: too few pictures can judge.
+        RunError: the weights in ``training.init`` cannot be read, or may know the pictures.
         UnreadableImagesError, OutOfMemoryError: as for :func:`thumbnet.batches.prepare.prepare`.
     """
     initial = read_initial(recipe.training.init) if recipe.training.init else None
@@ -134,6 +131,7 @@ def divide(data: Data, recipe: Recipe, device: torch.device, progress: Progress 
     parts = _parts(prepared, recipe, division)
     held_out = sum(map(held_out_of, parts))
     independent = division.sets == held_out
+    notes = [f"{division.left_out}: these judge nothing"] if division.left_out else []
     start = (recipe.data.image_size, recipe.data.fit)
     latest: dict[tuple[str, str], tuple[Prepared, ...]] = {}  # only one, because each takes as much memory
 
@@ -158,7 +156,7 @@ def divide(data: Data, recipe: Recipe, device: torch.device, progress: Progress 
         size=prepared.preprocessing.size,
         own=tuple(some_sizes(prepared.splits["train"])),
         skipped=len(prepared.skipped),
-        notes=(*prepared.notes, *division.notes),
+        notes=(*prepared.notes, *notes),
         initial=initial,
         _again=again,
     )
@@ -180,65 +178,45 @@ def _with_known(prepared: Prepared, recipe: Recipe, data: Data, initial: AnyWeig
             f"the network in {init} may have been trained on the pictures that would judge the settings, "
             f"because its data were divided in another way. {_WITHOUT_INIT}"
         )
-    known = found.pictures
-    notes = [
-        f"{init} was trained on {int(mask.sum()):,} of the {len(mask):,} {name} pictures, which judge nothing"
-        for name, mask in known.items()
-    ]
-    return replace(prepared, known=known, notes=(*prepared.notes, *notes))
+    return replace(prepared, known=found.pictures)
 
 
-def _check_enough_unknown(split: str, judging: int, prepared: Prepared, recipe: Recipe) -> None:
-    """Check that enough pictures judge a trial, if the weights in ``training.init`` know some.
+def _check_enough(judges: Judges, data: Data, recipe: Recipe) -> None:
+    """Check that enough pictures are new to the network.
 
     Raises:
-        RunError: ``judging`` pictures of ``split`` are too few.
+        DataError: they are too few.
     """
-    known = prepared.known.get(split)
-    if known is not None and judging < FEWEST:
-        raise RunError(
-            f"the network in {recipe.training.init} was trained on {int(known.sum()):,} of the "
-            f"{len(known):,} {split} pictures, and at least {FEWEST} that it does not know are needed "
-            f"to compare settings. {_WITHOUT_INIT}"
+    if judges.enough:
+        return
+    ways = [_WITHOUT_INIT] if judges.known else []
+    if judges.belonging and judges.split == "val":
+        ways.append(
+            f"Remove the copies from one of the two splits ({command('data', data.source)} finds them), or "
+            "do without a val split (leave out --val-fraction and --patience): training pictures judge then, "
+            "and copies of one picture stay together"
         )
-
-
-def _known_to(recipe: Recipe) -> str:
-    """Why pictures judge nothing that the weights in ``training.init`` were trained on."""
-    return f"{recipe.training.init} was trained on some of them"
+    raise DataError(
+        f"{data.source}: {judges.reasons(recipe.training.init)}, and at least {FEWEST} others are needed to "
+        f"compare settings. {'. '.join(ways)}"
+    )
 
 
 def _by_val(data: Data, prepared: Prepared, recipe: Recipe) -> _Division:
-    """Let the ``val`` split judge, without the pictures that belong together with a training picture.
+    """Let the ``val`` split judge.
 
     Raises:
-        DataError: fewer than ``FEWEST`` are left.
-        RunError: the weights in ``training.init`` know too many of them.
+        DataError: too few of its pictures can.
     """
-    val, train = prepared.evaluation["val"].engine, prepared.train.engine
-    groups = prepared.groups.get("val")
-    leaked = belonging_to_training(val, groups, train, prepared.groups.get("train"))
-    count = int(leaked.sum())
-    shared = f"{count:,} of the {len(leaked):,} val pictures {_LEAKED}"
-    if count and len(leaked) - count < FEWEST:
-        raise DataError(
-            f"{data.source}: {shared}, and at least {FEWEST} others are needed to compare settings. Remove "
-            f"the copies from one of the two splits ({command('data', data.source)} finds them), or do "
-            "without a val split (leave out --val-fraction and --patience): training pictures judge then, "
-            "and copies of one picture stay together"
-        )
-    unknown = prepared.unknown("val")
-    judging = unknown[~leaked[unknown]]
-    _check_enough_unknown("val", len(judging), prepared, recipe)
-    reasons = [_known_to(recipe)] if "val" in prepared.known else []
-    reasons += [f"some of them {_LEAKED}"] if count else []
+    judges = find_judges(prepared, "val")
+    _check_enough(judges, data, recipe)
+    val = judges.pictures
     return _Division(
         folds=[],
-        val=judging,
-        together=belonging(val, groups)[judging],
-        how=f"the val split, {len(judging):,} pictures",
-        left_out=" and ".join(reasons),
-        notes=(f"{shared}: they judge nothing",) if count else (),
+        val=val,
+        together=belonging(prepared.evaluation["val"].engine, prepared.groups.get("val"))[val],
+        how=f"the val split, {len(val):,} pictures",
+        left_out=judges.reasons(recipe.training.init),
     )
 
 
@@ -246,27 +224,25 @@ def _by_folds(data: Data, prepared: Prepared, recipe: Recipe) -> _Division:
     """Let training pictures judge: each fold once, or only the first one.
 
     Raises:
-        DataError: there are too few pictures to hold any out.
-        RunError: the weights in ``training.init`` know too many of them.
+        DataError: too few of them can judge.
     """
     count = prepared.train.count
     if count < FEWEST:
         raise DataError(
             f"{data.source} has {count} training pictures: at least {FEWEST} are needed to compare settings"
         )
-    unknown = len(prepared.unknown("train"))
-    small = unknown < SMALL
-    folds = FOLDS if small else max(PARTS, -(-unknown // MOST_HELD_OUT))
+    judges = find_judges(prepared, "train")
+    _check_enough(judges, data, recipe)
+    new = len(judges.pictures)
+    small = new < SMALL
+    folds = FOLDS if small else max(PARTS, -(-new // MOST_HELD_OUT))
     labels = _labels(prepared)
     together = belonging(prepared.train.engine, prepared.groups.get("train"))
     numbers = fold_numbers(labels, together, folds, derive_seed(recipe.data.split_seed, "tune"))
-    known = prepared.known.get("train")
-    if known is not None:
-        numbers[np.isin(together, together[known])] = 0  # all networks are trained on them
+    numbers[~judges.fair] = 0  # all networks are trained on them
     there = [fold for fold in range(1, folds + 1) if (numbers == fold).any()]
     used = there if small else there[:1]
     held_out = int(np.isin(numbers, used).sum())
-    _check_enough_unknown("train", held_out, prepared, recipe)
     if not used or (numbers != used[0]).sum() < 2:
         raise DataError(
             f"{data.source}: no training pictures can be held out to compare settings, because the pictures "
@@ -274,7 +250,7 @@ def _by_folds(data: Data, prepared: Prepared, recipe: Recipe) -> _Division:
         )
     how = (
         f"{len(used)} folds of the {count:,} training pictures"
-        if small and known is None
+        if small and new == count
         else f"{held_out:,} of the {count:,} training pictures"
     )
     held = [numbers == fold for fold in used]
@@ -283,7 +259,7 @@ def _by_folds(data: Data, prepared: Prepared, recipe: Recipe) -> _Division:
         val=np.zeros(0, dtype=np.int64),
         together=np.concatenate([together[chosen] for chosen in held]),
         how=how,
-        left_out="" if known is None else _known_to(recipe),
+        left_out=judges.reasons(recipe.training.init),
     )
 
 

@@ -103,19 +103,6 @@ class Cost:
         return larger * slowdown(recipe.model.width, self.width)
 
 
-@dataclass(frozen=True)
-class Plan:
-    """How the time of a search is used.
-
-    Attributes:
-        recipe: where the search starts, with as many epochs as its trial has.
-        note: the plan in words.
-    """
-
-    recipe: Recipe
-    note: str
-
-
 def plan(
     recipe: Recipe,
     parts: Parts,
@@ -126,7 +113,7 @@ def plan(
     *,
     data: str = "DATA",
     fixed: bool = False,
-) -> Plan:
+) -> tuple[Recipe, str]:
     """Plan a search of ``minutes``.
 
     Args:
@@ -138,6 +125,9 @@ def plan(
         trials: the number of trials that the user asked for.
         data: the data, as the advice names them.
         fixed: whether the user set the number of epochs.
+
+    Returns:
+        Where the search starts, with as many epochs as its trial has; and the plan in words.
 
     Raises:
         ThumbnetError: the time is too short for ``TRIALS`` trials, or for ``trials``, and the final training.
@@ -169,7 +159,7 @@ def plan(
         f"{minutes:g} minute(s): a trial takes about {takes:.0f} s{networks}, so about "
         f"{int(for_trials / takes)} of them; {kept} kept for the final training"
     )
-    return Plan(recipe, note)
+    return recipe, note
 
 
 def _epochs_within(seconds: float, recipe: Recipe, parts: Parts, cost: Cost) -> int:

@@ -148,7 +148,6 @@ class Tuner:
         best = best_of(self.records)
         began = time.perf_counter()
         run = self._train(best)
-        self._record(run)
         # The final training counts its own time, including what it took before it was interrupted.
         self.started -= max(0.0, run.summary["seconds_total"] - (time.perf_counter() - began))
         self._write_found(run)
@@ -378,15 +377,11 @@ class Tuner:
                 listener=self.listener,
                 minutes=minutes,
                 may_widen=minutes is not None and bool(search.settings.get("may_widen")),
+                judged_on="val" if "val" in search.data.splits else "train",
                 labels=search.corrections,
             )
         except InterruptedRunError:
             raise self._interrupted() from None
-
-    def _record(self, run: Run) -> None:
-        """Write into the final run which pictures judged the trials: its result on them is optimistic."""
-        judged_on = "val" if "val" in self.search.data.splits else "train"
-        run.write_settings({**run.settings, "search": {"judged_on": judged_on}})
 
     def _decided(self, recipe: Recipe) -> list[str]:
         """The settings that the final training must not choose anew: it keeps those that are named.

@@ -30,6 +30,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from thumbnet.batches.cores import within_quota
 from thumbnet.data.calibration import FEWEST
 from thumbnet.data.corrections import Correction, Labels, corrections_of, read_corrections
 from thumbnet.data.splits import Data
@@ -71,7 +72,7 @@ def tune(
     trials: int | None = None,
     overrides: Sequence[str] = (),
     out: str | Path | None = None,
-    device: str = "auto",
+    device: str | torch.device = "auto",
     data_dir: str | Path | None = None,
     listener: TuneListener | None = None,
     labels: Labels | None = None,
@@ -103,9 +104,8 @@ def tune(
     _check_searchable(asked, recipe, overrides, _as_named(data))
     load_optuna()
     check_page()
-    with deterministic(), memory_of("search"):
-        if out is not None:
-            Run.check_free(out)
+    with deterministic(), within_quota(), memory_of("search"):
+        Run.check_free(out)
         find_initial(asked)
         chosen = choose_device(device)
         if chosen.type == "cpu":
@@ -145,16 +145,17 @@ def tune(
             "knobs": [knob.to_dict() for knob in start.varied],
             "code": code_digests(base),
         }
-        if loaded.corrected is not None:
-            write_file(run.path / CORRECTIONS_NAME, loaded.corrected.content)
-        write_json(run.path / SEARCH, settings)
+        with run.locked():  # from here on, the folder is known as one that thumbnet began
+            if loaded.corrected is not None:
+                write_file(run.path / CORRECTIONS_NAME, loaded.corrected.content)
+            write_json(run.path / SEARCH, settings)
         return _search(run.path, settings, loaded, parts, start, called)
 
 
 def resume_tuning(
     path: str | Path,
     *,
-    device: str = "auto",
+    device: str | torch.device = "auto",
     listener: TuneListener | None = None,
     data: Any = None,
     data_dir: str | Path | None = None,
@@ -184,7 +185,7 @@ def resume_tuning(
     settings = before = _settings_of(folder)
     load_optuna()
     check_page()
-    with deterministic(), memory_of("search"):
+    with deterministic(), within_quota(), memory_of("search"):
         listener = listener or TuneListener()
         chosen = choose_device(device)
         try:
@@ -290,8 +291,8 @@ def _planned(
         cost = Cost.measure(base, parts, classes, call.device)
         left = call.started + 60 * minutes - time.perf_counter()
         data = _as_named(call.given)
-        found = plan(base, parts, cost, minutes, left, trials, data=data, fixed=fixed)
-        base, notes = found.recipe, (found.note,)
+        base, note = plan(base, parts, cost, minutes, left, trials, data=data, fixed=fixed)
+        notes = (note,)
     # Weights to start from fit only the width that they were trained with.
     builder = find_builder(base.model.name)
     takes_width = not base.training.init and "width" in inspect.signature(builder).parameters

@@ -26,7 +26,7 @@ function fromPlanes(planes) {  // see thumbnet.publish.webpage.to_planes
 
 async function started() {
   if (typeof DecompressionStream === "undefined" || typeof WebAssembly === "undefined") {
-    throw new Error("This browser is too old for this page, or WebAssembly is off: use Chrome or Edge 97, Firefox 113, Safari 16.4, or newer.");
+    throw new Error("This browser is too old for this page, or WebAssembly is off: use Chrome or Edge 97, Firefox 113, Safari 16.5, or newer.");
   }
   ort.env.wasm.numThreads = 1;  // more need a server that isolates the page
   ort.env.wasm.wasmBinary = await unpacked("runtime");
@@ -54,15 +54,10 @@ async function logitsOf(batch) {
 
 const notAPicture = (reason) => Object.assign(new Error(`not a picture that this browser can read${reason}`), { status: 415 });
 
-async function decoded(file) {
-  // The stored values, without conversion by a colour profile, and upright: as Pillow gives them.
-  const how = { colorSpaceConversion: "none", premultiplyAlpha: "none", imageOrientation: "from-image" };
-  try { return await createImageBitmap(file, how); }
-  catch (error) {
-    if (!(error instanceof TypeError)) throw notAPicture("");
-    return createImageBitmap(file).catch(() => { throw notAPicture(""); });  // a browser without these options
-  }
-}
+// The stored values, without conversion by a colour profile: as Pillow gives them. Browsers turn the picture upright by
+// default. The page does not ask for it: Chrome before 112 does not know "from-image", and refuses all options with it.
+const decoded = (file) => createImageBitmap(file, { colorSpaceConversion: "none", premultiplyAlpha: "none" })
+  .catch(() => { throw notAPicture(""); });
 
 // Browsers turn a picture upright by its EXIF, but Chromium does not turn a WebP. So the page takes the orientation out
 // of a WebP, for all browsers to decode it as it is stored, and turns it itself.
@@ -304,7 +299,16 @@ async function classified({ file }) {
 
 const extras = () => [];  // to show where a network looked takes `thumbnet serve`
 
-const describedModel = async () => { await session; return model; };
+// A browser may compute wrongly, as Safari 16.4 did. So the page compares the logits of one picture with those that the
+// export stored, see thumbnet.publish.webpage.known_logits.
+let miscomputes = false;
+async function computesOtherwise() {
+  const pixels = Uint8Array.from({ length: 3 * height * width }, (_, i) => (i * 37) % 256), [found] = await logitsOf([pixels]);
+  const allowed = 1e-3 * Math.max(1, ...model.known_logits.map(Math.abs));  // summing in another order changes far less
+  return model.known_logits.some((value, i) => !(Math.abs(found[i] - value) <= allowed));  // also if it is NaN
+}
+
+const describedModel = async () => { miscomputes = await computesOtherwise(); return model; };
 
 const aboutService = () => ({ weights: model.weights, classes: model.classes.join(", "), "written by": `thumbnet ${model.written_by}`, "runs on": `ONNX Runtime Web ${model.runtime}` });
 
@@ -320,6 +324,7 @@ function changesPixels() {
 function described() {
   document.title = `${model.run ?? model.network} – thumbnet`;
   if (changesPixels()) $("model").textContent += " This browser changes the pixels that pages read, to guard against fingerprinting: expect wrong answers.";
+  if (miscomputes) $("model").textContent += " This browser computes other numbers than the network that was exported: expect wrong answers, and use another browser.";
 }
 
 $("licences").addEventListener("toggle", async () => {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from thumbnet.sources.spelling import name_key, nfc
+from thumbnet.data.spelling import file_key, name_key, nfc
 
 
 @pytest.mark.parametrize(
@@ -18,6 +18,11 @@ def test_names_that_differ_in_form_case_or_outer_spaces_are_alike(first: str, se
 @pytest.mark.parametrize(("first", "second"), [("cat", "cats"), ("e", "\u00e9"), ("a b", "ab"), ("1", "01")])
 def test_other_names_are_not(first: str, second: str) -> None:
     assert name_key(first) != name_key(second)
+
+
+def test_outer_spaces_of_a_file_name_count() -> None:
+    assert file_key("CAFE\u0301.png") == file_key("caf\u00e9.PNG")
+    assert file_key(" dog") != file_key("dog")
 
 
 def test_the_unicode_form_alone_keeps_case_and_spaces() -> None:

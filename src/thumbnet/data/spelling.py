@@ -1,0 +1,20 @@
+"""When two names of classes or files are the same one: on macOS, in a table, or typed by another person."""
+
+from __future__ import annotations
+
+import unicodedata
+
+
+def nfc(name: str) -> str:
+    """The name in Unicode's form NFC, where an accent is part of its letter. macOS writes the other form."""
+    return unicodedata.normalize("NFC", name)
+
+
+def file_key(name: str) -> str:
+    """A key that is the same for names of files that differ only in Unicode form or case."""
+    return nfc(name).casefold()
+
+
+def name_key(name: str) -> str:
+    """A key that is the same for names of classes that differ only in Unicode form, case or outer spaces."""
+    return file_key(name.strip())

@@ -1,0 +1,105 @@
+"""Tables that label pictures in another way than the class folders next to them, which are read instead.
+
+``2021-05-03/*.jpg``, ``2021-05-04/*.jpg`` and ``labels.csv`` look like class folders, but the days are no
+classes. A table that has the folders' classes is not mentioned: it may add splits, or be what a network
+predicts. Nor is one with another name for each of them.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+
+from thumbnet.data.spelling import file_key, name_key
+from thumbnet.data.splits import Data
+from thumbnet.errors import DataError, printable, some_of
+from thumbnet.invocation import command
+from thumbnet.recipes.settings import DataSettings
+from thumbnet.sources.column_names import label_candidates
+from thumbnet.sources.columns import Columns
+from thumbnet.sources.index import is_picture_name
+from thumbnet.sources.label_lists import read_labels
+from thumbnet.sources.manifest import class_folders, labelling
+from thumbnet.sources.place import Place
+from thumbnet.sources.tables import Table
+
+_ROWS = 100_000  # of each table that are compared with the folders: nobody should wait for a note
+
+
+def notes_on_unread_tables(place: Place, source: str, data: Data, settings: DataSettings) -> list[str]:
+    """A note about each table in a place with class folders that labels their pictures in another way.
+
+    It is a warning if the name of the table's column says that it has labels.
+
+    Args:
+        place: a folder.
+        source: what the user named.
+        data: what was read from the folders.
+        settings: how they were read.
+    """
+    notes = []
+    for table, columns in labelling(place, settings, _ROWS) if class_folders(place) else []:
+        labels = _other_labels(table, columns, data, settings)
+        if labels:
+            warning = "warning: " if label_candidates([columns.label]) else ""
+            notes.append(
+                f"{warning}{printable(table.path.name)} gives the pictures other classes "
+                f"({some_of(labels, 3)}) than their folders do, and the folders count. "
+                f"To train on the table: {_command(place, source, table, columns)}"
+            )
+    return notes
+
+
+def _command(place: Place, source: str, table: Table, columns: Columns) -> str:
+    """The command that trains on the table."""
+    if place.unpacked:  # the user cannot name a table in an archive
+        asked = ("--label-column", columns.label) if columns.label else ("--path-column", columns.path)
+        return command("train", source, *asked)
+    if table.path.parent == place.path:
+        return command("train", table.path)
+    return command("train", table.path, "--images", place.path)
+
+
+def _other_labels(table: Table, columns: Columns, data: Data, settings: DataSettings) -> list[str]:
+    """The labels in a table, printable, if they divide the pictures in another way than ``data``; else none.
+
+    They divide them in the same way if they are names of classes, or if each label stands for one class, as
+    n01440764 for tench. A single label, as in an empty submission, divides nothing.
+    """
+    try:
+        (rows,) = read_labels([(table, columns)], settings.multilabel).rows
+    except DataError:
+        return []
+    cells = table.column(columns.path)
+    classes = _classes(data, cells)
+    pairs: set[tuple[tuple[str, ...], str]] = set()
+    for cell, labels in zip(cells, rows, strict=True):
+        known = classes[_end(cell, 2)] or classes[_end(cell, 1)]
+        if labels and len(known) == 1:
+            pairs.add((labels, next(iter(known))))
+    given = {labels for labels, _ in pairs}
+    one_to_one = len(pairs) == len(given) == len({known for _, known in pairs})
+    words = {label for labels in given for label in labels}
+    if len(given) < 2 or one_to_one or set(map(name_key, words)) <= set(map(name_key, data.class_names)):
+        return []
+    return sorted(map(printable, words))
+
+
+def _classes(data: Data, cells: Sequence[str]) -> Mapping[str, set[str]]:
+    """The classes of the pictures at the end of each cell's path, with and without the innermost folder."""
+    found: dict[str, set[str]] = {_end(cell, parts): set() for cell in cells for parts in (1, 2)}
+    for split in data.splits.values():
+        for index, label in enumerate(split.labels.tolist()):
+            for parts in (1, 2):
+                end = _end(split.name(index), parts)
+                if end in found:
+                    found[end].add(data.class_names[label])
+    return found
+
+
+def _end(path: str, parts: int) -> str:
+    """The key of the last parts of a path, without the suffix of a picture."""
+    last = path.replace("\\", "/").split("/")[-parts:]
+    if is_picture_name(last[-1]):
+        last[-1] = os.path.splitext(last[-1])[0]
+    return file_key("/".join(last))
