@@ -419,18 +419,22 @@ def test_a_training_says_that_cuda_refused_its_graphs() -> None:
     assert (asked.refused, asked.why_eager) == (False, "the recipe says training.graph = off")
 
 
-@pytest.mark.usefixtures("refused_graphs")
-@pytest.mark.parametrize("name", ["AdamW", "resnet18"])
-def test_a_check_fails_if_cuda_refused_the_graphs_of_its_training(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    class Replaced(Exception):
-        pass
+class Replaced(Exception):
+    """This process would have been replaced by a new one."""
 
+
+@pytest.fixture
+def no_new_process(monkeypatch: pytest.MonkeyPatch) -> None:
     def execv(path: str, words: list[str]) -> None:
+        assert path == words[0] == sys.executable
         raise Replaced
 
     monkeypatch.setattr(os, "execv", execv)
+
+
+@pytest.mark.usefixtures("refused_graphs", "no_new_process")
+@pytest.mark.parametrize("name", ["AdamW", "resnet18"])
+def test_a_check_fails_if_cuda_refused_the_graphs_of_its_training(name: str, tmp_path: Path) -> None:
     done: dict[str, dict[str, Any]] = {}
     check = f"trains: {name}"
     checks = {check: gpu_checks.CHECKS[check]}
@@ -650,22 +654,15 @@ def test_a_training_that_was_not_compiled_fails_the_check_that_compiles(
             gpu_checks.learns(bench, gpu_checks.COMPILED)
 
 
+@pytest.mark.usefixtures("no_new_process")
 @pytest.mark.parametrize(("name", "usable"), [("breaks", False), (gpu_checks.GRAPHS, True)])
 def test_checks_go_on_in_a_new_process_when_the_device_may_be_unusable(
     name: str, usable: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class Replaced(Exception):
-        pass
-
-    def execv(path: str, words: list[str]) -> None:
-        assert path == words[0] == sys.executable
-        raise Replaced
-
     def breaks(bench: gpu_checks.Bench) -> str:
         raise RuntimeError("CUDA error: device-side assert triggered")
 
     monkeypatch.setattr(gpu_checks, "usable", lambda device: usable)
-    monkeypatch.setattr(os, "execv", execv)
     done: dict[str, dict[str, Any]] = {}
     options = gpu.Options("digits", "cpu", smoke=True)
     with pytest.raises(Replaced):

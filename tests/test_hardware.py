@@ -20,6 +20,7 @@ from torch import nn
 from torch._dynamo.exc import BackendCompilerFailed
 
 from helpers import TINY, coloured, coloured_data
+from kernel_helpers import on_threads
 from simulated_device import CUDA, simulated_gpu
 from thumbnet import hardware
 from thumbnet.classifiers.torch_classifier import Predictor
@@ -351,8 +352,7 @@ def test_loading_a_network_leaves_the_memory_of_the_process_as_it_is(
 
 
 def test_the_number_of_threads_is_restored_even_after_an_error() -> None:
-    original = torch.get_num_threads()
-    try:
+    with on_threads(torch.get_num_threads()):
         use_threads(2)
         assert torch.get_num_threads() == 2
         with contextlib.suppress(KeyError), one_thread():
@@ -361,8 +361,6 @@ def test_the_number_of_threads_is_restored_even_after_an_error() -> None:
         assert torch.get_num_threads() == 2
         with one_thread(False):
             assert torch.get_num_threads() == 2
-    finally:
-        torch.set_num_threads(original)
 
 
 @pytest.mark.parametrize(

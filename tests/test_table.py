@@ -13,11 +13,11 @@ from pathlib import Path
 from unittest import mock
 
 import pytest
-import torch
 
 import table
 from cli_helpers import run_cli
 from helpers import coloured_labels, write_class_folders, write_label_table
+from kernel_helpers import on_threads
 from table import EXTRA, FACTORS, PAGE, REFUSALS, Cell, Refusal, covering, pairs, pairs_of, product, refusal
 from table_trial import settings_of, surroundings, try_cell, weights_file
 from thumbnet.training import train as train_module
@@ -45,10 +45,8 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def _one_thread() -> object:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+    with on_threads(1):
+        yield
 
 
 @pytest.mark.parametrize("cell", CELLS, ids=str)

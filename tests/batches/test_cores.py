@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from helpers import TINY, coloured_data
+from kernel_helpers import on_threads
 from thumbnet.batches import cores
 from thumbnet.batches.cores import check_threads, cpu_quota, library_threads, quota_threads, usable_cores
 from thumbnet.errors import ThumbnetError
@@ -82,15 +83,11 @@ def test_a_training_starts_no_more_threads_than_its_quota_and_restores_them(
 ) -> None:
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setattr(cores, "cpu_quota", lambda: 1.5)
-    before = torch.get_num_threads()
-    try:
-        torch.set_num_threads(8)
+    with on_threads(8):
         settings = [*TINY, "training.epochs=1"]
         run = train(coloured_data(), "one-cycle", overrides=settings, out=tmp_path / "run", device="cpu")
         assert run.environment["hardware"]["threads"] == 2
         assert torch.get_num_threads() == 8
-    finally:
-        torch.set_num_threads(before)
 
 
 def test_without_a_quota_or_with_a_chosen_number_the_threads_stay_as_they_are(

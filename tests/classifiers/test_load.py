@@ -8,6 +8,7 @@ import torch
 
 import thumbnet
 from helpers import coloured_data
+from kernel_helpers import on_threads
 from thumbnet.batches import cores
 from thumbnet.classifiers.load import load_classifier
 from thumbnet.classifiers.onnx_classifier import OnnxClassifier
@@ -63,33 +64,27 @@ def test_without_a_number_a_network_computes_on_no_more_threads_than_the_quota(
 ) -> None:
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setattr(cores, "cpu_quota", lambda: 1.5)
-    before = torch.get_num_threads()
-    try:
-        for threads, used in ((8, 2), (1, 1)):
-            torch.set_num_threads(threads)
+    for threads, used in ((8, 2), (1, 1)):
+        with on_threads(threads):
             load_classifier(tiny_run.path, "cpu")
             assert torch.get_num_threads() == used
+    with on_threads(1):
         load_classifier(tiny_run.path, "cpu", threads=3)
         assert torch.get_num_threads() == 3
         monkeypatch.setenv("OMP_NUM_THREADS", "3")
         load_classifier(tiny_run.path, "cpu")
         assert torch.get_num_threads() == 3
-    finally:
-        torch.set_num_threads(before)
 
 
 def test_threads_can_be_chosen_for_both_kinds_of_model(
     tiny_run: Run, onnx_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(cores, "cpu_quota", lambda: None)
-    before = torch.get_num_threads()
-    try:
+    with on_threads(torch.get_num_threads()):
         load_classifier(tiny_run.path, "cpu", threads=3)
         assert torch.get_num_threads() == 3
         load_classifier(tiny_run.path, "cpu")
         assert torch.get_num_threads() == 3
-    finally:
-        torch.set_num_threads(before)
     exported = load_classifier(onnx_file, "cpu", threads=3)
     assert isinstance(exported, OnnxClassifier)
     assert exported.threads == 3

@@ -184,7 +184,7 @@ def test_only_the_pictures_that_are_asked_count() -> None:
 def test_twenty_pictures_are_enough_and_so_are_most_of_a_small_split(
     left: int, asked: int, enough: bool
 ) -> None:
-    judges = Judges("val", np.arange(asked) < left, asked, 0, asked - left, False)
+    judges = Judges("val", np.arange(asked) < left, 0, asked - left, False)
     assert judges.enough == enough
 
 

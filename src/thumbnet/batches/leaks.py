@@ -280,8 +280,8 @@ def lines_about(
 
 
 def snapshot(engine: MemoryEngine) -> MemoryEngine:
-    """An engine with its pictures on the CPU, where a thread can read them while a GPU trains."""
-    if engine.images.device == torch.device("cpu"):
+    """An engine whose digests are there, or can be computed by a thread while a GPU trains: on the CPU."""
+    if "digests" in vars(engine) or engine.images.device == torch.device("cpu"):
         return engine
     on_cpu = copy.copy(engine)
     on_cpu.images = engine.images.cpu()

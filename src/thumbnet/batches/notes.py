@@ -138,3 +138,24 @@ def shrunk_note(sizes: Sequence[tuple[int, int]], used: tuple[int, int], fit: st
     if fit == "pad":
         text += "; --fit crop uses all of the input"
     return [f"{text}. {command('tune', 'DATA', '--minutes', '20')} tries out other sizes"]
+
+
+def scaling_notes(
+    shared: tuple[int, int] | None,
+    sizes: Sequence[tuple[int, int]],
+    used: tuple[int, int],
+    fit: str,
+    limit: int,
+) -> list[str]:
+    """What the user should know about the size to which pictures are scaled.
+
+    Args:
+        shared: height and width of all pictures; None if they differ.
+        sizes: those of some pictures, if they differ.
+        used: height and width of the input.
+        fit: how pictures of another shape fit into it.
+        limit: the recipe's ``data.largest_auto_size``.
+    """
+    if shared is None:
+        return shrunk_note(sizes, used, fit)
+    return [size_note(shared, used, limit)] if max(shared) > max(used) else []

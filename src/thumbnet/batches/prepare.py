@@ -29,7 +29,7 @@ from thumbnet.batches.engines import (
     fits_in_memory,
     sample_positions,
 )
-from thumbnet.batches.notes import picture_notes, scale_notes, shrunk_note, size_note
+from thumbnet.batches.notes import picture_notes, scale_notes, scaling_notes
 from thumbnet.batches.statistics import Normalise, channel_statistics, count_values
 from thumbnet.data.rendering import BY_TYPE, Preprocessing, Rendering
 from thumbnet.data.splits import Data, Progress, Split
@@ -202,10 +202,7 @@ def _prepare(
         shared = shared_size(train_split, settings.fit, progress, largest=largest, rendering=rendering)
         sizes = [] if shared else some_sizes(train_split)
         size = auto_size(shared, sizes, settings)
-        if shared is None:
-            notes += shrunk_note(sizes, size, settings.fit)
-        elif max(shared) > max(size):
-            notes.append(size_note(shared, size, largest))
+        notes += scaling_notes(shared, sizes, size, settings.fit, largest)
     else:
         size = parse_image_size(settings.image_size)
     used = {"train": train_split}

@@ -128,6 +128,11 @@ class _Bars(Progress):
             with suppress(OSError):
                 super().stop()
 
+    def say(self, text: str) -> None:
+        """Print a line above the bars."""
+        with suppress(OSError):
+            self.console.print(plain(text), markup=False, soft_wrap=True)
+
 
 class _Pace:
     """The pace of a training from now on. Work is counted in pixels, as pictures may be smaller at first."""
@@ -335,8 +340,7 @@ class TrainingDisplay(StoppableListener):
                 break_long_words=False,
                 break_on_hyphens=False,
             )
-            with suppress(OSError):
-                self.progress.console.print(plain(text), markup=False, soft_wrap=True)
+            self.progress.say(text)
         else:
             self._say_line(text)
 
@@ -441,7 +445,6 @@ class ScoringDisplay:
     def _say(self, text: str) -> None:
         self._last_line = time.monotonic()
         if self.live:
-            with suppress(OSError):
-                self._progress.console.print(plain(text), markup=False, soft_wrap=True)
+            self._progress.say(text)
         else:
             self._say_line(text)

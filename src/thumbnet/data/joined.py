@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Self
 
 import numpy as np
-from PIL import Image
 
 from thumbnet.data.images import Picture
 from thumbnet.data.splits import FileSplit, Split
@@ -61,10 +60,6 @@ class JoinedSplit(Split):
     def key(self, index: int) -> str:
         part, at = self._at(index)
         return part.key(at)
-
-    def read(self, index: int) -> Image.Image:
-        part, at = self._at(index)
-        return part.read(at)
 
     def load(self, index: int) -> Picture:
         part, at = self._at(index)

@@ -12,7 +12,6 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from thumbnet.data.images import Picture
 from thumbnet.data.splits import Split
@@ -86,9 +85,6 @@ class MultiLabelSplit(Split):
 
     def file(self, index: int) -> Path | None:
         return self.pictures.file(index)
-
-    def read(self, index: int) -> Image.Image:
-        return self.pictures.read(index)
 
     def load(self, index: int) -> Picture:
         return self.pictures.load(index)

@@ -24,7 +24,6 @@ from thumbnet.data.images import (
     Picture,
     from_file,
     load_picture,
-    open_image,
     peek_image,
     to_rgb,
 )
@@ -104,7 +103,6 @@ class Split(ABC):
         """The picture's file on disk; None for pictures in archives, tables and arrays."""
         return None
 
-    @abstractmethod
     def read(self, index: int) -> Image.Image:
         """Decode the picture as RGB in its own size, rendered by its type (see :func:`to_rgb`).
 
@@ -112,7 +110,9 @@ class Split(ABC):
             UnreadableImageError: it cannot be decoded.
             FailedReadError: the system failed to read it.
         """
+        return to_rgb(self.load(index))
 
+    @abstractmethod
     def load(self, index: int) -> Picture:
         """Decode the picture at its full bit depth (see :func:`thumbnet.data.images.load_picture`).
 
@@ -120,7 +120,6 @@ class Split(ABC):
             UnreadableImageError: it cannot be decoded.
             FailedReadError: the system failed to read it.
         """
-        return self.read(index)
 
     def head(self, index: int) -> bytes:
         """The first ``HEAD_BYTES`` of the encoded file; empty if there is no file or reading it is slow."""
@@ -193,10 +192,6 @@ class FileSplit(Split):
     def file(self, index: int) -> Path:
         return self.root / str(self.paths[index])
 
-    def read(self, index: int) -> Image.Image:
-        path = os.path.join(self._root, self.paths[index])
-        return open_image(path, path)
-
     def load(self, index: int) -> Picture:
         path = os.path.join(self._root, self.paths[index])
         return load_picture(path, path)
@@ -258,9 +253,6 @@ class EncodedSplit(Split):
 
     def name(self, index: int) -> str:
         return self.names[index]
-
-    def read(self, index: int) -> Image.Image:
-        return open_image(self.content(index), self.names[index])
 
     def load(self, index: int) -> Picture:
         return load_picture(self.content(index), self.names[index])
@@ -327,9 +319,6 @@ class ArraySplit(Split):
     def key(self, index: int) -> str:
         """The name with the position in this split, so that older runs find the same held-out pictures."""
         return f"{self.prefix}[{index}]"
-
-    def read(self, index: int) -> Image.Image:
-        return to_rgb(self.load(index))
 
     def load(self, index: int) -> np.ndarray:
         pixels: np.ndarray = self.images[index]

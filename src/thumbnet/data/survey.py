@@ -13,6 +13,7 @@ The sample is random but fixed, up to ``SURVEYED`` pictures, the same for every 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -87,20 +88,12 @@ def survey(split: Split) -> Survey:
     split = split.reader()
     if isinstance(split, ArraySplit) and split.images.dtype == np.uint8 and not _has_alpha(split.images[:1]):
         return Survey(pictures=len(split))
-    positions = sample(len(split), SURVEYED)
     extremes: list[np.ndarray] = []
     values: list[np.ndarray] = []
     faint: list[np.ndarray] = []
-    deep = transparent = pictures = 0
+    deep = transparent = 0
     example = ""
-    for index in positions.tolist():
-        pictures += 1
-        if is_plain(split.head(index)):
-            continue
-        try:
-            picture = split.load(index)
-        except UnreadableImageError:
-            continue
+    for index, picture in _unusual(split, SURVEYED):
         if is_deep(picture):
             deep += 1
             if deep <= MEASURED:
@@ -117,9 +110,25 @@ def survey(split: Split) -> Survey:
     limits, hot = measured_range(np.array(extremes)) if extremes else (None, False)
     pooled = np.quantile(np.concatenate(values), np.linspace(0, 1, QUANTILES)) if values else np.empty(0)
     vanishing = np.mean(faint, axis=0) if faint else np.empty(0)
+    pictures = min(len(split), SURVEYED)
     return Survey(
         pictures, deep, transparent, limits, hot, tuple(pooled.tolist()), tuple(vanishing.tolist()), example
     )
+
+
+def _unusual(split: Split, most: int) -> Iterator[tuple[int, Picture]]:
+    """Those of up to ``most`` pictures that may be deep or transparent: position, and picture at full depth.
+
+    Damaged pictures are skipped.
+    """
+    for index in sample(len(split), most).tolist():
+        if is_plain(split.head(index)):
+            continue
+        try:
+            picture = split.load(index)
+        except UnreadableImageError:
+            continue
+        yield index, picture
 
 
 def sample(count: int, most: int) -> np.ndarray:
@@ -333,13 +342,7 @@ def scale_problem(split: Split, limits: tuple[float, float] | None) -> tuple[str
     types: set[str] = set()
     extremes: list[tuple[float, float]] = []
     off = odd = 0
-    for index in sample(len(split), SCALED).tolist():
-        if is_plain(split.head(index)):
-            continue
-        try:
-            picture = split.load(index)
-        except UnreadableImageError:
-            continue
+    for _, picture in _unusual(split, SCALED):
         values = colours(picture)
         floats = values.dtype.kind == "f"
         if not is_deep(picture) or (limits is None and not floats):

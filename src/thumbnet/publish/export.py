@@ -45,7 +45,7 @@ from thumbnet.models.registry import find_builder, is_built_in
 from thumbnet.multilabel import average_precisions, sigmoid
 from thumbnet.publish.onnx_resize import with_any_size
 from thumbnet.publish.web_runtime import load_runtime
-from thumbnet.publish.webpage import HALF, check_web, described_in, model_in, web_page
+from thumbnet.publish.webpage import HALF, check_web, described_in, model_in, open_network, web_page
 from thumbnet.runs.provenance import batch_size_of, recipe_of, with_provenance
 from thumbnet.runs.weights import find_weights, read_weights
 from thumbnet.runs.weights_info import WeightsInfo
@@ -288,10 +288,7 @@ def _open(path: Path, info: WeightsInfo) -> Classifier:
     if path.suffix == ".pt2":
         return _Exported(path, info)
     if path.suffix == ".html":
-        with tempfile.TemporaryDirectory() as folder:
-            network = Path(folder) / "network.onnx"
-            network.write_bytes(model_in(_page(path)))
-            return OnnxClassifier(network)
+        return open_network(model_in(_page(path)))
     weights, description = read_weights(path)
     return Predictor(weights, replace(description, precision="fp32"), "cpu")
 

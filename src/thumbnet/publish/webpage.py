@@ -147,14 +147,24 @@ def known_logits(network: bytes) -> list[float]:
         RunError: onnxruntime cannot run it.
         MissingExtraError: onnxruntime is not installed.
     """
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "network.onnx"
-        file.write_bytes(network)
-        classifier = OnnxClassifier(file)
+    classifier = open_network(network)
     shape = (1, *classifier.info.preprocessing.size, 3)
     pixels = np.arange(int(np.prod(shape))) * 37 % 256  # as in classify.js
     (logits,) = classifier.logits(pixels.astype(np.uint8).reshape(shape), tta="none")
     return [round(float(logit), 4) for logit in logits]
+
+
+def open_network(network: bytes) -> OnnxClassifier:
+    """Open an ONNX file of ours whose bytes are in memory.
+
+    Raises:
+        RunError: onnxruntime cannot run it.
+        MissingExtraError: onnxruntime is not installed.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "network.onnx"
+        file.write_bytes(network)
+        return OnnxClassifier(file)
 
 
 def halve_weights(model: Any) -> None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from thumbnet.batches.decoding import auto_size, decode_split, some_sizes, surveyed
-from thumbnet.batches.notes import copied_notes, flat_note, is_flat, shrunk_note, size_note
+from thumbnet.batches.notes import copied_notes, flat_note, is_flat, scaling_notes
 from thumbnet.batches.statistics import channel_statistics
 from thumbnet.data.rendering import Fit, Rendering, fit_pixels
 from thumbnet.data.repeats import Place, find_repeats
@@ -124,10 +124,7 @@ def inspect_data(
         shared = next(iter(seen.train_sizes)) if len(seen.train_sizes) == 1 else None
         sizes = [] if shared else some_sizes(data.splits["train"])  # those by which the training decides
         image_size = auto_size(shared, sizes, settings)
-        if shared is None:
-            notes += shrunk_note(sizes, image_size, fit)
-        elif max(shared) > max(image_size):
-            notes.append(size_note(shared, image_size, settings.largest_auto_size))
+        notes += scaling_notes(shared, sizes, image_size, fit, settings.largest_auto_size)
     names = {name: [split.name(i) for i in seen.readable[name]] for name, split in data.splits.items()}
     labels = {name: split.single_classes()[seen.readable[name]] for name, split in data.splits.items()}
     repeats = find_repeats(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from thumbnet.runs.summaries import chosen_on, headline_key, headline_name
+from thumbnet.runs.summaries import by_user, chosen_on, headline_key, headline_name
 
 if TYPE_CHECKING:
     from thumbnet.classifiers.base import Classifier, SplitLogits
@@ -134,7 +134,7 @@ def own_epochs(summary: dict[str, Any]) -> str:
 def ended_early(summary: dict[str, Any]) -> dict[str, Any] | None:
     """Where the user ended a training (``--finish``), as in the summary; None for any other end."""
     stop = summary.get("stopped_early")
-    return stop if stop and stop.get("watched", "val") is None else None
+    return stop if stop and by_user(stop) else None
 
 
 def describe_continued(run: Run) -> str | None:

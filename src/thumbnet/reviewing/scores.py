@@ -247,9 +247,7 @@ class _Scorer:
     def _key(self) -> str:
         """A digest of everything that the scores depend on."""
         weights = find_weights(self.run.path).read_bytes()
-        digest = hashlib.blake2b(
-            f"{_VERSION} {self.folds} {self.data.fingerprint()}".encode(), digest_size=16
-        )
+        digest = hashlib.blake2b(f"{_VERSION} {self.folds} {self.fingerprint}".encode(), digest_size=16)
         parts = [weights, self.run.recipe.to_toml().encode(), self.numbers.tobytes()]
         began = _beginning(self.run) if self.folds else Beginning()
         if began != Beginning() and self.run.settings.get("continues"):
@@ -330,6 +328,11 @@ class _Scorer:
         )
 
     @cached_property
+    def fingerprint(self) -> str:
+        """The digest of the data."""
+        return self.data.fingerprint()
+
+    @cached_property
     def knows(self) -> bool:
         """Whether the weights that the run began with know some of the training pictures, or may know them.
 
@@ -345,8 +348,7 @@ class _Scorer:
         # An earlier run may have seen the pictures in another size.
         originals = {"train": self.data.splits["train"].subset(self.kept["train"])}
         prepared = replace(prepared, preprocessing=self.preprocessing, splits=originals)
-        fingerprint = self.data.fingerprint()
-        found = find_known(recipe, prepared, self.data, fingerprint, ["train"], read_initial(init))
+        found = find_known(recipe, prepared, self.data, self.fingerprint, ["train"], read_initial(init))
         return found.unsure or "train" in found.pictures
 
     def _offset(self, name: str) -> int:

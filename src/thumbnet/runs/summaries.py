@@ -16,6 +16,11 @@ BEST_ON_VAL, L2_BY_VAL = "best on val", "L2 chosen on val"  # values of kept_by,
 _TEXTS = ("sha256",)  # of the corrections of labels; the rest is counts
 
 
+def by_user(stop: Mapping[str, Any]) -> bool:
+    """Whether the user ended a training early (``--finish``), by the summary's ``stopped_early``."""
+    return stop.get("watched", "val") is None
+
+
 def chosen_on(
     split: str, kept_by: str, stopped_early: Mapping[str, Any] | None, judged_on: str | None
 ) -> str:
@@ -30,7 +35,7 @@ def chosen_on(
     """
     chosen: list[str] = []
     if split == "val":
-        by_val = stopped_early is not None and stopped_early.get("watched", "val") is not None
+        by_val = stopped_early is not None and not by_user(stopped_early)
         if by_val or kept_by == BEST_ON_VAL:
             chosen.append("the epoch")
         elif kept_by == L2_BY_VAL:
@@ -156,8 +161,8 @@ def _corrections(value: object, key: str) -> None:
 
 def _stop(value: object, key: str) -> None:
     newer = ("step", "planned_steps", "watched")
-    by_user = isinstance(value, dict) and value.get("watched", "val") is None
-    required = ("epoch", "planned_epochs", "patience", "why", *(newer if by_user else ()))
+    finished = isinstance(value, dict) and by_user(value)
+    required = ("epoch", "planned_epochs", "patience", "why", *(newer if finished else ()))
     stop = table(value, key, required, newer)
     text(stop["why"], f"{key}.why")
     optional_text(stop.get("watched"), f"{key}.watched")

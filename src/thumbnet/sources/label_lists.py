@@ -58,11 +58,12 @@ def read_labels(tables: Sequence[tuple[Table, Columns]], multilabel: bool | str)
     ones = [ones_of(table, columns) if columns.one_hot else [] for table, columns in tables]
     cells = [labels_of(table, columns) if columns.label else [] for table, columns in tables]
     found = {cell for column in cells for cell in column} - {""}
-    objects = [cell for cell in found if cell.startswith(_OBJECT)]
-    odd = {cell for cell in objects if _list_in(cell) is None}
+    lists = {cell: several for cell in found if (several := _list_in(cell)) is not None}
+    objects = {cell for cell in found if cell.startswith(_OBJECT)}
+    odd = objects - lists.keys()
     if odd:
         raise DataError(_told_object(tables, cells, odd))
-    are_lists = bool(objects) or (bool(found) and all(_list_in(cell) is not None for cell in found))
+    are_lists = bool(objects) or (bool(found) and len(lists) == len(found))
     # A table in which "auto" sees several labels is read in the same way by "true", which its run records.
     separator = "" if are_lists else separator_in(found)
     how = _how(are_lists, separator, any(len(row) > 1 for rows in ones for row in rows))
@@ -75,9 +76,8 @@ def read_labels(tables: Sequence[tuple[Table, Columns]], multilabel: bool | str)
         how = _how(False, separator, False) or "one in each row"
 
     def labels_in(cell: str) -> tuple[str, ...]:
-        several = _list_in(cell) if are_lists else None
-        if several is not None:
-            return tuple(several)
+        if are_lists and cell in lists:
+            return tuple(lists[cell])
         parts = cell.split(separator) if separator else [cell]
         return tuple(dict.fromkeys(part.strip() for part in parts if part.strip()))
 

@@ -91,12 +91,13 @@ def recognise(place: Place, settings: DataSettings) -> bool:
 
 
 def labelling(place: Place, settings: DataSettings, limit: int) -> list[tuple[Table, Columns]]:
-    """The first ``limit`` rows of each table of a folder that labels its pictures, and their columns.
+    """The first ``limit`` rows of each table next to class folders that labels the pictures, and its columns.
 
     Corrections are left out, and so are tables that cannot be read: the user has named none of them.
     """
     found: list[tuple[Table, Columns]] = []
-    for path, _ in _table_files(place.path):
+    tables = _table_files(place.path)
+    for path, _ in tables if tables and class_folders(place) else []:  # most class folders have no table
         with suppress(ThumbnetError, OSError, ValueError, csv.Error, RecursionError):
             if _is_manifest(path, settings, place):
                 table = _load(path, limit)

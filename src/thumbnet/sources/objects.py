@@ -164,9 +164,6 @@ class PicturesSplit(Split):
     def load(self, index: int) -> Image.Image:
         return decode_given(self.pictures[index], self.name(index))
 
-    def read(self, index: int) -> Image.Image:
-        return to_rgb(self.load(index))
-
     def content(self, index: int) -> bytes:
         return _rgb_stamp(self.load(index))
 
@@ -220,9 +217,6 @@ class DatasetSplit(Split):
         except DataError as error:
             raise UnreadableImageError(name, str(error)) from None
         return decode_item(picture, name, deep=self._deep)
-
-    def read(self, index: int) -> Image.Image:
-        return to_rgb(self.load(index))
 
     def content(self, index: int) -> bytes:
         return _rgb_stamp(self.load(index))

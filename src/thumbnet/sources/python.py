@@ -374,13 +374,12 @@ def _kept_labels(dataset: Any) -> Any:
         kept = getattr(dataset, name, None)
         if kept is not None:
             return kept
-    features = getattr(dataset, "features", None)
-    columns = label_candidates(map(str, features)) if isinstance(features, Mapping) else []
-    if not columns:
+    column = _label_column(dataset)
+    if not column:
         return None
     try:
         plain = dataset.with_format(None) if hasattr(dataset, "with_format") else dataset
-        return plain[columns[0]][:]
+        return plain[column][:]
     except Exception:  # another library's data set, which may raise anything
         return None
 
@@ -403,11 +402,16 @@ def _own_names(dataset: Any) -> Sequence[str] | None:
     names = getattr(dataset, "classes", None)
     if isinstance(names, Sequence) and not isinstance(names, str) and len(names):
         return [str(name) for name in names]
-    features = getattr(dataset, "features", None)
-    labels = label_candidates(map(str, features)) if isinstance(features, Mapping) else []
-    if features and labels and hasattr(features[labels[0]], "names"):
-        return [str(name) for name in features[labels[0]].names]
+    column = _label_column(dataset)
+    if column and hasattr(dataset.features[column], "names"):
+        return [str(name) for name in dataset.features[column].names]
     return None
+
+
+def _label_column(dataset: Any) -> str:
+    """The column of labels of a data set in the Hub's style; empty if there is none."""
+    features = getattr(dataset, "features", None)
+    return next(iter(label_candidates(map(str, features))), "") if isinstance(features, Mapping) else ""
 
 
 # --- pictures ---------------------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ from thumbnet.sources.column_names import label_candidates
 from thumbnet.sources.columns import Columns
 from thumbnet.sources.index import is_picture_name
 from thumbnet.sources.label_lists import read_labels
-from thumbnet.sources.manifest import class_folders, labelling
+from thumbnet.sources.manifest import labelling
 from thumbnet.sources.place import Place
 from thumbnet.sources.tables import Table
 
@@ -38,7 +38,7 @@ def notes_on_unread_tables(place: Place, source: str, data: Data, settings: Data
         settings: how they were read.
     """
     notes = []
-    for table, columns in labelling(place, settings, _ROWS) if class_folders(place) else []:
+    for table, columns in labelling(place, settings, _ROWS):
         labels = _other_labels(table, columns, data, settings)
         if labels:
             warning = "warning: " if label_candidates([columns.label]) else ""
@@ -70,11 +70,11 @@ def _other_labels(table: Table, columns: Columns, data: Data, settings: DataSett
         (rows,) = read_labels([(table, columns)], settings.multilabel).rows
     except DataError:
         return []
-    cells = table.column(columns.path)
-    classes = _classes(data, cells)
+    ends = [_ends(cell) for cell in table.column(columns.path)]
+    classes = _classes(data, ends)
     pairs: set[tuple[tuple[str, ...], str]] = set()
-    for cell, labels in zip(cells, rows, strict=True):
-        known = classes[_end(cell, 2)] or classes[_end(cell, 1)]
+    for (inner, alone), labels in zip(ends, rows, strict=True):
+        known = classes[inner] or classes[alone]
         if labels and len(known) == 1:
             pairs.add((labels, next(iter(known))))
     given = {labels for labels, _ in pairs}
@@ -85,21 +85,21 @@ def _other_labels(table: Table, columns: Columns, data: Data, settings: DataSett
     return sorted(map(printable, words))
 
 
-def _classes(data: Data, cells: Sequence[str]) -> Mapping[str, set[str]]:
-    """The classes of the pictures at the end of each cell's path, with and without the innermost folder."""
-    found: dict[str, set[str]] = {_end(cell, parts): set() for cell in cells for parts in (1, 2)}
+def _classes(data: Data, ends: Sequence[tuple[str, str]]) -> Mapping[str, set[str]]:
+    """The classes of the pictures whose path has each of these ends (see :func:`_ends`)."""
+    found: dict[str, set[str]] = {end: set() for pair in ends for end in pair}
     for split in data.splits.values():
         for index, label in enumerate(split.labels.tolist()):
-            for parts in (1, 2):
-                end = _end(split.name(index), parts)
+            for end in _ends(split.name(index)):
                 if end in found:
                     found[end].add(data.class_names[label])
     return found
 
 
-def _end(path: str, parts: int) -> str:
-    """The key of the last parts of a path, without the suffix of a picture."""
-    last = path.replace("\\", "/").split("/")[-parts:]
+def _ends(path: str) -> tuple[str, str]:
+    """The keys of a path's end with and without the innermost folder, without the suffix of a picture."""
+    last = path.replace("\\", "/").split("/")[-2:]
     if is_picture_name(last[-1]):
         last[-1] = os.path.splitext(last[-1])[0]
-    return file_key("/".join(last))
+    key = file_key("/".join(last))
+    return key, key.rpartition("/")[2]

@@ -37,7 +37,6 @@ class Judges:
     Attributes:
         split: the split's name.
         fair: which of its pictures they are, bool [N].
-        asked: how many there would be if none were left out.
         known: left out, because the initial weights were trained on them.
         belonging: left out, because they belong together with one that the network is, or was, trained on.
         unsure: whether the initial weights may know further ones.
@@ -45,7 +44,6 @@ class Judges:
 
     split: str
     fair: np.ndarray
-    asked: int
     known: int
     belonging: int
     unsure: bool
@@ -54,6 +52,11 @@ class Judges:
     def pictures(self) -> np.ndarray:
         """Their positions in the split, int64 [M], ascending."""
         return np.flatnonzero(self.fair)
+
+    @property
+    def asked(self) -> int:
+        """How many there would be if none were left out."""
+        return len(self.pictures) + self.known + self.belonging
 
     @property
     def enough(self) -> bool:
@@ -95,10 +98,10 @@ def find_judges(prepared: Prepared, split: str, among: np.ndarray | None = None)
     nothing = prepared.choose_nothing.get(split)
     if nothing is None:
         nothing = _not_new(prepared, split)
-    fair = asked & ~nothing
-    known = int((asked & nothing & _known(prepared, split)).sum())
-    belonging = int(asked.sum()) - int(fair.sum()) - known
-    return Judges(split, fair, int(asked.sum()), known, belonging, split in prepared.perhaps_known)
+    left_out = asked & nothing
+    known = int((left_out & _known(prepared, split)).sum())
+    belonging = int(left_out.sum()) - known
+    return Judges(split, asked & ~nothing, known, belonging, split in prepared.perhaps_known)
 
 
 def _known(prepared: Prepared, split: str) -> np.ndarray:
@@ -118,7 +121,7 @@ def _not_new(prepared: Prepared, split: str) -> np.ndarray:
         return with_belonging(found, train, groups)
     engine = prepared.evaluation[split].engine
     leaked = belonging_to_training(engine, groups, train, prepared.groups.get("train"))
-    return with_belonging(found | leaked, engine, groups)
+    return leaked | with_belonging(found, engine, groups)
 
 
 def choose_by_val(
