@@ -12,6 +12,7 @@ Results are written after every training. If the program is interrupted, call it
 from __future__ import annotations
 
 import argparse
+import json
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
@@ -32,6 +33,13 @@ from thumbnet.tuning.tune import resume_tuning, tune
 RIVALS = ("small", "fast")
 PARTS = {"cifar-500": 500, "cifar-2000": 2000, "cifar-10000": 10_000}  # training pictures of CIFAR-10
 TESTED = 2000  # test pictures of CIFAR-10: looking at all of them would take longer than training
+# What is kept of a search and of a training.
+# Of a search's final training as well, except what the search has itself.
+TUNED = (
+    *("accuracy", "best", "start", "best_loss", "start_loss", "gain", "gain_error"),
+    *("trials", "complete", "stopped", "changed", "seconds_search", "seconds_total"),
+)
+TRAINED = ("accuracy", "epochs", "parameters", "seconds_total")
 
 
 def load_case(options: argparse.Namespace, name: str) -> Data | Path:
@@ -48,15 +56,16 @@ def cases(options: argparse.Namespace) -> list[str]:
 
 def tuned(options: argparse.Namespace, case: str, seed: int, folder: Path) -> dict[str, Any]:
     """What a search reaches; an interrupted one goes on."""
-    data = load_case(options, case)
-    if (folder / "tune.json").is_file():
-        found = resume_tuning(folder, data=data, device=options.device)
-    else:
-        overrides = [f"seed={seed}"]
-        found = tune(data, minutes=options.minutes, overrides=overrides, out=folder, device=options.device)
-    summary = found.summary
-    kept = ("accuracy", "best", "start", "trials", "complete", "stopped", "changed")
-    return {key: summary[key] for key in (*kept, "seconds_total")}
+    if not (folder / "summary.json").is_file():  # the last file of a search
+        data = load_case(options, case)
+        if (folder / "tune.json").is_file():
+            resume_tuning(folder, data=data, device=options.device)
+        else:
+            overrides = [f"seed={seed}"]
+            tune(data, minutes=options.minutes, overrides=overrides, out=folder, device=options.device)
+    summary = json.loads((folder / "summary.json").read_text("utf-8"))
+    final = json.loads((folder / summary["run"] / "summary.json").read_text("utf-8"))
+    return {key: summary[key] for key in TUNED} | {key: final[key] for key in TRAINED if key not in TUNED}
 
 
 def trained(options: argparse.Namespace, case: str, recipe: str, seed: int, folder: Path) -> dict[str, Any]:
@@ -70,7 +79,7 @@ def trained(options: argparse.Namespace, case: str, recipe: str, seed: int, fold
         device=options.device,
         auto_resume=True,
     )
-    return {key: run.summary[key] for key in ("accuracy", "epochs", "seconds_total")}
+    return {key: run.summary[key] for key in TRAINED}
 
 
 def measure(options: argparse.Namespace, results: Results) -> None:
@@ -121,7 +130,7 @@ def arguments() -> argparse.ArgumentParser:
 def main() -> None:
     """Measure, and print a table."""
     options = arguments().parse_args()
-    settings = {name: getattr(options, name) for name in ("data", "minutes")}
+    settings = {"data": Path(options.data).name, "minutes": options.minutes}
     file = Path(options.json or Path(options.work) / "results.json")
     results = Results(file, settings, choose_device(options.device))
     try:

@@ -151,8 +151,9 @@ class Tuner:
         # The final training counts its own time, including what it took before it was interrupted.
         self.started -= max(0.0, run.summary["seconds_total"] - (time.perf_counter() - began))
         self._write_found(run)
-        write_json(search.path / "summary.json", self._summary(best, run))
         self._write_page(run)
+        # The last file: a search that was killed before it is not finished, and goes on.
+        write_json(search.path / "summary.json", self._summary(best, run))
         return Tuned(search.path, self._recipe_to_keep(best, run), run, self._recipe_to_keep(best))
 
     def _try_settings(self) -> None:
