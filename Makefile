@@ -19,7 +19,8 @@ FROM_LOCK := $(PIP_INSTALL) --require-hashes --no-deps --only-binary :all: --req
 train: $(VENV)/.installed  ## train a real model on the embedded data set
 	$(BIN)/thumbnet train digits
 
-# How many tests run at a time, each with one thread; JOBS=0 is one, with all threads, and shows what it prints.
+# How many tests run at a time, each with one thread; JOBS=0 is one, with all threads. `make test-faults JOBS=0` also
+# shows what the tests measure.
 JOBS ?= 2
 PYTEST = $(BIN)/python -m pytest --numprocesses $(JOBS) --dist worksteal
 # COVERAGE=1 also measures which branches the tests take, and prints what they miss; it takes a third longer.
@@ -32,7 +33,7 @@ test: $(VENV)/.installed-dev  ## run the tests
 	$(if $(SLOW),THUMBNET_SLOW=1) $(if $(FAULTS),THUMBNET_FAULTS=$(FAULTS)) $(PYTEST) $(COVER) $(if $(FAULTS),,--ignore=tests/faults)
 
 # Processes that are killed, disks that are full, links that are cut, broken and hostile files: 25 minutes.
-# FAULTS=small is what CI runs: fewer kills, fewer steps, smaller folders; 4 minutes with JOBS=3.
+# FAULTS=small is what CI runs: fewer kills, fewer steps, smaller folders.
 test-faults: $(VENV)/.installed-dev  ## inject faults, and see that nothing is lost
 	THUMBNET_FAULTS=$(or $(FAULTS),full) $(PYTEST) -s tests/faults
 

@@ -1,62 +1,64 @@
-"""Accuracy against time: whole trainings, from the start of the command to the final accuracy.
+"""Accuracy against time: whole trainings, from the start of the command to its end.
 
     python benchmarks/accuracy.py --epochs 8 --seeds 5 --json accuracy.json
     python benchmarks/accuracy.py --epochs 1 2 4 --seeds 1 --earlier accuracy.json --plot pareto.svg
 
-Each training runs in a process of its own, with an empty cache if ``--cold`` is given. The clock starts with
-the process, so it includes importing, unpacking, decoding and compiling. Right after the training, the same
-process measures the rate of a bf16 matrix product. Seconds times that rate is the *machine work*, which
-compares between machines better than seconds do.
+Each training is the command ``thumbnet train``, with an empty cache if ``--cold`` is given. The clock runs
+from the start of its process to the end, so it includes importing, unpacking, decoding and compiling. Data
+that are given by name, such as cifar10, are downloaded before. Right after the training, this program
+measures the rate of a bf16 matrix product. Seconds times that rate is the *machine work*, which compares
+between machines better than seconds do.
 """
 
 from __future__ import annotations
 
+import functools
 import json
-import os
-import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
-from measure import SHARED, matrix_rate, median, parser, report
+from measure import SHARED, empty_caches, matrix_rate, median, parser, report, timed_training
 
-import thumbnet
-from thumbnet.cli.console import say
 from thumbnet.files import cache_folder
 from thumbnet.hardware import choose_device, describe
 from thumbnet.reports.figures import new_figure, save
+from thumbnet.sources.load import load_data
 
 
-def train_once(data: str, recipe: str, overrides: list[str], device: str = "auto") -> dict[str, Any]:
-    """Train once in this process, which does nothing else, and multiply matrices on the same device."""
+@functools.cache
+def download_folder(data: str) -> Path | None:
+    """The folder with the download of data that are given by name, such as cifar10; None for a path.
+
+    What is missing is downloaded now, so that it is in no training's time.
+    """
+    if Path(data).exists():
+        return None
+    folder = cache_folder()
+    load_data(data, data_dir=folder)
+    return folder
+
+
+def train_by_command(options: Any, epochs: int, seed: int) -> dict[str, Any]:
+    """Train with the command and an empty cache or the user's, and multiply matrices on the same device."""
+    device = getattr(options, "device", "auto")
+    words = ["--recipe", options.recipe, "--epochs", str(epochs), "--seed", str(seed), "--device", device]
+    for setting in options.overrides:
+        words += ["--set", setting]
+    if (downloads := download_folder(options.data)) is not None:
+        words += ["--data-dir", str(downloads)]
     with tempfile.TemporaryDirectory() as folder:
-        run = thumbnet.train(data, recipe, overrides=overrides, out=Path(folder) / "run", device=device)
-        seconds = time.time() - psutil.Process().create_time()
-        history = json.loads((run.path / "metrics.jsonl").read_text().splitlines()[-1])
-        summary = run.summary
+        environment = empty_caches(Path(folder)) if options.cold else None
+        run, seconds = timed_training(options.data, words, Path(folder) / "run", environment)
+        summary, plain = run.summary, run.metrics[-1]["test_accuracy"]
     return {
-        "accuracy": summary["accuracy"], "plain_accuracy": history["test_accuracy"], "tta": summary["tta"],
+        "epochs": epochs, "seed": seed, "cold": options.cold,
+        "accuracy": summary["accuracy"], "plain_accuracy": plain, "tta": summary["tta"],
         "seconds": seconds, "seconds_training": summary["seconds_training"],
         "product_tflops": matrix_rate(choose_device(device)),
     }  # fmt: skip
-
-
-def train_in_child(options: Any, epochs: int, seed: int) -> dict[str, Any]:
-    """The same in a child process, with an empty cache or the user's."""
-    overrides = [f"training.epochs={epochs}", f"seed={seed}", *options.overrides]
-    with tempfile.TemporaryDirectory() as cold:
-        cache = cold if options.cold else str(cache_folder())
-        asked = json.dumps([options.data, options.recipe, overrides, getattr(options, "device", "auto")])
-        command = [sys.executable, __file__, "--child", asked]
-        done = subprocess.run(
-            command, check=True, stdout=subprocess.PIPE, env={**os.environ, "THUMBNET_CACHE": cache}
-        )
-    result: dict[str, Any] = json.loads(done.stdout)
-    return {"epochs": epochs, "seed": seed, "cold": options.cold, **result}
 
 
 def plot(
@@ -92,9 +94,6 @@ def machine_name(device: torch.device) -> str:
 
 def main() -> None:
     """Train, print a table, write JSON and the plot."""
-    if sys.argv[1:2] == ["--child"]:
-        say(json.dumps(train_once(*json.loads(sys.argv[2]))))
-        return
     arguments = parser(__doc__, rounds=1, device="auto")
     arguments.add_argument("--data", default=str(SHARED))
     arguments.add_argument("--recipe", default="fast")
@@ -117,7 +116,7 @@ def main() -> None:
     done = [run for file in options.earlier for run in json.loads(Path(file).read_text())["runs"]]
     for seed in range(options.seeds):
         for epochs in options.epochs:
-            done.append(train_in_child(options, epochs, seed))
+            done.append(train_by_command(options, epochs, seed))
             sys.stderr.write(json.dumps(done[-1]) + "\n")
     points: dict[int, list[dict[str, Any]]] = {}
     for run in sorted(done, key=lambda run: int(run["epochs"])):

@@ -15,6 +15,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import PIL
 import psutil
 import torch
 from gpu import NOTES, Options
@@ -66,7 +67,7 @@ def machine(options: Options, notes: Notes, folder: Path) -> None:
     notes["hardware"] = describe(device)
     notes["software"] = {
         "python": platform.python_version(), "torch": torch.__version__, "cuda": torch.version.cuda,
-        "cudnn": torch.backends.cudnn.version(), "driver": driver(),
+        "cudnn": torch.backends.cudnn.version(), "driver": driver(), "pillow": PIL.__version__,
     }  # fmt: skip
     if device.type == "cuda":
         properties = torch.cuda.get_device_properties(device)

@@ -29,6 +29,7 @@ from thumbnet.training.choose import choose_recipe
 from thumbnet.training.fit import StepResult, fit
 from thumbnet.training.graphed import why_not_graphed
 from thumbnet.training.listener import Listener
+from thumbnet.training.recording import Recorder
 from thumbnet.training.schedules import done_at, size_at
 from thumbnet.training.state import TrainingState
 from thumbnet.training.steps import EagerSteps, Steps
@@ -46,7 +47,7 @@ class Taken:
         why_eager: why not as CUDA graphs: a rule of thumbnet's, or CUDA's refusal; empty for graphs.
         refused: whether it was CUDA's refusal.
         compiled: whether ``torch.compile`` is in use.
-        seconds: how long choosing took, which is to record CUDA graphs.
+        seconds: how long recording CUDA graphs took, or the attempt; 0 without one.
     """
 
     steps: str
@@ -161,23 +162,37 @@ class Trainer:
 
 @contextmanager
 def watched_steps(device: torch.device) -> Iterator[list[Taken]]:
-    """In this block, note how each ``fit`` takes its steps. If CUDA refuses graphs, it goes on without."""
+    """In this block, note how each ``fit`` takes its steps. If CUDA refuses graphs, it goes on without.
+
+    Only the recording itself is timed. Drawing the random choices of the first epoch, for example, is part of
+    the training: rivals draw theirs after their clock has started.
+    """
     found: list[Taken] = []
     choose: Callable[..., Steps] = vars(fit_module)["choose_steps"]
 
     def chosen(state: TrainingState, batches: Batches, on_note: Callable[[str], None]) -> Steps:
         notes: list[str] = []
+        seconds = 0.0
+        record = Recorder.record
 
         def told(text: str) -> None:
             notes.append(text)
             on_note(text)
 
+        def timed(recorder: Recorder, work: Callable[[], None]) -> Callable[[], None]:
+            nonlocal seconds
+            wait(device)
+            started = time.perf_counter()
+            try:
+                recorded = record(recorder, work)
+                wait(device)  # not after a refusal, whose error it would hide
+            finally:
+                seconds += time.perf_counter() - started
+            return recorded
+
         reason = why_not_graphed(state, batches)
-        wait(device)
-        started = time.perf_counter()
-        steps = choose(state, batches, told)
-        wait(device)
-        seconds = time.perf_counter() - started
+        with mock.patch.object(Recorder, "record", timed):
+            steps = choose(state, batches, told)
         eager = isinstance(steps, EagerSteps)
         why_eager = (reason or "; ".join(notes)) if eager else ""
         refused = eager and reason is None

@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 from measure import SHARED
-from resumable import Results
+from resumable import Results, settings_of
 
 from thumbnet.classifiers.explain import doubts, likely_label_errors
 from thumbnet.cli.console import say, table
@@ -257,8 +257,7 @@ def arguments() -> argparse.ArgumentParser:
 def main() -> None:
     """Measure, and print two tables."""
     options = arguments().parse_args()
-    kept = ("data", "pictures", "recipe", "epochs", "overrides")
-    settings = {name: getattr(options, name) for name in kept}
+    settings = settings_of(options, "data", "pictures", "recipe", "epochs", "overrides")
     file = Path(options.json or Path(options.work) / "results.json")
     results = Results(file, settings, choose_device(options.device))
     data = part_of(load_data(options.data), options.pictures)

@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 from label_noise import spread
 from measure import SHARED
-from resumable import Results
+from resumable import Results, settings_of
 
 from thumbnet.classifiers.torch_classifier import Predictor
 from thumbnet.cli.console import say, table
@@ -164,8 +164,9 @@ def arguments() -> argparse.ArgumentParser:
 def main() -> None:
     """Measure, and print a table."""
     options = arguments().parse_args()
-    kept = ("data", "pictures", "labelled", "added", "long_tail", "recipe", "epochs", "overrides")
-    settings = {name: getattr(options, name) for name in kept}
+    settings = settings_of(
+        options, "data", "pictures", "labelled", "added", "long_tail", "recipe", "epochs", "overrides"
+    )
     results = Results(Path(options.json), settings, choose_device(options.device))
     data = load_data(options.data)
     for seed in range(options.seeds):

@@ -1,10 +1,13 @@
-"""Shared by the benchmarks: the matrix-product rate, timing in turns, statistics, and writing results."""
+"""Shared by the benchmarks: the matrix-product rate, timing in turns and of the command, statistics, JSON."""
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -15,6 +18,7 @@ import torch
 from thumbnet.cli.console import say, table
 from thumbnet.files import write_file
 from thumbnet.hardware import describe
+from thumbnet.runs.folder import Run
 
 SIDE = 4096
 GPU_SIDE = 8192  # a GPU multiplies 4096x4096 in 0.2 ms, too little to fill it evenly
@@ -68,6 +72,26 @@ def take_turns(calls: Mapping[str, Callable[[], object]], rounds: int) -> dict[s
             if number:
                 times[name].append(time.perf_counter() - started)
     return times
+
+
+def empty_caches(folder: Path) -> dict[str, str]:
+    """The environment of a process whose caches are in ``folder``: thumbnet's and that of ``torch.compile``.
+
+    By default the latter is shared by all processes of the user, so only the first one would compile.
+    """
+    caches = {"THUMBNET_CACHE": "cache", "TORCHINDUCTOR_CACHE_DIR": "inductor"}
+    return {**os.environ, **{name: str(folder / place) for name, place in caches.items()}}
+
+
+def timed_training(
+    source: str, words: Sequence[str], out: Path, environment: Mapping[str, str] | None = None
+) -> tuple[Run, float]:
+    """Run ``thumbnet train SOURCE`` with these arguments: the run, and the seconds of the whole command."""
+    command = [sys.executable, "-m", "thumbnet", "train", source, *words, "--out", str(out)]
+    started = time.perf_counter()
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env=environment)
+    seconds = time.perf_counter() - started
+    return Run(out), seconds
 
 
 def median(values: Sequence[float]) -> float:

@@ -12,40 +12,27 @@ Results are written after every training. If the program is interrupted, call it
 from __future__ import annotations
 
 import argparse
-import os
 import statistics
-import subprocess
-import sys
 import tempfile
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from label_noise import spread
-from measure import SHARED, matrix_rate, median
+from measure import SHARED, empty_caches, matrix_rate, median, timed_training
 from measure import spread as span
 from resumable import Results
 
 from thumbnet.cli.console import say, table
 from thumbnet.hardware import choose_device
-from thumbnet.runs.folder import Run
 
 
 def trained(source: str, minutes: float, seed: int, device: str) -> dict[str, Any]:
     """What the command reaches, and the seconds that it takes."""
     with tempfile.TemporaryDirectory() as folder:
-        out = Path(folder) / "run"
-        command = [sys.executable, "-m", "thumbnet", "train", source, "--minutes", f"{minutes:g}"]
-        started = time.perf_counter()
-        subprocess.run(
-            [*command, "--seed", str(seed), "--out", str(out), "--device", device],
-            check=True,
-            stdout=subprocess.DEVNULL,
-            env={**os.environ, "THUMBNET_CACHE": str(Path(folder) / "cache")},
-        )
-        seconds = time.perf_counter() - started
-        summary, width = Run(out).summary, Run(out).recipe.model.width
+        words = ["--minutes", f"{minutes:g}", "--seed", str(seed), "--device", device]
+        run, seconds = timed_training(source, words, Path(folder) / "run", empty_caches(Path(folder)))
+        summary, width = run.summary, run.recipe.model.width
     kept = ("accuracy", "accuracy_plain", "epochs", "seconds_training")
     found = {**{key: summary[key] for key in kept}, "width": width}
     return {**found, "seconds": seconds, "product_tflops": matrix_rate(choose_device(device))}

@@ -5,9 +5,10 @@
     python benchmarks/records.py --show
     python benchmarks/records.py --data cifar10     # the original pictures, downloaded
 
-The trainings of ``fast`` take turns with the reference, each in a process of its own with an empty cache. The
-record, ``docs/records/DATE-COMMIT.json``, is written after every run. If the program is interrupted, call it
-again: it goes on. The whole takes one to three hours; less with fewer ``--seeds`` or without ``--reference``.
+The trainings of ``fast`` take turns with the reference, each in a process of its own with an empty cache.
+Data that are given by name are downloaded before. The record, ``docs/records/DATE-COMMIT.json``, is written
+after every run. If the program is interrupted, call it again on the same processor: it goes on. The whole
+takes one to three hours; less with fewer ``--seeds`` or without ``--reference``.
 ``tests/test_records.py`` compares the numbers in README and docs with the newest records of CIFAR-10 (JPEG
 copy) on each kind of processor. Records of other data have the data's name in theirs.
 """
@@ -28,8 +29,9 @@ from statistics import fmean, stdev
 from typing import Any
 
 import torch
-from accuracy import train_in_child
+from accuracy import train_by_command
 from measure import SHARED, median
+from resumable import git, model_of, processor, source_commit
 
 from thumbnet.cli.console import say, table
 from thumbnet.files import write_file
@@ -38,6 +40,7 @@ from thumbnet.hardware import describe
 ROOT = Path(__file__).resolve().parents[1]
 RECORDS = ROOT / "docs" / "records"
 REFERENCE = "airbench94_muon"
+TIMED = "the command thumbnet train, with an empty cache and without a download"
 
 
 @dataclass(frozen=True)
@@ -55,9 +58,11 @@ class Summary:
 
     Attributes:
         what, epochs: which runs.
-        accuracies, plain: test accuracy in percent, with test-time augmentation and without, by seed.
-        seconds: of the whole command, from the start of its process, by seed.
-        work: seconds times the rate of a bf16 matrix product in the same process, in TFLOP, by seed.
+        accuracies, plain: test accuracy in percent, with test-time augmentation and without, by seed. (The
+            reference sets no seed: its runs are only numbered.)
+        seconds: from the start of the process to its end; in records without ``timed``, to the end of the
+            call of ``thumbnet.train`` in a process that does nothing else.
+        work: seconds times the rate of a bf16 matrix product right afterwards, in TFLOP.
 
     ``seconds`` and ``work`` leave out runs that shared the computer with other work.
     """
@@ -119,14 +124,12 @@ def run(job: Job, data: str, reference: Path | None) -> dict[str, Any]:
             subprocess.run(
                 [*command, "--data", data, "--json", str(out)], check=True, stdout=subprocess.DEVNULL
             )
-            found = json.loads(out.read_text())
-        kept = {"seconds": found["seconds_in_all"], "plain_accuracy": None}
-        return {"accuracy": found["accuracy"], "product_tflops": found["product_tflops"], **kept}
-    cold = Path(data).exists()  # with an empty cache, every run would download the data again
+            found: dict[str, Any] = json.loads(out.read_text())
+        return {**found, "seconds": found["seconds_in_all"]}
     options = argparse.Namespace(
-        data="digits" if job.what == "digits" else data, recipe=job.what, overrides=[], cold=cold
+        data="digits" if job.what == "digits" else data, recipe=job.what, overrides=[], cold=True
     )
-    return train_in_child(options, job.epochs, job.seed)
+    return train_by_command(options, job.epochs, job.seed)
 
 
 def record_path(commit: str, data: str) -> Path:
@@ -143,6 +146,7 @@ def begin(commit: str, data: str) -> dict[str, Any]:
         "commit": commit,
         "data": data,
         "begun": datetime.now().isoformat(timespec="minutes"),
+        "timed": TIMED,
         "machine": {**describe(torch.device("cpu")), "identity": processor()},
         "software": {"python": platform.python_version(), "torch": torch.__version__},
         "since_the_last_record": changes.splitlines(),
@@ -150,17 +154,17 @@ def begin(commit: str, data: str) -> dict[str, Any]:
     }
 
 
-def processor() -> str:
-    """Family, model and stepping of the processor, which its name does not tell."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    keys = ("vendor_id", "cpu family", "model", "stepping")
-    found = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
-    return ", ".join(f"{key} {found[key]}" for key in keys if key in found) or platform.processor()
+def check_processor(record: dict[str, Any], path: Path) -> None:
+    """Check that a record continues on the processor on which it was begun.
 
-
-def git(*words: str) -> str:
-    done = subprocess.run(["git", *words], cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True)
-    return done.stdout.strip()
+    Raises:
+        SystemExit: this is another one.
+    """
+    there, here = processor_of(record), model_of(processor())
+    if there != here:
+        raise SystemExit(
+            f"{path} was measured on another processor ({there}; here: {here}): continue it there"
+        )
 
 
 def records(data: str = SHARED.name) -> list[dict[str, Any]]:
@@ -191,15 +195,20 @@ def summaries(record: dict[str, Any]) -> dict[tuple[str, int], Summary]:
     }
 
 
+def processor_of(record: dict[str, Any]) -> str:
+    """Vendor, family and model of a record's processor. Different ones share a name, such as "AMD EPYC"."""
+    machine = record["machine"]
+    return model_of(machine.get("identity") or machine["processor"])
+
+
 def processors() -> list[str]:
-    """The names of the processors that have records, as their systems give them; the newest first."""
-    names = [record["machine"]["processor"] for record in reversed(records())]
-    return list(dict.fromkeys(names))
+    """The processors that have records, as :func:`processor_of` gives them; the newest first."""
+    return list(dict.fromkeys(processor_of(record) for record in reversed(records())))
 
 
 def newest(on: str) -> dict[tuple[str, int], Summary]:
     """For each recipe and number of epochs, the runs of the newest record of this processor that has them."""
-    there = [record for record in records() if record["machine"]["processor"] == on]
+    there = [record for record in records() if processor_of(record) == on]
     return {key: found for record in there for key, found in summaries(record).items()}
 
 
@@ -215,13 +224,16 @@ def row(found: Summary) -> list[str]:
         name,
         str(found.n),
         f"{found.mean:.2f}{spread} %" + (f" ({every})" if found.n > 1 else ""),
+        f"{found.deviation:.2f}" if found.n > 1 else "",
         f"{fmean(found.plain):.2f} %" if found.plain else "",
         f"{median(found.seconds):,.0f}" if found.seconds else "",
         f"{median(found.work):,.0f}" if found.work else "",
     ]
 
 
-HEADER = ["training", "n", "accuracy with TTA", "without TTA", "seconds in all", "machine work, TFLOP"]
+HEADER = [
+    "training", "n", "accuracy with TTA", "deviation", "without TTA", "seconds in all", "machine work, TFLOP",
+]  # fmt: skip
 
 
 def show() -> None:
@@ -248,12 +260,15 @@ def main() -> None:
     if options.show:
         show()
         return
-    if git("status", "--porcelain", "--untracked-files=no", "--", "src"):
-        raise SystemExit("src/ has changes that are not committed: a record is of a commit")
-    commit = git("log", "-1", "--format=%h", "--", "src")
+    commit = source_commit()
+    if commit is None or commit.endswith("+"):
+        raise SystemExit(
+            "a record is of a commit: clone the repository with git, and commit the changes in src/"
+        )
     data = Path(options.data).name
     path = record_path(commit, data)
     record = json.loads(path.read_text("utf-8")) if path.exists() else begin(commit, data)
+    check_processor(record, path)
     done = {Job(one["what"], one["epochs"], one["seed"]) for one in record["runs"]}
     references = options.references if options.reference else 0
     for job in jobs(options.seeds, references, tuple(options.epochs), options.short_seeds):

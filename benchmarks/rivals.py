@@ -10,8 +10,9 @@ chooses the number of epochs (and of pictures, if there is no time for all), so 
 ends with the time. All 10,000 test pictures are classified after the clock stopped. thumbnet gets no set-up:
 its time is the whole command's, evaluation included.
 
-The JSON file is written after every training. If the program is interrupted, call it again: it trains only
-what the file lacks. A rival that fails or hangs is recorded with the reason; the next call tries it again.
+The JSON file is written after every training. If the program is interrupted, call it again on the same
+processor and at the same commit: it trains only what the file lacks. A rival that fails or hangs is recorded
+with the reason; the next call tries it again.
 ``docs/notebook/rivals.md`` says how to install the rivals.
 """
 
@@ -35,12 +36,11 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-import torch
 from measure import SHARED
+from resumable import CPU, continued, origin
 
 from thumbnet.cli.console import say
 from thumbnet.files import write_file
-from thumbnet.hardware import describe
 
 ROOT = Path(__file__).resolve().parents[1]
 PROGRAMS = Path(__file__).resolve().parent / "rival_programs"
@@ -291,7 +291,7 @@ def begin(file: Path, threads: int, archive: Path) -> dict[str, Any]:
     """
     about = {"threads": threads, "data": archive.name}
     if not file.exists():
-        return {**about, "hardware": describe(torch.device("cpu")), "runs": {}}
+        return {**about, **origin(CPU), "runs": {}}
     content: dict[str, Any] = json.loads(file.read_text("utf-8"))
     if about != {name: content.get(name) for name in about}:
         raise SystemExit(f"{file} holds runs with other --threads or --data: name another file with --json")
@@ -364,7 +364,9 @@ def main() -> None:
             os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: options.threads])
         data = unpack(options.data, BUILD / options.data.name.partition(".")[0])
         rivals = [rival for rival in RIVALS if not options.only or rival.name in options.only]
-        for rival, minutes in pending(content, rivals, options.minutes):
+        if waiting := pending(content, rivals, options.minutes):
+            content |= continued(content, origin(CPU), options.json)
+        for rival, minutes in waiting:
             say(f"{time.strftime('%H:%M:%S')} {rival.name}, {minutes:g} min")
             run = train(rival, minutes, options, data)
             content["runs"].setdefault(rival.name, {})[f"{minutes:g}"] = run

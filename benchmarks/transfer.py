@@ -20,7 +20,7 @@ from typing import Any
 
 from howtos import part
 from measure import SHARED
-from resumable import Results
+from resumable import Results, settings_of
 
 from thumbnet.cli.console import say, table
 from thumbnet.data.splits import Data
@@ -129,8 +129,7 @@ def arguments() -> argparse.ArgumentParser:
 def main() -> None:
     """Measure, and print a table."""
     options = arguments().parse_args()
-    kept = ("data", "epochs", "source_pictures", "width")
-    settings = {name: getattr(options, name) for name in kept}
+    settings = settings_of(options, "data", "epochs", "source_pictures", "width")
     file = Path(options.json or Path(options.work) / "results.json")
     results = Results(file, settings, choose_device(options.device))
     Experiment(options, results, load_data(options.data)).all()

@@ -20,7 +20,7 @@ from typing import Any
 
 from label_noise import part_of, spread
 from measure import SHARED
-from resumable import Results
+from resumable import Results, settings_of
 
 from thumbnet.cli.console import say, table
 from thumbnet.data.splits import Data
@@ -130,7 +130,7 @@ def arguments() -> argparse.ArgumentParser:
 def main() -> None:
     """Measure, and print a table."""
     options = arguments().parse_args()
-    settings = {"data": Path(options.data).name, "minutes": options.minutes}
+    settings = settings_of(options, "data", "minutes")
     file = Path(options.json or Path(options.work) / "results.json")
     results = Results(file, settings, choose_device(options.device))
     try:

@@ -23,7 +23,7 @@ from typing import Any
 
 from label_noise import part_of, spread
 from measure import summary
-from resumable import Results
+from resumable import Results, settings_of
 
 from thumbnet.cli.console import say, table
 from thumbnet.data.splits import Data
@@ -103,7 +103,7 @@ def arguments() -> argparse.ArgumentParser:
 def main() -> None:
     """Measure, and print a table."""
     options = arguments().parse_args()
-    settings = {name: getattr(options, name) for name in ("recipe", "set", "pictures", "held_out")}
+    settings = settings_of(options, "recipe", "set", "pictures", "held_out")
     results = Results(Path(options.json), settings, choose_device(options.device))
     variants = options.variants or [""]
     names = {

@@ -4,6 +4,7 @@ import contextlib
 import os
 import shutil
 import signal
+import subprocess
 import tarfile
 import tempfile
 from collections.abc import Iterator
@@ -18,6 +19,7 @@ from helpers import TINY, coloured_data, coloured_labels
 from order import dealt
 from own_networks import OwnPackage
 from thumbnet.batches.batches import EvalBatches
+from thumbnet.runs import environment
 from thumbnet.runs.folder import Run
 from thumbnet.training import mirrored
 from thumbnet.training.train import train
@@ -28,8 +30,9 @@ settings.register_profile(
 )
 settings.load_profile("thumbnet")
 
+ROOT = Path(__file__).parents[1]
 WHOLE_PROBE = mirrored.PROBE_VIEWS
-KERNELS = Path(__file__).parents[1] / "build" / "test-kernels"
+KERNELS = ROOT / "build" / "test-kernels"
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -68,8 +71,38 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
-    """Let a test draw the same random numbers regardless of which tests ran before it."""
-    torch.manual_seed(1)
+    """Let a test draw the same random numbers regardless of which tests ran before it.
+
+    ``torch.manual_seed`` would also format the whole call stack, once for each kind of device that was never used:
+    milliseconds, before each of thousands of tests.
+    """
+    torch.default_generator.manual_seed(1)
+    if torch.cuda.is_available():
+        torch.cuda.manual_seed_all(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _quick_runs() -> Iterator[None]:
+    """Spare each training what only takes time here: two processes of git, and waiting for the disk at each file.
+
+    The tests in ``faults`` that cut the power, and those of whole commands, have processes of their own, in which
+    nothing is replaced. In this one, a test that replaces ``os.fsync`` or ``subprocess.run`` gets its own function.
+    """
+    ask, answers, here = environment._git, dict[tuple[Any, ...], str](), ROOT.resolve()
+
+    def once(*arguments: str) -> str:
+        """What git says, which stays the same in this checkout. In other folders, it is asked each time."""
+        if Path.cwd() != here:
+            return ask(*arguments)
+        key = (subprocess.run, *arguments)
+        if key not in answers:
+            answers[key] = ask(*arguments)
+        return answers[key]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(environment, "_git", once)
+        patch.setattr(os, "fsync", os.fstat)  # refuses the same descriptors
+        yield
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -171,7 +204,7 @@ def any_size_file(tiny_run: Run, tmp_path_factory: pytest.TempPathFactory) -> Pa
 @pytest.fixture(scope="session")
 def cifar_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A part of CIFAR-10 (JPEG copy): train/CLASS/0000..1499.jpg and test/CLASS/0000..0149.jpg."""
-    place = Path(os.environ.get("THUMBNET_CIFAR10") or Path(__file__).parents[2] / "shared" / "data")
+    place = Path(os.environ.get("THUMBNET_CIFAR10") or ROOT.parent / "shared" / "data")
     archive = place / "cifar10-jpeg.tar.xz" if place.is_dir() else place
     if not archive.is_file():
         pytest.skip(f"no CIFAR-10 pictures: {archive} does not exist (set THUMBNET_CIFAR10)")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -13,6 +14,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from thumbnet.data.images import load_picture, to_rgb
 from thumbnet.data.multilabel import MultiLabelSplit
 from thumbnet.data.splits import ArraySplit, Data, Split
 
@@ -45,10 +47,20 @@ def noise(seed: int, height: int = 16, width: int = 16) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
 
 
+def open_image(source: str | bytes, name: str) -> Image.Image:
+    """The picture in a file or in bytes, as RGB."""
+    return to_rgb(load_picture(source, name))
+
+
 def coloured(label: int, seed: int, side: int = 16) -> np.ndarray:
     """A noisy picture whose brightest channel is its label's, so it is easy to learn."""
+    return _coloured(label % 3, seed, side).copy()
+
+
+@functools.lru_cache(1000)  # most tests need the same hundred pictures
+def _coloured(channel: int, seed: int, side: int) -> np.ndarray:
     image = noise(seed, side, side) // 3
-    image[..., label % 3] += 120
+    image[..., channel] += 120
     return image
 
 

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import ctypes
 import dataclasses
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 import torch
@@ -37,6 +39,16 @@ def gcc() -> str:
     compiler = shutil.which("gcc")
     assert compiler is not None
     return compiler
+
+
+def fake_gcc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str) -> None:
+    """Replace ``gcc`` by a shell script; $target is the file that it should write."""
+    fake = tmp_path / "bin" / "gcc"
+    fake.parent.mkdir()
+    find = 'for word; do test "$last" = -o && target=$word; last=$word; done'
+    fake.write_text(f"#!/bin/sh\n{find}\n{script}\n")
+    fake.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{fake.parent}:{os.environ['PATH']}")
 
 
 @contextmanager

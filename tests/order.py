@@ -18,18 +18,18 @@ HERE = Path(__file__).parent
 # About how many seconds one of three workers on two cores needs for a file. A file stays with one worker, because its
 # tests share trainings. Files with many short tests need no entry: others can take a part of them.
 LONG = {
-    "end_to_end/test_cifar10.py": 100,
-    "faults/test_disk_and_memory.py": 70,
-    "faults/test_kills.py": 50,
-    "faults/test_long_and_large.py": 45,
-    "faults/test_many_processes.py": 190,
-    "faults/test_nth_failure.py": 60,
-    "faults/test_service_load.py": 36,
+    "end_to_end/test_cifar10.py": 90,
+    "faults/test_disk_and_memory.py": 35,
+    "faults/test_kills.py": 35,
+    "faults/test_long_and_large.py": 30,
+    "faults/test_many_processes.py": 105,
+    "faults/test_nth_failure.py": 50,
+    "faults/test_service_load.py": 25,
     "faults/test_simulation.py": 50,
     "models/test_fastnet.py": 15,
-    "test_examples.py": 65,
-    "test_gpu_benchmark.py": 60,
-    "test_guide.py": 40,
+    "test_examples.py": 50,
+    "test_gpu_benchmark.py": 30,
+    "test_guide.py": 55,
     "training/test_fit.py": 20,
 }
 

@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+import io
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import chdir, contextmanager, redirect_stdout
 from pathlib import Path
+from typing import Any
+
+import pytest
+
+from thumbnet.recipes import recipe
 
 # Runs before a program. A network of half the width still learns the digits, in less time.
 NARROW = """
@@ -34,3 +42,25 @@ def run_program(program: str, folder: Path) -> str:
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
+
+
+@contextmanager
+def narrow() -> Iterator[None]:
+    """Within, in this process, the recipe ``digits`` has a network of half the width."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(recipe, "_read_toml", recipe._read_toml)  # puts back what NARROW replaces
+        exec(NARROW, {})
+        yield
+
+
+def run_here(programs: list[str], folder: Path) -> str:
+    """Run programs in ``folder`` in this process, which saves importing torch; returns what they printed.
+
+    Each has the variables of those before it.
+    """
+    printed = io.StringIO()
+    variables: dict[str, Any] = {"__name__": "__main__"}
+    with narrow(), chdir(folder), redirect_stdout(printed):
+        for number, program in enumerate(programs, 1):
+            exec(compile(program, f"<program {number}>", "exec", dont_inherit=True), variables)
+    return printed.getvalue()

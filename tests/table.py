@@ -44,6 +44,14 @@ NETWORKS = {
     OWN: "A network of your own, by name or `MODULE:NAME`; see [A network of your own](howto/own-network.md).",
     TIMM: "Every `timm:NAME` needs the extra `timm`.",
 }
+# ResNets that differ only in depth: one class, models/resnet.ResNet, with more blocks in each stage. A recipe treats
+# them alike: it looks at a network's last layer and the names and shapes of its parameters.
+SAME_BUT_DEPTH = {
+    "resnet34": "resnet18",
+    "resnet32": "resnet20",
+    "resnet44": "resnet20",
+    "resnet56": "resnet20",
+}
 DEVICES = {
     "cpu": "With thumbnet's kernels in bf16, where the processor has AVX-512 BF16.",
     "cpu without kernels": "`THUMBNET_KERNELS=0`, and every other processor.",
@@ -225,16 +233,25 @@ def costs(cell: Cell) -> float:
     return deep.get(cell.network, 1.0) * slow + (cell.engine == "workers") * 0.5
 
 
-def covering() -> list[Cell]:
-    """Cells that have every pair of values of two of the five factors at least once, always the same.
+def merged(found: set[tuple[str, str, str, str]]) -> set[tuple[str, str, str, str]]:
+    """The pairs; in those with a recipe, one network stands for all that are ``SAME_BUT_DEPTH``."""
+    return {
+        (one, a, other, SAME_BUT_DEPTH.get(b, b) if (one, other) == ("recipe", "network") else b)
+        for one, a, other, b in found
+    }
 
-    Greedy: the next cell is the one with the most pairs that are still missing, per cost.
+
+def covering() -> list[Cell]:
+    """Cells that have every pair of values of two of the five factors at least once, as ``merged`` counts them.
+
+    They are always the same. Greedy: the next cell is the one with the most pairs that are still missing, per cost.
     """
-    cells, missing, chosen = product(), pairs(FACTORS), []
+    has = {cell: merged(pairs_of(cell, FACTORS)) for cell in product()}
+    missing, chosen = merged(pairs(FACTORS)), []
     while missing:
-        best = max(cells, key=lambda cell: len(pairs_of(cell, FACTORS) & missing) / costs(cell) ** 0.5)
+        best = max(has, key=lambda cell: len(has[cell] & missing) / costs(cell) ** 0.5)
         chosen.append(best)
-        missing -= pairs_of(best, FACTORS)
+        missing -= has[best]
     return chosen
 
 
@@ -293,7 +310,8 @@ def page() -> str:
         "first and resumes to the same weights, to the bit; is exported, and the export answers as the run does; "
         "and computes what plain PyTorch computes. "
         f"{len(refused):,} of them are networks of timm, which need an extra. `make test` tries a selection in "
-        "which every pair of two values occurs.",
+        "which every pair of two values occurs. In pairs with a recipe, ResNets that differ only in depth count as one "
+        "network.",
         "",
         "Every format and every way to take steps but `compiled` is tried with each recipe, network, device, precision "
         "and engine at least once; CUDA graphs only on the simulated GPU.",

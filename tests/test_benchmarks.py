@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import json
 import math
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,6 +18,7 @@ import torch
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "benchmarks"))
 import accuracy  # noqa: E402
+import airbench  # noqa: E402
 import measure  # noqa: E402
 import training_speed  # noqa: E402
 
@@ -127,18 +129,86 @@ def test_the_summary_of_several_values_has_the_error_of_their_mean() -> None:
     assert measure.summary([7.0]) == {"n": 1, "mean": 7.0, "median": 7.0, "deviation": 0.0, "error": 0.0}
 
 
-def test_the_accuracy_benchmark_trains_and_multiplies_on_the_same_device(
-    monkeypatch: pytest.MonkeyPatch,
+def test_the_accuracy_benchmark_times_the_command_and_multiplies_on_the_same_device(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     used: list[torch.device] = []
+    commands: list[list[str]] = []
+    run = subprocess.run
 
     def rate(device: torch.device) -> float:
         used.append(device)
         return 1.5
 
+    def noted(command: list[str], **options: Any) -> Any:
+        commands.append(command)
+        return run(command, **options)
+
+    monkeypatch.setenv("THUMBNET_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("THUMBNET_KERNELS", "0")  # compiling them takes longer than this training
     monkeypatch.setattr(accuracy, "matrix_rate", rate)
-    settings = ["training.epochs=1", "model.width=0.25"]
-    found = accuracy.train_once("digits", "digits", settings, "cpu")
+    monkeypatch.setattr(subprocess, "run", noted)
+    options = SimpleNamespace(
+        data="digits", recipe="digits", overrides=["model.width=0.25"], cold=True, device="cpu"
+    )
+    found = accuracy.train_by_command(options, epochs=1, seed=3)
+    assert commands[0][1:5] == ["-m", "thumbnet", "train", "digits"]
     assert used == [torch.device("cpu")]
-    assert found["product_tflops"] == 1.5
+    assert (found["product_tflops"], found["epochs"], found["seed"]) == (1.5, 1, 3)
     assert 0 <= found["accuracy"] <= 1
+    assert 0 <= found["plain_accuracy"] <= 1
+    assert 0 < found["seconds_training"] < found["seconds"]
+
+
+def test_a_download_and_warm_caches_are_in_no_training_s_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[str] = []
+
+    def training(data: str, words: list[str], out: Path, environment: dict[str, str]) -> Any:
+        caches = [Path(environment[name]) for name in ("THUMBNET_CACHE", "TORCHINDUCTOR_CACHE_DIR")]
+        assert not any(cache.exists() for cache in caches)
+        done.append(" ".join(words[words.index("--data-dir") :]) if "--data-dir" in words else "its path")
+        summary = {"accuracy": 0.5, "tta": "none", "seconds_training": 4.0}
+        return SimpleNamespace(summary=summary, metrics=[{"test_accuracy": 0.4}]), 5.0
+
+    monkeypatch.setenv("THUMBNET_CACHE", str(tmp_path))
+    monkeypatch.setattr(accuracy, "matrix_rate", lambda _: 1.0)
+    monkeypatch.setattr(accuracy, "load_data", lambda data, data_dir: done.append(f"{data} in {data_dir}"))
+    monkeypatch.setattr(accuracy, "timed_training", training)
+    accuracy.download_folder.cache_clear()
+    for data in ("cifar10", "cifar10", str(tmp_path)):
+        options = SimpleNamespace(data=data, recipe="fast", overrides=[], cold=True, device="cpu")
+        accuracy.train_by_command(options, epochs=1, seed=0)
+    accuracy.download_folder.cache_clear()
+    named = f"--data-dir {tmp_path}"
+    assert done == [f"cifar10 in {tmp_path}", named, named, "its path"]
+
+
+REFERENCE = """
+import os
+from pathlib import Path
+
+compiled = Path(os.environ["TORCHINDUCTOR_CACHE_DIR"])
+print("compiled before:", compiled.exists())
+compiled.mkdir(parents=True, exist_ok=True)
+print("|          |   eval  |     0.9512  |   0.8971  |       0.9074  |       12.5000  |")
+"""
+
+
+def test_the_reference_compiles_in_every_run_and_tells_both_accuracies(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script, file = tmp_path / "script.py", tmp_path / "found.json"
+    script.write_text(REFERENCE)
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))  # the user's, which is not empty
+    monkeypatch.setattr(airbench, "load_data", lambda _: None)
+    monkeypatch.setattr(airbench, "write_pictures", lambda data, folder: None)
+    monkeypatch.setattr(airbench, "adapted", lambda script, epochs, weights: script)
+    monkeypatch.setattr(airbench, "matrix_rate", lambda: 2.0)
+    monkeypatch.setattr(sys, "argv", ["airbench.py", str(script), "--json", str(file)])
+    for _ in range(2):
+        airbench.main()
+        found = json.loads(file.read_text())
+        assert "compiled before: False" in found["printed"]
+        assert (found["plain_accuracy"], found["accuracy"], found["seconds"]) == (0.8971, 0.9074, 12.5)

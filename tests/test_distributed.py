@@ -431,3 +431,21 @@ def test_variables_of_torchrun_that_are_missing_or_no_numbers_are_named(
         joined(),
     ):
         pass
+
+
+def test_on_a_gpu_a_synchronised_norm_has_a_bounded_number_of_launches(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Each operation is a launch, and several processes train without CUDA graphs: see docs/scaling.md."""
+    monkeypatch.setattr(dist, "all_reduce", lambda tensor: None)
+    launched: list[int] = []
+    with simulated_gpu() as log:
+        for synchronised in (False, True):
+            model: nn.Module = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8)).to(CUDA).train()
+            if synchronised:
+                synchronise_norms(model, CUDA)
+            images = gpu_tensor(torch.randn(4, 3, 8, 8))
+            log.clear()
+            model(images).sum().backward()
+            launched.append(sum(log.launches.values()))
+    assert launched[1] - launched[0] <= 65

@@ -121,28 +121,34 @@ def test_a_stopped_search_says_how_to_go_on(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "error",
+    ("error", "names"),
     [
-        MemoryError(),
-        RuntimeError(
-            "[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"
+        (MemoryError(), "this computer"),
+        (
+            RuntimeError(
+                "[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"
+            ),
+            "this computer",
         ),
-        RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB"),
-        RuntimeError("MPS backend out of memory"),
-        RuntimeError("could not create a primitive"),
-        RuntimeError("could not execute a primitive"),
-        RuntimeError("std::bad_alloc"),
-        RuntimeError("CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate"),
-        RuntimeError("not enough memory: you tried to allocate 8 bytes"),
-        RuntimeError("GET was unable to find an engine to execute this computation"),
+        (RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB"), ""),
+        (RuntimeError("CUDA out of memory. GPU 0 has a total capacity of 4 GiB"), "cuda:0"),
+        (RuntimeError("CUDA error: out of memory"), ""),
+        (RuntimeError("MPS backend out of memory"), "mps"),
+        (RuntimeError("could not create a primitive"), ""),
+        (RuntimeError("could not execute a primitive"), ""),
+        (RuntimeError("std::bad_alloc"), ""),
+        (RuntimeError("CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate"), ""),
+        (RuntimeError("not enough memory: you tried to allocate 8 bytes"), ""),
+        (RuntimeError("GET was unable to find an engine to execute this computation"), ""),
     ],
     ids=str,
 )
-def test_failed_allocations_become_an_out_of_memory_error(error: Exception) -> None:
+def test_failed_allocations_become_an_out_of_memory_error(error: Exception, names: str) -> None:
+    """``names`` is the device that the error names, if it is another than the guard's."""
     assert is_out_of_memory(error)
     with pytest.raises(OutOfMemoryError) as caught, memory_guard("cuda:1", "doing it", "Do less"):
         raise error
-    assert str(caught.value).splitlines()[0] == "out of memory on cuda:1 doing it."
+    assert str(caught.value).splitlines()[0] == f"out of memory on {names or 'cuda:1'} doing it."
     assert str(caught.value).splitlines()[1].startswith("Do less. ")
     assert caught.value.__suppress_context__
 

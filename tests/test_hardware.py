@@ -293,7 +293,8 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[bytes, np.nda
 
 
 def trained_in(out: Path) -> tuple[bytes, np.ndarray, float]:
-    run = train(coloured_data(), "one-cycle", overrides=TINY, out=out, device="cpu")
+    settings = [*TINY, "training.epochs=1"]
+    run = train(coloured_data(), "one-cycle", overrides=settings, out=out, device="cpu")
     predictor = Predictor.load(run.path, "cpu")
     logits, measured = predictor.logits(coloured(1, 5)[None]), predictor.evaluate(coloured_data())
     return run.weights_path.read_bytes(), logits, measured.accuracy

@@ -62,6 +62,14 @@ def run(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
+@pytest.fixture(scope="module")
+def report(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The report of the run, with its lists next to it."""
+    page = tmp_path_factory.mktemp("hostile report") / "report.html"
+    assert run_cli("report", run, "--out", page)[0] == 0
+    return page
+
+
 def harmless(*texts: str) -> None:
     for text in texts:
         assert OBEYED.search(text) is None, text
@@ -107,14 +115,15 @@ def cells_of(text: str) -> list[str]:
     return [cell for row in csv.reader(io.StringIO(text)) for cell in row]
 
 
-def test_no_table_has_a_cell_that_a_spreadsheet_computes(data: Path, run: Path, tmp_path: Path) -> None:
+def test_no_table_has_a_cell_that_a_spreadsheet_computes(
+    data: Path, run: Path, report: Path, tmp_path: Path
+) -> None:
     pictures = tmp_path / "pictures"
     shutil.copytree(data / "test" / CLASSES[0], pictures)
     assert run_cli("sort", run, ".", "--csv", "sorted.csv", "--threshold", "0", cwd=pictures)[0] == 0
-    assert run_cli("report", run, "--out", tmp_path / "report.html")[0] == 0
     names = [str(path) for path in sorted(Path(pictures).iterdir()) if path.suffix == ".png"]
     _, predicted, _ = run_cli("predict", run, *[Path(name).name for name in names], "--csv", cwd=pictures)
-    lists = [path.read_text("utf-8") for path in tmp_path.glob("*s.csv")]
+    lists = [path.read_text("utf-8") for path in report.parent.glob("*s.csv")]
     assert len(lists) == 2
     for text in (predicted, (pictures / "sorted.csv").read_text("utf-8"), *lists):
         assert OBEYED.search(text) is None
@@ -143,9 +152,8 @@ class Tags(HTMLParser):
         self.found += [(tag, name, value) for name, value in attrs] or [(tag, "", None)]
 
 
-def test_a_report_shows_names_as_text(run: Path, tmp_path: Path) -> None:
-    assert run_cli("report", run, "--out", tmp_path / "report.html")[0] == 0
-    page = (tmp_path / "report.html").read_text("utf-8")
+def test_a_report_shows_names_as_text(report: Path) -> None:
+    page = report.read_text("utf-8")
     assert OBEYED.search(page) is None
     assert "<script>alert" not in page
     tags = Tags()

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import re
 import sys
+from argparse import Namespace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,6 +17,12 @@ from helpers import write_class_folders
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "benchmarks"))
 import minutes as benchmark  # noqa: E402
+from measure import SHARED  # noqa: E402
+
+PAGE = ROOT / "docs" / "notebook" / "minutes.md"
+RECORDS = ROOT / "docs" / "records"
+OLDER, SHORT, LONG = "3906664", "7919ce7", "03b3f67"  # the commits of the records on the page
+TIMES = [0.5, 1, 2, 5, 10]
 
 
 def test_a_training_is_the_whole_command_with_an_empty_cache(
@@ -23,7 +33,7 @@ def test_a_training_is_the_whole_command_with_an_empty_cache(
     cache = tmp_path / "cache"
     monkeypatch.setenv("THUMBNET_CACHE", str(cache))
     folder = write_class_folders(tmp_path / "data", ["train", "test"], per_class=9, side=20)
-    found = benchmark.trained(str(folder), 0.1, 0, "cpu")
+    found = benchmark.trained(str(folder), 0.03, 0, "cpu")
     assert 0 <= found["accuracy"] <= 1
     assert 0 < found["seconds_training"] < found["seconds"] < 60
     assert found["epochs"] >= 1
@@ -50,3 +60,45 @@ def test_every_time_is_measured_once(
     table = " ".join(capsys.readouterr().out.split())
     assert "photos 0.5 75.00 ± 7.07 29.5 (28.0 to 31.0) 98 % +1.0 2 0.5 2.00" in table
     assert "pictures 2 75.00 ± 7.07 119.5 (118.0 to 121.0) 100 % +1.0" in table
+
+
+def recorded(folder: str, commit: str) -> dict[str, Any]:
+    """The record of a commit."""
+    (file,) = (RECORDS / folder).glob(f"*-{commit}.json")
+    content: dict[str, Any] = json.loads(file.read_text("utf-8"))
+    return content
+
+
+def table(commit: str, minutes: list[float]) -> list[list[str]]:
+    """The benchmark's rows of a record, without the name of the data."""
+    options = Namespace(minutes=minutes, seeds=3)
+    return [row[1:] for row in benchmark.rows(recorded("minutes", commit)["results"], [SHARED.name], options)]
+
+
+def test_every_record_is_on_the_page() -> None:
+    files = [path.stem.split("-")[3] for path in (RECORDS / "minutes").iterdir()]
+    assert sorted(files) == sorted([OLDER, SHORT, LONG]), "add the new record to the page and to this test"
+    assert all(commit in PAGE.read_text("utf-8") for commit in files)
+
+
+def test_the_table_of_all_times_is_that_of_the_records() -> None:
+    page = PAGE.read_text("utf-8")
+    found = [*table(SHORT, TIMES[:4]), *table(LONG, [10])]
+    for minutes, accuracy, seconds, part, over, epochs, width, _ in found:
+        row = f"{minutes} | {seconds} | {part} | {over} | {epochs} | {width} | {accuracy} |"
+        assert f"\n| CIFAR-10 (JPEG copy) | {row}\n" in page
+
+
+def test_the_table_of_then_and_now_is_that_of_the_records() -> None:
+    page = PAGE.read_text("utf-8")
+    for (minutes, then, *_), (_, now, *_) in zip(table(OLDER, TIMES), table(SHORT, TIMES), strict=True):
+        note = r"( \([^)]*\))?"  # on the width
+        assert re.search(rf"\n\| {minutes}{note} \| {then}{note} \| {now} \|\n", page), (minutes, then, now)
+
+
+def test_the_table_of_the_xeon_is_that_of_the_comparison_with_other_libraries() -> None:
+    page = PAGE.read_text("utf-8")
+    for minutes, run in recorded("rivals", "736621f")["runs"]["thumbnet"].items():
+        part = f"{100 * run['seconds'] / 60 / float(minutes):.0f} %"
+        row = f"{minutes} | {run['seconds']:.1f} | {part} | {run['epochs']} epochs | {100 * run['accuracy']:.2f} |"
+        assert f"\n| CIFAR-10 (JPEG copy) | {row}\n" in page

@@ -41,17 +41,28 @@ SETTINGS = [word for setting in OWN for word in ("--set", setting)]
 CODE = ["--model-code", PATH]
 
 
-@pytest.fixture
-def data(own: OwnPackage) -> Path:
-    return write_class_folders(own.folder / "data", ["train", "val", "test"], per_class=12)
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with ``data``, and with ``run``, a finished run of the user's own network on them."""
+    folder = tmp_path_factory.mktemp("trained")
+    data = write_class_folders(folder / "data", ["train", "val", "test"], per_class=12)
+    with pytest.MonkeyPatch.context() as patch:
+        own = OwnPackage(folder, patch)
+        words = ["train", str(data), "--recipe", "one-cycle", *SETTINGS, "--out", "run", "--quiet"]
+        assert main([*words, "--device", "cpu"]) == 0
+        own.forget()
+    return folder
 
 
 @pytest.fixture
-def run(own: OwnPackage, data: Path) -> Run:
-    """A finished run of the user's own network, in a process that has forgotten the network."""
-    words = ["train", str(data), "--recipe", "one-cycle", *SETTINGS, "--out", "run", "--quiet"]
-    assert main([*words, "--device", "cpu"]) == 0
-    own.forget()
+def data(own: OwnPackage, trained: Path) -> Path:
+    return Path(shutil.copytree(trained / "data", own.folder / "data"))
+
+
+@pytest.fixture
+def run(own: OwnPackage, data: Path, trained: Path) -> Run:
+    """A finished run of the user's own network, in a process that does not know the network."""
+    shutil.copytree(trained / "run", own.folder / "run")
     return Run(Path("run"))
 
 

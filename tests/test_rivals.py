@@ -21,8 +21,10 @@ import pytest
 ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT / "benchmarks"), str(ROOT / "benchmarks" / "rival_programs")]
 import common  # noqa: E402
+import resumable  # noqa: E402
 import rivals  # noqa: E402
 
+RECORDS = ROOT / "docs" / "records" / "rivals"
 GOOD = """
 import common
 clock = common.Clock()
@@ -201,7 +203,7 @@ def test_an_interrupted_call_goes_on_where_it_stopped(
 
     monkeypatch.setattr(rivals, "train", fake)
     monkeypatch.setattr(rivals, "unpack", lambda archive, folder: folder)
-    monkeypatch.setattr(rivals, "describe", lambda device: {})
+    monkeypatch.setattr(resumable, "source_commit", lambda: "aaa")
     monkeypatch.setattr(os, "sched_setaffinity", lambda *_: None, raising=False)
     words = [
         "rivals.py",
@@ -221,7 +223,17 @@ def test_an_interrupted_call_goes_on_where_it_stopped(
     trained.clear()
     rivals.main()
     assert trained == ["keras 4"]
-    assert set(json.loads((tmp_path / "r.json").read_text())["runs"]["keras"]) == {"1", "4"}
+    written = json.loads((tmp_path / "r.json").read_text())
+    assert set(written["runs"]["keras"]) == {"1", "4"}
+    assert written["commits"] == ["aaa"]
+    assert written["hardware"]["identity"] == resumable.processor()
+    trained.clear()
+    monkeypatch.setattr(resumable, "source_commit", lambda: "bbb")
+    rivals.main()  # nothing is missing, so nothing is mixed
+    monkeypatch.setattr(sys, "argv", [*words, "--minutes", "15"])
+    with pytest.raises(SystemExit, match="has results of commit aaa, and src/ is at bbb now"):
+        rivals.main()
+    assert trained == []
 
 
 def test_results_with_other_threads_are_not_mixed(tmp_path: Path) -> None:
@@ -248,6 +260,20 @@ def test_the_table_shows_accuracies_and_what_went_wrong() -> None:
     assert "| 87.65 % | 87.65 % (290 s) | 2.4, 2.4 |" in timm
     assert timm.endswith("| 3.0 | timm abc |")
     assert "| failed | - | - |" in next(line for line in lines if "Keras" in line)
+
+
+@pytest.mark.parametrize("record", sorted(RECORDS.iterdir()), ids=lambda path: path.stem)
+def test_the_page_has_the_tables_of_the_records(record: Path) -> None:
+    """The table of another processor than the first leaves out some columns."""
+    page = (ROOT / "docs" / "notebook" / "rivals.md").read_text("utf-8")
+    assert record.stem.split("-")[3] in page  # the commit
+    table = [
+        line.split(" | ") for line in rivals.markdown(json.loads(record.read_text("utf-8"))).splitlines()
+    ]
+    few = [at for at, name in enumerate(table[0]) if name not in ("a user writes", "version |")]
+    whole = "\n".join(" | ".join(line) for line in table)
+    part = "\n".join(" | ".join(line[at] for at in few) + " |" for line in table)
+    assert whole in page or part in page, f"docs/notebook/rivals.md lacks this table:\n{whole}"
 
 
 def test_flags_and_lines_are_counted() -> None:

@@ -129,14 +129,19 @@ def assert_equal_weights(run: Run, other: Run) -> None:
         assert torch.equal(tensor, expected[name]), name
 
 
-def learn(recipe: str, overrides: Sequence[str], out: Path) -> tuple[Run, Run, Recorder]:
-    """The run on the CPU, the run on the GPU, and what the latter copied and waited for."""
-    settings = [*TINY, *overrides]
-    on_cpu = train(DATA, recipe, overrides=settings, out=out / "cpu", device="cpu")
+def learn_on_gpu(recipe: str, overrides: Sequence[str], out: Path) -> tuple[Run, Recorder]:
+    """The run on the GPU, and what it copied and waited for."""
     with simulated_gpu(fast_bf16=has_fast_bf16(CPU)) as log:
         recorder = Recorder(log)
-        on_gpu = train(DATA, recipe, overrides=settings, out=out / "gpu", device="cuda", listener=recorder)
-    return on_cpu, on_gpu, recorder
+        settings = [*TINY, *overrides]
+        run = train(DATA, recipe, overrides=settings, out=out / "gpu", device="cuda", listener=recorder)
+    return run, recorder
+
+
+def learn(recipe: str, overrides: Sequence[str], out: Path) -> tuple[Run, Run, Recorder]:
+    """The run on the CPU, the run on the GPU, and what the latter copied and waited for."""
+    on_cpu = train(DATA, recipe, overrides=[*TINY, *overrides], out=out / "cpu", device="cpu")
+    return on_cpu, *learn_on_gpu(recipe, overrides, out)
 
 
 def assert_no_step_waits(recorder: Recorder, sent: int = PER_STEP, waits: int = 0) -> None:
@@ -158,7 +163,7 @@ def assert_no_step_waits(recorder: Recorder, sent: int = PER_STEP, waits: int = 
 @pytest.mark.parametrize(
     "recipe",
     [name for name in recipe_names() if name != "finetune" and not load_recipe(name).training.frozen],
-)  # finetune needs timm
+)  # `finetune` asks for a network of timm, and `linear` for trained weights: they have tests of their own
 def test_a_recipe_trains_resumes_and_predicts_as_on_the_cpu_and_no_step_waits(
     recipe: str, tmp_path: Path
 ) -> None:
@@ -200,11 +205,22 @@ def test_a_last_layer_on_frozen_features_is_the_same_as_on_the_cpu(tiny_run: Run
         ["training.ema_decay=0.9"],
         ["data.sampling=balanced", "data.skip_easy=0", "augment.mixup=0.4", "augment.cutmix=1.0"],
         ["training.micro_batch=8", "schedule.head_first=0.4"],
-        ["data.skip_easy=0.4", "augment.flip=random"],
-        ["augment.cutout=6", "augment.translate_fill=zero", *TURNED],
+        [
+            "data.skip_easy=0.4",
+            *TURNED,
+            "augment.flip=random",
+            "augment.cutout=6",
+            "augment.translate_fill=zero",
+        ],
         ["training.class_weights=balanced", "evaluation.every=1"],
-        ["optimizer.name=adamw", "optimizer.lr=0.001", "optimizer.groups=[]"],
-        ["schedule.small_until=0.5", "schedule.small_sides=[1.0]", "evaluation.tta=mirror"],
+        [
+            "optimizer.name=adamw",
+            "optimizer.lr=0.001",
+            "optimizer.groups=[]",
+            "schedule.small_until=0.5",
+            "schedule.small_sides=[1.0]",
+            "evaluation.tta=mirror",
+        ],
     ],
     ids=lambda overrides: overrides[0],
 )
@@ -245,7 +261,7 @@ def test_no_memory_is_pinned_for_a_training_on_the_cpu(tmp_path: Path, log: Log)
 
 
 def test_losses_are_checked_after_every_twentieth_step_only(tmp_path: Path) -> None:
-    _, _, recorder = learn("fast", ["training.batch_size=3", "training.epochs=1"], tmp_path)
+    _, recorder = learn_on_gpu("fast", ["training.batch_size=3", "training.epochs=1"], tmp_path)
     assert len(recorder.looks) == 2  # after step 20, and after the last of 22
     assert len(recorder.inner) == 19
     assert_no_step_waits(recorder)
@@ -361,8 +377,28 @@ def test_pictures_that_a_gpu_has_no_room_for_reach_it_from_pinned_memory(
 
 
 def test_a_step_in_float16_does_not_wait_to_know_whether_gradients_overflowed(tmp_path: Path) -> None:
-    _, on_gpu, recorder = learn("small", ["training.precision=fp16"], tmp_path)
+    on_gpu, recorder = learn_on_gpu("small", ["training.precision=fp16"], tmp_path)
     assert on_gpu.summary["skipped_steps"] == []
     for span in recorder.inner:
         assert span.waits == []
         assert not any(copy.blocking for copy in span.copies)
+
+
+def test_finetune_trains_a_network_of_thumbnets_own_as_on_the_cpu_and_no_step_waits(tmp_path: Path) -> None:
+    on_cpu, on_gpu, recorder = learn("finetune", ["model.name=fastnet"], tmp_path)
+    assert_equal_weights(on_gpu, on_cpu)
+    assert on_gpu.summary["loss"] == pytest.approx(on_cpu.summary["loss"], rel=1e-5)
+    assert len(recorder.inner) >= 4
+    assert_no_step_waits(recorder)
+
+
+def test_a_last_layer_on_frozen_features_predicts_as_on_the_cpu(tiny_run: Run, tmp_path: Path) -> None:
+    settings = [f'training.init="{tiny_run.path}"', "training.precision=fp32"]
+    picture = [DATA.splits["test"].load(0)]
+    with simulated_gpu(fast_bf16=has_fast_bf16(CPU)):
+        run = train(DATA, "linear", overrides=settings, out=tmp_path / "run", device="cuda")
+        classifier = load_classifier(run.path, "cuda")
+        predicted, loss = classifier.predict(picture), classifier.evaluate(DATA, "test").loss
+    expected = load_classifier(run.path, "cpu")
+    assert predicted == expected.predict(picture)
+    assert loss == pytest.approx(expected.evaluate(DATA, "test").loss, rel=1e-5)

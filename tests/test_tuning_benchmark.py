@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import statistics
 import sys
 from pathlib import Path
 
@@ -42,3 +44,34 @@ def test_every_way_is_measured_once_per_case_and_seed_and_not_again(
     assert len(called) == 12
     _, last = tuning.rows(again.found, ["cifar-500", "pictures"], options.seeds)
     assert last == ["pictures", "60.00 ± 0.00", "55.00 ± 7.07", "55.00 ± 7.07", "12", "+5.00", "118"]
+
+
+CASES = {
+    "500 of CIFAR-10, 32x32": "cifar-500",
+    "2,000 of CIFAR-10, 32x32": "cifar-2000",
+    "10,000 of CIFAR-10, 32x32": "cifar-10000",
+    "1,119 photographs of cats and dogs": "cats-dogs",
+    "245 photographs of ants and bees": "ants-bees",
+}
+
+
+def means(case: str, minutes: float, way: str, n: int) -> set[str]:
+    """The mean accuracies of ``n`` seeds, in percent, in all records of a case and a time."""
+    found = set()
+    for file in (ROOT / "docs" / "records" / "tuning").glob("*.json"):
+        record = json.loads(file.read_text("utf-8"))
+        names = [f"{case}, seed {seed}: {way}" for seed in range(n)]
+        if record["settings"]["minutes"] == minutes and set(names) <= set(record["results"]):
+            accuracies = [100 * record["results"][name]["accuracy"] for name in names]
+            found.add(f"{statistics.fmean(accuracies):.2f}")
+    return found
+
+
+def test_the_table_of_what_a_search_reaches_has_the_means_of_the_records() -> None:
+    page = (ROOT / "docs" / "howto" / "tune.md").read_text("utf-8")
+    _, _, table = page.partition("| pictures | minutes | tune | small | fast | n |\n")
+    rows = [line.strip("| ").split(" | ") for line in table.splitlines()[1:] if line.startswith("|")]
+    assert {pictures for pictures, *_ in rows} == set(CASES)
+    for pictures, minutes, *accuracies, n in rows:
+        for way, accuracy in zip(("tune", *tuning.RIVALS), accuracies, strict=True):
+            assert accuracy == "-" or accuracy in means(CASES[pictures], float(minutes), way, int(n)), (pictures, way)

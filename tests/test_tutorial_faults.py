@@ -114,6 +114,9 @@ def test_fault_7_other_sizes_than_32x32_work() -> None:
     model = resnet18(width=0.125).eval()
     for size in (16, 20, 32, 64, 96):
         assert model(torch.zeros(1, 3, size, size)).shape == (1, 10)
+    # Only sides of 25 to 32 pixels leave the maps of 4x4 that the tutorial's network needs.
+    for size, side in ((24, 3), (25, 4), (32, 4), (33, 5)):
+        assert model.stages(model.norm(model.stem(torch.zeros(1, 3, size, size)))).shape[-1] == side
 
 
 def test_fault_8_the_first_learning_rate_is_used_and_every_milestone_is_reached() -> None:
@@ -126,7 +129,8 @@ def test_fault_8_the_first_learning_rate_is_used_and_every_milestone_is_reached(
             scheduler.step()
         rates.append(optimizer.param_groups[0]["lr"])
         optimizer.step()
-    assert rates == pytest.approx([0.01, 0.01, 0.001])  # 0.1 was never used
+    # 0.1 was never used, and milestone 3 of 3 epochs, which should never come, did for the last one.
+    assert rates == pytest.approx([0.01, 0.01, 0.001])
     schedule = load_recipe("tutorial", ["schedule.milestones=[0.33, 0.66]"]).schedule
     for step, expected in enumerate([0.1, 0.01, 0.001]):
         optimizer.param_groups[0]["base_lr"] = 0.1

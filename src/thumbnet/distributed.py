@@ -341,7 +341,8 @@ class SyncBatchNorm2d(nn.BatchNorm2d):
 
     ``torch.nn.SyncBatchNorm`` has no version for CPUs. On GPUs it makes the host wait three times per layer
     (PyTorch 2.13), to leave out processes without pictures, which a batch does not have. Nothing here makes
-    the host wait, unless the momentum is None.
+    the host wait, unless the momentum is None. But this launches some 55 operations per layer, forwards and
+    backwards, which PyTorch's class fuses.
     """
 
     def forward(self, x: Tensor) -> Tensor:

@@ -314,6 +314,8 @@ _NO_MEMORY = (
     "could not create a memory",
     "unable to find an engine to execute",
 )
+# How PyTorch begins its message if the memory of a GPU has run out, by the kind of device.
+_GPU_MEMORY = {"cuda": re.compile("CUDA (out of memory|error:)"), "mps": re.compile("MPS backend")}
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -344,7 +346,7 @@ def memory_guard(device: str, doing: str, advice: str) -> Iterator[None]:
     A decoding process that was killed becomes a :class:`LostWorkerError`.
 
     Args:
-        device: the device that allocates the memory.
+        device: the device that allocates the memory. If the error names another one, the message does, too.
         doing: what is being done; completes "out of memory on DEVICE".
         advice: what to change, without a full stop.
     """
@@ -355,7 +357,19 @@ def memory_guard(device: str, doing: str, advice: str) -> Iterator[None]:
             raise LostWorkerError from None
         if isinstance(error, ThumbnetError) or not is_out_of_memory(error):
             raise
-        raise OutOfMemoryError(device, doing, advice) from None
+        raise OutOfMemoryError(_whose_memory(error, device), doing, advice) from None
+
+
+def _whose_memory(error: BaseException, device: str) -> str:
+    """The device whose memory ran out, as ``error`` says; ``device`` if it does not."""
+    text = str(error)
+    if number := re.search(r"\bGPU (\d+) has a total capacity", text):
+        return f"cuda:{number[1]}"
+    for kind, words in _GPU_MEMORY.items():
+        if words.search(text):
+            return device if device.startswith(kind) else kind
+    on_host = isinstance(error, MemoryError) or "DefaultCPUAllocator" in text
+    return "this computer" if on_host and device.startswith(tuple(_GPU_MEMORY)) else device
 
 
 def printable(name: str) -> str:

@@ -24,6 +24,7 @@ import platformdirs
 from thumbnet.errors import RunError
 
 DAY = 24 * 3600  # seconds
+LEFTOVERS = ".*.tmp"  # what write_with leaves if its process is killed
 _CANNOT_SYNC = (errno.EINVAL, errno.ENOTSUP)  # how a file system says that it cannot sync a folder
 
 
@@ -385,6 +386,13 @@ def locked(path: Path, busy: str, wait: float = 0.0) -> Iterator[None]:
     finally:
         with contextlib.suppress(OSError):  # a network drive that is gone; the lock ends with the process
             lock.release()
+
+
+def remove_partial(folder: Path) -> None:
+    """Remove the files in ``folder`` that killed processes had begun to write. No other may write there."""
+    with contextlib.suppress(OSError):  # the next process tries again
+        for leftover in folder.glob(LEFTOVERS):
+            leftover.unlink()
 
 
 def clear_leftovers(folder: Path, prefix: str) -> None:

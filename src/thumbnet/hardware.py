@@ -1,4 +1,4 @@
-"""Choose the device and the precision, and use the hardware well. No other module asks about hardware."""
+"""Choose the device and the precision, and use the hardware well."""
 
 from __future__ import annotations
 

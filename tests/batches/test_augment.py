@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from thumbnet.batches.augment import Augmentation, Draw, cutout, draw_erased, mirror, translate
@@ -78,6 +78,7 @@ def test_light_changes_a_whole_picture_within_the_given_limits() -> None:
     assert abs(float(torch.corrcoef(torch.stack([factor, shift]))[0, 1])) < 0.2
 
 
+@settings(max_examples=50)
 @given(
     flip=st.sampled_from(["none", "random", "alternating"]),
     reach=st.integers(0, 15),
@@ -202,6 +203,7 @@ def test_erased_rectangles_lie_in_the_picture_and_have_the_given_areas() -> None
 low_and_high = st.tuples(st.floats(0.1, 10), st.floats(0.1, 10)).map(lambda pair: (min(pair), max(pair)))
 
 
+@settings(max_examples=50)
 @given(
     flip=st.sampled_from(["none", "random"]),
     rotate=st.floats(0, 180),

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -188,6 +188,7 @@ def test_derived_seeds_depend_on_every_part_of_their_path() -> None:
     assert all(0 <= seed < 2**63 for seed in seeds)
 
 
+@settings(max_examples=50)
 @given(
     flip=st.sampled_from(["none", "random", "alternating"]),
     translate=st.integers(0, 15),

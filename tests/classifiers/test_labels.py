@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import unicodedata
 from dataclasses import replace
 from pathlib import Path
 
@@ -52,6 +53,27 @@ def test_labels_are_matched_by_name(label_run: Run) -> None:
     _, info = read_weights(label_run.weights_path)
     found = targets_for(TEST, ("green", "blue", "red"), info)
     assert np.array_equal(found, TEST.targets[:, [2, 0, 1]])
+
+
+def test_classes_are_the_same_in_both_unicode_forms(tiny_run: Run) -> None:
+    names = ("café", "thé", "noël")
+    network = replace(read_weights(tiny_run.weights_path)[1], class_names=names)
+    other = [unicodedata.normalize("NFD", name) for name in reversed(names)]
+    split = coloured_data(6).splits["test"]
+    check_fits(split, other, network)
+    assert targets_for(split, other, network).tolist() == (2 - split.labels).tolist()
+    with pytest.raises(DataError, match="does not know: CAFÉ"):
+        check_fits(split, ("thé", "CAFÉ"), network)
+
+
+def test_a_label_in_both_unicode_forms_is_one_label_of_the_network(label_run: Run) -> None:
+    network = replace(read_weights(label_run.weights_path)[1], class_names=("blue", "thé", "red"))
+    names = [unicodedata.normalize("NFD", "thé"), "thé", "red"]
+    check_fits(TEST, names, network)
+    found = targets_for(TEST, names, network)
+    assert found[:, 0].tolist() == [False] * len(TEST)
+    assert np.array_equal(found[:, 1], TEST.targets[:, :2].any(axis=1))
+    assert np.array_equal(found[:, 2], TEST.targets[:, 2])
 
 
 def test_data_of_the_other_kind_are_refused(label_run: Run, tiny_run: Run) -> None:

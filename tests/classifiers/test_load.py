@@ -13,16 +13,13 @@ from thumbnet.batches import cores
 from thumbnet.classifiers.load import load_classifier
 from thumbnet.classifiers.onnx_classifier import OnnxClassifier
 from thumbnet.errors import RunError, ThumbnetError
-from thumbnet.publish.export import export
 from thumbnet.runs.folder import Run
 
 
-def test_one_function_loads_a_run_its_weights_and_an_exported_model(tiny_run: Run, tmp_path: Path) -> None:
-    exported = tmp_path / "model.onnx"
-    export(tiny_run.path, "onnx", exported)
+def test_one_function_loads_a_run_its_weights_and_an_exported_model(tiny_run: Run, onnx_file: Path) -> None:
     data = coloured_data()
     expected = load_classifier(tiny_run.path, "cpu").evaluate(data, "test").accuracy
-    for path in (tiny_run, tiny_run.path, tiny_run.weights_path, exported, str(exported)):
+    for path in (tiny_run, tiny_run.path, tiny_run.weights_path, onnx_file, str(onnx_file)):
         classifier = thumbnet.load_classifier(path, "cpu")
         assert classifier.class_names == ("red", "green", "blue")
         assert classifier.evaluate(data, "test").accuracy == expected
@@ -45,10 +42,8 @@ def test_a_file_that_is_not_a_model_is_explained(name: str, tmp_path: Path) -> N
         )
 
 
-def test_an_exported_model_without_its_suffix_is_explained(tiny_run: Run, tmp_path: Path) -> None:
-    exported = tmp_path / "model.onnx"
-    export(tiny_run.path, "onnx", exported)
-    renamed = shutil.copy(exported, tmp_path / "model")
+def test_an_exported_model_without_its_suffix_is_explained(onnx_file: Path, tmp_path: Path) -> None:
+    renamed = shutil.copy(onnx_file, tmp_path / "model")
     with pytest.raises(RunError, match=r"exported MODEL\.onnx"):
         load_classifier(renamed)
 

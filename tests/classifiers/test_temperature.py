@@ -94,13 +94,14 @@ def test_calibration_lowers_the_calibration_error_but_keeps_the_accuracy(tmp_pat
     assert summary["calibrated_on"] == "calibration"
     assert summary["calibration_pictures"] == 71
     assert summary["calibration_error"] < 0.5 * summary["calibration_error_before"]
-    info = load_run(found.path, "cpu").info
+    classifier = load_run(found.path, "cpu")
+    info = classifier.info
     assert info.temperature == summary["temperature"] != 1.0
     assert info.thresholds is not None
     assert (info.thresholds.split, info.thresholds.pictures) == ("calibration", 71)
     assert json.loads(json.dumps(info.thresholds.to_dict())) == summary["thresholds"]
     assert info.unlike is not None
     assert json.loads(json.dumps(asdict(info.unlike))) == summary["unlike"]
-    predictions = load_run(found.path, "cpu").predict(np.zeros((1, 32, 32, 3), np.uint8))
+    predictions = classifier.predict(np.zeros((1, 32, 32, 3), np.uint8))
     assert predictions[0].unlike is (predictions[0].unlikeness > 1)  # type: ignore[operator]
-    assert load_run(found.path, "cpu").evaluate(load_data("digits"), "test").accuracy == summary["accuracy"]
+    assert classifier.evaluate(load_data("digits"), "test").accuracy == summary["accuracy"]

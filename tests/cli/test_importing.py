@@ -10,10 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from helpers import write_class_folders
+from helpers import coloured, write_class_folders, write_picture
 from thumbnet import hardware
 from thumbnet.cli.importing import importing, load_network
 from thumbnet.runs.folder import Run
+from thumbnet.runs.provenance import recipe_of
 
 
 @pytest.fixture
@@ -79,35 +80,55 @@ NEEDED = {
 LIST = """
 import sys
 found = {name.partition(".")[0] for name in sys.modules} - sys.stdlib_module_names
-print(*sorted(name for name in found if not name.startswith("_")))
-print(*sorted({"torch._dynamo", "torch._inductor", "torch.onnx", "sympy"} & sys.modules.keys()))
+print("PACKAGES", *sorted(name for name in found if not name.startswith("_")))
+print("PARTS", *sorted({"torch._dynamo", "torch._inductor", "torch.onnx", "sympy"} & sys.modules.keys()))
 """
 
 
-def imported_by(code: str) -> tuple[set[str], set[str]]:
-    """The packages outside Python that are imported after ``code``, and the slow parts of torch among them."""
+def imported_by(*codes: str) -> list[tuple[set[str], set[str]]]:
+    """What is imported after each piece of code: packages outside Python, and the slow parts of torch.
+
+    A process of its own runs the pieces one after the other.
+    """
+    program = "".join(code + LIST for code in codes)
     done = subprocess.run(
-        [sys.executable, "-c", code + LIST], capture_output=True, text=True, check=True, timeout=300
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=300
     )
-    packages, parts = done.stdout.split("\n")[-3:-1]
-    return set(packages.split()), set(parts.split())
+    words = [line.split() for line in done.stdout.splitlines()]
+    packages, parts = (
+        [set(names) for first, *names in filter(None, words) if first == kind]
+        for kind in ("PACKAGES", "PARTS")
+    )
+    assert len(packages) == len(codes)
+    return list(zip(packages, parts, strict=True))
 
 
 def test_the_parser_of_the_commands_needs_only_python() -> None:
-    packages, _ = imported_by("from thumbnet.cli import build_parser; build_parser()")
+    ((packages, _),) = imported_by("from thumbnet.cli import build_parser; build_parser()")
     assert packages == {"thumbnet"}
 
 
 def test_a_training_imports_nothing_that_it_does_not_need(tmp_path: Path) -> None:
-    of_torch, parts_of_torch = imported_by("import torch")
     write_class_folders(tmp_path / "data", ["train", "test"])
     archive = shutil.make_archive(str(tmp_path / "data"), "tar", tmp_path / "data")
-    options = ["--recipe", "small", "--epochs", "1", "--device", "cpu", "--out", str(tmp_path / "run")]
-    packages, parts = imported_by(
-        f"from thumbnet import cli; assert cli.main({['train', archive, *options]}) == 0"
+    options = ["--recipe", "small", "--epochs", "1", "--set", "model.width=0.25", "--device", "cpu"]
+    options += ["--out", str(tmp_path / "run")]
+    (of_torch, parts_of_torch), (packages, parts) = imported_by(
+        "import torch", f"from thumbnet import cli; assert cli.main({['train', archive, *options]}) == 0"
     )
     assert packages - of_torch - {"thumbnet", "cython_runtime"} <= NEEDED
     assert parts <= parts_of_torch
+
+
+def test_a_prediction_of_an_exported_model_imports_no_torch_and_little_else(
+    onnx_file: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("onnxruntime")
+    words = ["predict", str(onnx_file), str(write_picture(tmp_path / "red.png", coloured(0, 1))), "--json"]
+    (of_onnxruntime, _), (packages, _) = imported_by(
+        "import onnxruntime", f"from thumbnet import cli; assert cli.main({words}) == 0"
+    )
+    assert packages - of_onnxruntime - {"thumbnet", "cython_runtime"} <= NEEDED  # so not torch
 
 
 def test_a_command_keeps_the_memory_that_a_batch_frees(
@@ -120,3 +141,25 @@ def test_a_command_keeps_the_memory_that_a_batch_frees(
     assert classifier.class_names == ("red", "green", "blue")
     assert asked == [{"most_mapped": 0, "kept": -1}]
     hardware.keep_freed_memory.cache_clear()
+
+
+def test_mirrored_views_of_a_network_that_was_trained_without_them_are_warned_about(
+    tiny_run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = Path(shutil.copytree(tiny_run.path, tmp_path / "run"))
+    recipe = run / "recipe.toml"
+
+    def said(place: Path, tta: str | None) -> str:
+        load_network(argparse.Namespace(run=str(place), device="cpu", threads=0, tta=tta))
+        return capsys.readouterr().err
+
+    assert said(run, "mirror") == ""  # it was trained with mirroring
+    recipe.write_text(recipe_of(run).override(["augment.flip=none"]).to_toml(), "utf-8")
+    assert said(run, "mirror") == (
+        "thumbnet: warning: --tta mirror shows mirrored pictures to a network that is trained without them "
+        "(augment.flip = none)\n"
+    )
+    assert said(run, "none") == said(run, None) == ""
+    assert said(Path(shutil.copy(run / "model.safetensors", tmp_path)), "mirror") == ""  # no recipe tells
+    recipe.write_text("damaged")
+    assert said(run, "mirror") == ""

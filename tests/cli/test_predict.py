@@ -111,11 +111,10 @@ def test_what_cannot_be_classified_is_reported_before_the_network_is_loaded(
         assert message in capsys.readouterr().err
 
 
-def test_a_reader_that_closes_the_pipe_causes_no_traceback(
-    trained: tuple[Path, str, str], folder: Path
-) -> None:
-    out, _, _ = trained
-    command = f"{sys.executable} -m thumbnet predict {out} {folder}/train/* {folder}/test/* | head -1"
+def test_a_reader_that_closes_the_pipe_causes_no_traceback(onnx_file: Path, folder: Path) -> None:
+    """With an exported model, the process need not import torch."""
+    pytest.importorskip("onnxruntime")
+    command = f"{sys.executable} -m thumbnet predict {onnx_file} {folder}/train/* {folder}/test/* | head -1"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=120)
     assert len(done.stdout.splitlines()) == 1
     assert "Traceback" not in done.stderr

@@ -26,16 +26,14 @@ from thumbnet.training.schedules import done_at, replanned, size_at
 from thumbnet.training.train import train
 
 
-@pytest.mark.parametrize("no_colour", [False, True])
-def test_the_live_bar_fits_in_80_columns(folder: Path, tmp_path: Path, no_colour: bool) -> None:
-    """Runs in a pseudo-terminal, to read what a person sees."""
+def on_a_terminal(*arguments: str, **environment: str) -> str:
+    """What a Python process with these arguments shows in a pseudo-terminal of 80 columns."""
     import pty
 
     pid, descriptor = pty.fork()
     if pid == 0:
-        os.environ.update(TERM="xterm-256color", COLUMNS="80", **({"NO_COLOR": "1"} if no_colour else {}))
-        command = [sys.executable, "-m", "thumbnet", "train", str(folder), "--recipe", "tutorial", *SETTINGS]
-        os.execv(sys.executable, [*command, *epochs(8), "--out", str(tmp_path / "run")])
+        os.environ.update(TERM="xterm-256color", COLUMNS="80", **environment)
+        os.execv(sys.executable, [sys.executable, *arguments])
     shown = b""
     while True:
         try:
@@ -46,14 +44,39 @@ def test_the_live_bar_fits_in_80_columns(folder: Path, tmp_path: Path, no_colour
             break
         shown += block
     assert os.waitpid(pid, 0)[1] == 0
-    text = shown.decode(errors="replace")
+    return shown.decode(errors="replace")
+
+
+COLOUR = r"\x1b\[[0-9;]*3[0-9]"
+
+
+def test_the_live_bar_fits_in_80_columns(folder: Path, tmp_path: Path) -> None:
+    command = ["-m", "thumbnet", "train", str(folder), "--recipe", "tutorial", *SETTINGS, *epochs(8)]
+    text = on_a_terminal(*command, "--out", str(tmp_path / "run"))
     for word in ("pictures/s", "loss ", "0:00:0", "epoch 8/8", "  test "):
         assert word in text
     assert "\x1b[" in text  # the bar moves the cursor
-    assert bool(re.search(r"\x1b\[[0-9;]*3[0-9]", text)) is not no_colour
+    assert re.search(COLOUR, text)
     lines = re.split(r"[\r\n]+", re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", text))
     own = [line for line in lines if str(tmp_path) not in line]  # a long path may be wider
     assert max(map(len, own)) <= 80
+
+
+COUNTED = """
+from thumbnet.cli.progress import counting
+with counting("measuring") as count:
+    count(1, 3)
+    count(2, 3)
+"""
+
+
+@pytest.mark.parametrize("no_colour", [False, True])
+def test_a_bar_has_no_colour_if_the_user_wants_none(no_colour: bool) -> None:
+    """All bars are on one console, so this one, which needs no torch, stands for all."""
+    text = on_a_terminal("-c", COUNTED, **({"NO_COLOR": "1"} if no_colour else {}))
+    assert "measuring" in text
+    assert "\x1b[" in text  # the bar moves the cursor
+    assert bool(re.search(COLOUR, text)) is not no_colour
 
 
 @pytest.mark.parametrize("term", ["xterm-256color", "dumb"])

@@ -10,8 +10,16 @@ import pytest
 from helpers import coloured_data, write_class_folders
 from thumbnet.cli import main
 from thumbnet.errors import RunError
+from thumbnet.reports import charts, pictures
 from thumbnet.reports.page import write_report
 from thumbnet.runs.folder import Run
+
+
+@pytest.fixture(autouse=True)
+def _quick_page(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Few heat maps and no drawings: these tests look at neither."""
+    monkeypatch.setattr(pictures, "HEAT_MAPS", 2)
+    monkeypatch.setattr(charts, "finished", lambda figure, title: "<svg></svg>")
 
 
 def test_a_report_is_written_to_out(

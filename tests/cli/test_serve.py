@@ -153,6 +153,20 @@ def test_the_options_reach_the_service_and_open_services_are_warned_about(
     assert [one.origins for one in seen] == [("https://shop.example",), ("*",), ()]
 
 
+def test_mirrored_views_of_a_network_that_was_trained_without_them_are_warned_about(
+    tiny_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    server = pytest.importorskip("thumbnet.serving.server", reason="the extra 'serve' is not installed")
+    monkeypatch.setattr(server, "serve", lambda *_: None)
+    run = Path(shutil.copytree(tiny_run.path, tmp_path / "run"))
+    (run / "recipe.toml").write_text(tiny_run.recipe.override(["augment.flip=none"]).to_toml(), "utf-8")
+    words = ["serve", str(run), "--port", "0", "--data", "none", "--access-log", "off"]
+    assert main([*words, "--tta", "mirror"]) == 0
+    assert "warning: --tta mirror shows mirrored pictures" in capsys.readouterr().err
+    assert main(words) == 0
+    assert "shows mirrored" not in capsys.readouterr().err
+
+
 def test_a_runs_own_pictures_are_offered_only_where_others_cannot_see_them(
     trained: tuple[Path, str, str],
     folder: Path,

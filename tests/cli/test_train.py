@@ -72,12 +72,23 @@ def test_a_diverging_training_stops_and_names_the_step_and_the_learning_rate(
     assert "Traceback" not in stderr
 
 
-def test_after_ctrl_c_a_run_is_saved_and_resumes_to_the_same_weights(folder: Path, tmp_path: Path) -> None:
-    arguments = ["train", str(folder), "--recipe", "tutorial", *SETTINGS, *epochs(4)]
-    assert run_cli(*arguments, "--out", tmp_path / "whole")[0] == 0
+@pytest.fixture(scope="module")
+def whole(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[list[str], bytes]:
+    """The words of a training without --out, and the weights that it gives if nothing stops it."""
+    words = ["train", str(folder), "--recipe", "tutorial", *SETTINGS, *epochs(4)]
+    out = tmp_path_factory.mktemp("whole") / "run"
+    status, _, stderr = run_cli(*words, "--out", out)
+    assert status == 0, stderr
+    return words, Run(out).weights_path.read_bytes()
+
+
+def test_after_ctrl_c_a_run_is_saved_and_resumes_to_the_same_weights(
+    whole: tuple[list[str], bytes], tmp_path: Path
+) -> None:
+    words, weights = whole
     out = tmp_path / "stopped"
     process = subprocess.Popen(
-        [sys.executable, "-m", "thumbnet", *arguments, "--out", str(out)], stderr=subprocess.PIPE, text=True
+        [sys.executable, "-m", "thumbnet", *words, "--out", str(out)], stderr=subprocess.PIPE, text=True
     )
     rest = interrupt_when(process, "epoch 2/4")
     assert process.wait(60) == 130
@@ -89,7 +100,7 @@ def test_after_ctrl_c_a_run_is_saved_and_resumes_to_the_same_weights(folder: Pat
     status, _, stderr = run_cli("train", "--resume", out)
     assert status == 0, stderr
     assert "resumed in epoch" in stderr
-    assert Run(out).weights_path.read_bytes() == Run(tmp_path / "whole").weights_path.read_bytes()
+    assert Run(out).weights_path.read_bytes() == weights
 
 
 def test_a_run_that_is_ended_early_says_so_everywhere(
@@ -108,18 +119,18 @@ def test_a_run_that_is_ended_early_says_so_everywhere(
     assert "the user ended the training early" in compared
 
 
-def test_a_killed_run_resumes_to_the_same_weights(folder: Path, tmp_path: Path) -> None:
-    arguments = ["train", str(folder), "--recipe", "tutorial", *SETTINGS, *epochs(3)]
-    assert run_cli(*arguments, "--out", tmp_path / "whole")[0] == 0
+def test_a_run_that_is_killed_as_it_begins_resumes_to_the_same_weights(
+    whole: tuple[list[str], bytes], tmp_path: Path
+) -> None:
+    """faults/test_kills.py kills trainings between their checkpoints and while one is written."""
+    words, weights = whole
     out = tmp_path / "killed"
-    command = [sys.executable, "-m", "thumbnet", *arguments, "--out", str(out)]
-    for word in ("run ", "epoch 1/3"):
-        process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-        interrupt_when(process, word, signal.SIGKILL)
-        assert process.wait(60) == -signal.SIGKILL
-        command = [sys.executable, "-m", "thumbnet", "train", "--resume", str(out)]
+    command = [sys.executable, "-m", "thumbnet", *words, "--out", str(out)]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    interrupt_when(process, "run ", signal.SIGKILL)
+    assert process.wait(60) == -signal.SIGKILL
     assert run_cli("train", "--resume", out)[0] == 0
-    assert Run(out).weights_path.read_bytes() == Run(tmp_path / "whole").weights_path.read_bytes()
+    assert Run(out).weights_path.read_bytes() == weights
 
 
 # As `python -m thumbnet`, but prints a line as soon as it handles Ctrl-C.
@@ -190,13 +201,15 @@ IMPORTED = {
 }
 
 
-@pytest.mark.parametrize("module", ["torch", "numpy", "PIL"])
-@pytest.mark.parametrize("code", IMPORTED.values(), ids=IMPORTED)
+@pytest.mark.parametrize(
+    ("module", "kind"),
+    [*(("torch", kind) for kind in IMPORTED), ("numpy", "another error"), ("PIL", "swallowed")],
+)
 def test_ctrl_c_during_an_import_says_only_that_it_stopped(
-    folder: Path, tmp_path: Path, module: str, code: str
+    folder: Path, tmp_path: Path, module: str, kind: str
 ) -> None:
     stop = "import os, signal\ndef stop(): os.kill(os.getpid(), signal.SIGINT)\n"
-    (tmp_path / f"{module}.py").write_text(stop + code)
+    (tmp_path / f"{module}.py").write_text(stop + IMPORTED[kind])
     done = subprocess.run(
         [sys.executable, "-m", "thumbnet", "train", str(folder), "--out", str(tmp_path / "r")],
         env={**os.environ, "PYTHONPATH": str(tmp_path)},
@@ -255,13 +268,13 @@ def test_a_time_that_cannot_be_kept_is_an_error(
 
 
 def test_a_training_for_a_given_time_says_what_it_chose_and_why(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["train", "digits", "--minutes", "0.15", "--out", str(tmp_path / "run")]) == 0
+    assert main(["train", str(folder), "--minutes", "0.05", "--out", str(tmp_path / "run")]) == 0
     shown = capsys.readouterr().err
-    assert re.search(r"0\.15 minute\(s\)(: .* so [\d,]+ steps \(.* epochs\)| are too short)", shown), shown
+    assert re.search(r"0\.05 minute\(s\)(: .* so [\d,]+ steps \(.* epochs\)| are too short)", shown), shown
     run = Run(tmp_path / "run")
-    assert run.settings["minutes"] == 0.15
+    assert run.settings["minutes"] == 0.05
     assert run.recipe.training.steps > 0
 
 

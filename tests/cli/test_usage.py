@@ -155,21 +155,24 @@ def test_a_command_in_a_message_can_be_pasted_into_the_shell(
     finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The path has a space and a quote, which the message must quote for the shell."""
+    import shutil
     import subprocess
     import sys
 
     import thumbnet
 
     monkeypatch.setattr(sys, "argv", [str(Path(thumbnet.__file__).with_name("__main__.py"))])
-    monkeypatch.setenv("PYTHONPATH", str(Path(thumbnet.__file__).parents[1]))
     odd = tmp_path / "it's mine"
     odd.symlink_to(finished)
     monkeypatch.chdir(tmp_path)
     assert main(["train", "--resume", str(odd)]) == 2
     (line,) = re.findall(r"Measure it: (.*)", capsys.readouterr().err)
-    done = subprocess.run(line, shell=True, capture_output=True, text=True, check=False, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert "accuracy" in done.stdout
+    shell = subprocess.run(f"printf '%s\\0' {line}", shell=True, capture_output=True, text=True, check=True)
+    python, *words = shell.stdout.removesuffix("\0").split("\0")
+    assert shutil.which(python) is not None
+    assert words == ["-m", "thumbnet", "evaluate", str(odd)]
+    assert main(words[2:]) == 0
+    assert "accuracy" in capsys.readouterr().out
 
 
 def test_an_empty_value_is_refused_by_every_option_and_argument(capsys: pytest.CaptureFixture[str]) -> None:

@@ -75,6 +75,16 @@ def test_a_run_of_an_earlier_version_keeps_its_calibration_pictures() -> None:
     assert len(set(found["train"].labels.tolist())) == 48
 
 
+def test_a_class_of_one_picture_keeps_it() -> None:
+    """900 classes have one picture each, and one class has 60."""
+    data = data_of(np.arange(960).clip(max=900))
+    held = with_calibration_split(data, DataSettings()).splits
+    assert set(held["train"].labels.tolist()) == set(range(901))
+    assert held[CALIBRATION].labels.tolist() == [900] * 30
+    single = data_of(np.arange(400))
+    assert with_calibration_split(single, DataSettings()) is single
+
+
 def test_no_pictures_are_set_aside_if_each_group_is_a_whole_class() -> None:
     labels = np.repeat(np.arange(50), 10)
     data = data_of(labels, numbered(labels, 10))

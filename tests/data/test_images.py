@@ -13,13 +13,12 @@ import pytest
 from PIL import Image
 
 from faults.broken import png, scans
-from helpers import noise, write_picture
+from helpers import noise, open_image, write_picture
 from thumbnet.data import images
 from thumbnet.data.images import (
     PICTURE_SUFFIXES,
     load_picture,
     memory_to_decode,
-    open_image,
     peek_image,
     picture_suffix,
     read_plain_jpeg,

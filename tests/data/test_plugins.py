@@ -14,9 +14,9 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from PIL import Image
 
-from helpers import coloured, write_class_folders, write_picture
+from helpers import coloured, open_image, write_class_folders, write_picture
 from thumbnet.data import plugins
-from thumbnet.data.images import load_picture, open_image
+from thumbnet.data.images import load_picture
 from thumbnet.data.splits import FileSplit
 from thumbnet.errors import MissingPluginError, UnknownFormatError, UnreadableImageError
 from thumbnet.sources.load import load_data
@@ -83,8 +83,8 @@ def test_the_plugin_is_loaded_for_heic_alone(tmp_path: Path) -> None:
     phone = tmp_path / "b.heic"
     phone.write_bytes(heic(coloured(0, 0)))
     code = (
-        "import sys; from thumbnet.data.images import open_image\n"
-        "for path in sys.argv[1:]: open_image(path, path); print('pillow_heif' in sys.modules)"
+        "import sys; from thumbnet.data.images import load_picture\n"
+        "for path in sys.argv[1:]: load_picture(path, path); print('pillow_heif' in sys.modules)"
     )
     done = subprocess.run(
         [sys.executable, "-c", code, plain, phone], capture_output=True, text=True, check=True

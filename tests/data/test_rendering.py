@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from PIL import Image
 
-from helpers import noise
-from thumbnet.data.images import is_plain, load_picture, open_image
+from helpers import noise, open_image
+from thumbnet.data.images import is_plain, load_picture
 from thumbnet.data.rendering import Fit, Preprocessing, Rendering, fit_pixels
 from thumbnet.errors import UnreadableImageError
 

@@ -6,7 +6,7 @@ import io
 import random
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from PIL import Image, PngImagePlugin
 
@@ -17,7 +17,7 @@ SUFFIX = {"jpeg": "jpg", "tiff": "tif", "jpeg2000": "jp2"}
 
 
 def corpus() -> Iterator[tuple[str, bytes]]:
-    """Names and contents of the files. A few of them are readable."""
+    """Names and contents of the files, without :data:`LARGEST`. A few of them are readable."""
     for name in FORMATS:
         whole = encoded(name)
         if whole is not None:
@@ -97,7 +97,7 @@ def saved(image: Image.Image, kind: str, **options: object) -> bytes:
 
 
 def bombs() -> Iterator[tuple[str, bytes]]:
-    """Small files. Most only declare huge pictures; those called ``largest`` are just below the size limit."""
+    """Small files. Most only declare huge pictures."""
     for side in (10_000, 20_000, 65_535, 2**31 - 1):
         yield f"bomb-declared-{side}.png", png(side, side)
     yield "bomb-declared-0.png", png(0, 0)
@@ -137,18 +137,30 @@ def bombs() -> Iterator[tuple[str, bytes]]:
     yield "bomb-text.png", saved(Image.new("RGB", (8, 8)), "png", pnginfo=text)
     yield "bomb-scans.jpg", scans(2_000)
     yield "bomb-profile.png", saved(Image.new("RGB", (8, 8)), "png", icc_profile=bytes(60_000_000))
-    big = Image.new("RGB", (8000, 7999))
-    yield "largest-rgb.png", saved(big, "png")
-    yield "largest-rgb.jpg", saved(big, "jpeg")
-    yield "largest-rgba.png", saved(Image.new("RGBA", big.size), "png")
-    yield "largest-palette.png", saved(Image.new("P", big.size), "png", transparency=0)
-    yield "largest-grey16.png", saved(Image.new("I;16", big.size), "png")
-    yield "largest-float.tif", saved(Image.new("F", big.size), "tiff", compression="tiff_deflate")
-    yield "largest-1bit.tif", saved(Image.new("1", big.size), "tiff", compression="group4")
-    turned = Image.Exif()
-    turned[0x0112] = 6
-    yield "largest-turned.jpg", saved(big, "jpeg", exif=turned)
-    yield "largest-cmyk.jpg", saved(Image.new("CMYK", big.size), "jpeg")
+
+
+def largest(mode: str, kind: str, **options: object) -> bytes:
+    return saved(Image.new(mode, (8000, 7999)), kind, **options)
+
+
+def turned() -> Image.Exif:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    return exif
+
+
+# Pictures just below the size limit in small files. Each takes up to two seconds to write, so it is a function.
+LARGEST: dict[str, Callable[[], bytes]] = {
+    "largest-rgb.png": lambda: largest("RGB", "png"),
+    "largest-rgb.jpg": lambda: largest("RGB", "jpeg"),
+    "largest-rgba.png": lambda: largest("RGBA", "png"),
+    "largest-palette.png": lambda: largest("P", "png", transparency=0),
+    "largest-grey16.png": lambda: largest("I;16", "png"),
+    "largest-float.tif": lambda: largest("F", "tiff", compression="tiff_deflate"),
+    "largest-1bit.tif": lambda: largest("1", "tiff", compression="group4"),
+    "largest-turned.jpg": lambda: largest("RGB", "jpeg", exif=turned()),
+    "largest-cmyk.jpg": lambda: largest("CMYK", "jpeg"),
+}
 
 
 def odd_ones() -> Iterator[tuple[str, bytes]]:

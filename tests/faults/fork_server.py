@@ -14,7 +14,7 @@ with ForkServer(scratch) as server:
 ```
 
 :meth:`ForkServer.start` starts a command and returns at once; several may run at a time, such as the two processes
-of one training. They get signals from ``os.kill(running.pid, ...)`` or from a fault of the kind ``signal``. What no
+of one training. They get signals from :meth:`Running.send` or from a fault of the kind ``signal``. What no
 call of the C library reaches is reached by hooks: functions ``MODULE:NAME`` that the child calls before the command,
 and by :func:`announce`, with which Python code counts what it does as calls.
 
@@ -279,6 +279,15 @@ class Running:
 
     server: ForkServer
     pid: int
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether it still runs. One that has ended is a zombie until :meth:`wait`."""
+        return Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()[0] not in ("Z", "X")
+
+    def send(self, number: int) -> None:
+        """Send it a signal."""
+        os.kill(self.pid, number)
 
     def wait(self, limit: float = 120.0) -> Outcome:
         """Wait for its end; after ``limit`` seconds, kill it. Then kill the workers that it has left behind."""

@@ -42,8 +42,7 @@ with atheris.instrument_imports(include=INSTRUMENTED):
     from faults import fuzz_data, fuzz_runs
     from faults.broken import FORMATS, encoded
     from faults.fuzz_parts import SCRATCH, SEPARATOR, Target
-    from helpers import coloured_data
-    from thumbnet.data.images import open_image
+    from helpers import coloured_data, open_image
     from thumbnet.data.rendering import Preprocessing
     from thumbnet.errors import DataError, RecipeError, RunError, UnreadableImageError
     from thumbnet.recipes.recipe import Recipe, load_recipe

@@ -30,10 +30,12 @@ from thumbnet.sources.archives import unpack
 # --- payloads --------------------------------------------------------------------------------------------
 
 
-def begun(tmp_path: Path, tiny_run: Run) -> Path:
+@pytest.fixture(scope="module")
+def begun(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run with its own data that can be resumed."""
-    data = write_class_folders(tmp_path / "data", ["train", "test"], per_class=4)
-    out = tmp_path / "run"
+    place = tmp_path_factory.mktemp("begun")
+    data = write_class_folders(place / "data", ["train", "test"], per_class=4)
+    out = place / "run"
     options = [
         "--recipe",
         "one-cycle",
@@ -61,9 +63,9 @@ def as_zip(payload: Payload) -> bytes:
     "form", [as_zip, pickle.dumps, lambda payload: pickle.dumps({"state": payload}, protocol=0)]
 )
 def test_a_crafted_checkpoint_runs_nothing(
-    form: Any, tmp_path: Path, tiny_run: Run, capsys: pytest.CaptureFixture[str]
+    form: Any, begun: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    out, trace = begun(tmp_path, tiny_run), tmp_path / "trace"
+    out, trace = Path(shutil.copytree(begun, tmp_path / "run")), tmp_path / "trace"
     content = form(Payload(trace))
     (out / "checkpoint.pt").write_bytes(content)
     assert main(["train", "--resume", str(out)]) == 2

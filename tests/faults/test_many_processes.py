@@ -1,4 +1,4 @@
-"""Trainings in several processes, started by torchrun: on one machine, and on two whose link is cut."""
+"""Trainings in several processes, as torchrun starts them: on one machine, and on two whose link is cut."""
 
 from __future__ import annotations
 
@@ -6,16 +6,19 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from faults.fork_server import ForkServer, Job, why_not
 from helpers import TINY, write_class_folders
 from kernel_helpers import needs_kernels
 from thumbnet.runs.folder import Run
@@ -23,25 +26,92 @@ from thumbnet.runs.weights import read_weights
 
 pytestmark = pytest.mark.slow
 
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "THUMBNET_TIMEOUT": "60"}
+TIMEOUT = {"THUMBNET_TIMEOUT": "60"}
+PATHS = [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(PATHS), **TIMEOUT}
 FULL = os.environ.get("THUMBNET_FAULTS") == "full"
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run"]
-RANK = Path(__file__).with_name("rank.py")
+THUMBNET, RANK = "thumbnet.__main__", "faults.rank"  # modules whose `main` is run
+LIMIT = 240.0  # seconds that a program may take
 # At higher learning rates, a rounding error would grow to a visible difference within ten steps.
 OVERRIDES = [f"--set={setting}" for setting in [*TINY, "optimizer.lr=0.005", "schedule.name=constant"]]
 
 
-def torchrun(processes: int, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    """Run a program in several processes; one process needs no torchrun, which takes seconds to start."""
-    many = [*TORCHRUN, "--nproc-per-node", str(processes)]
-    return subprocess.run(
-        [*(many if processes > 1 else [sys.executable]), *map(str, arguments)],
-        env=ENVIRONMENT, capture_output=True, text=True, timeout=240,
+@dataclass(frozen=True)
+class Ended:
+    """How the processes of a program ended: the first status that is not 0, and what all of them printed."""
+
+    status: int
+    output: str
+    errors: str
+
+
+class Launcher:
+    """Runs a program in several processes that join each other.
+
+    In full, torchrun starts them. Otherwise they are forks of a process that has imported torch, which would take
+    torchrun and each process of its own 4 s; tests of what torchrun does start it themselves.
+    """
+
+    def __init__(self, forks: ForkServer | None) -> None:
+        self._forks = forks
+
+    def __call__(
+        self,
+        processes: int,
+        *arguments: str | Path,
+        program: str = THUMBNET,
+        restarts: int = 0,
+        **variables: str,
+    ) -> Ended:
+        """Run it to its end, and again up to ``restarts`` times if a process fails."""
+        words, variables = tuple(map(str, arguments)), TIMEOUT | variables
+        if self._forks is None:
+            return by_torchrun(processes, program, words, restarts, variables)
+        ended = in_forks(self._forks, processes, program, words, variables)
+        for _ in range(restarts):
+            if ended.status != 0:
+                ended = in_forks(self._forks, processes, program, words, variables)
+        return ended
+
+
+def by_torchrun(
+    processes: int, program: str, words: tuple[str, ...], restarts: int, variables: dict[str, str]
+) -> Ended:
+    """One process needs no torchrun, which takes seconds to start."""
+    many = [*TORCHRUN, "--nproc-per-node", str(processes), "--max-restarts", str(restarts)]
+    done = subprocess.run(
+        [*(many if processes > 1 else [sys.executable]), "-m", program, *words],
+        env=ENVIRONMENT | variables, capture_output=True, text=True, timeout=LIMIT,
     )  # fmt: skip
+    return Ended(done.returncode, done.stdout, done.stderr)
 
 
-def train(processes: int, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    return torchrun(processes, "-m", "thumbnet", "train", *arguments)
+def in_forks(
+    forks: ForkServer, processes: int, program: str, words: tuple[str, ...], variables: dict[str, str]
+) -> Ended:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    several = {"WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    running = []
+    for rank in range(processes):
+        own: dict[str, str] = (
+            {} if processes == 1 else {**several, "RANK": str(rank), "LOCAL_RANK": str(rank)}
+        )
+        running.append(forks.start(Job(words, environment=variables | own, program=f"{program}:main")))
+    outcomes = [one.wait(LIMIT) for one in running]
+    errors = "".join(one.errors for one in outcomes)
+    statuses = [one.status for one in outcomes]
+    assert None not in statuses, f"a process hangs: {errors}"
+    return Ended(
+        next((status for status in statuses if status), 0), "".join(one.output for one in outcomes), errors
+    )
+
+
+@pytest.fixture(scope="module")
+def launch(request: pytest.FixtureRequest) -> Launcher:
+    return Launcher(None if FULL or why_not() else request.getfixturevalue("forks"))
 
 
 @pytest.fixture(scope="module")
@@ -49,9 +119,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_class_folders(tmp_path_factory.mktemp("data"), ["train", "val", "test"], per_class=17)
 
 
-def gradient(processes: int, target: Path, *arguments: str) -> dict[str, Any]:
-    done = torchrun(processes, Path(__file__).with_name("gradients.py"), target, *arguments)
-    assert done.returncode == 0, done.stderr
+def gradient(launch: Launcher, processes: int, target: Path, *arguments: str) -> dict[str, Any]:
+    done = launch(processes, target, *arguments, program="faults.gradients")
+    assert done.status == 0, done.errors
     return torch.load(target, weights_only=True)
 
 
@@ -70,28 +140,27 @@ def relative_difference(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) 
     [("fastnet", "fp64", 1e-5), ("fastnet", "bf16", 0.1), ("resnet20", "fp64", 1e-5)][: 3 if FULL else 1],
 )
 def test_two_processes_compute_the_same_gradient_as_one(
-    tmp_path: Path, model: str, precision: str, tolerance: float
+    launch: Launcher, tmp_path: Path, model: str, precision: str, tolerance: float
 ) -> None:
-    one = gradient(1, tmp_path / "1.pt", model, precision, "true")
-    two = gradient(2, tmp_path / "2.pt", model, precision, "true")
+    one = gradient(launch, 1, tmp_path / "1.pt", model, precision, "true")
+    two = gradient(launch, 2, tmp_path / "2.pt", model, precision, "true")
     assert float(two["loss"]) == pytest.approx(float(one["loss"]), rel=tolerance)
     assert relative_difference(two["gradients"], one["gradients"]) < tolerance
     assert relative_difference(two["buffers"], one["buffers"]) < tolerance
 
 
 @needs_kernels
-@pytest.mark.skipif(not FULL, reason="three programs that import torch: make test-faults")
-def test_if_one_process_has_no_kernels_the_other_uses_none_either(tmp_path: Path) -> None:
-    one = gradient(1, tmp_path / "1.pt", "fastnet", "bf16", "true", "0")
-    two = gradient(2, tmp_path / "2.pt", "fastnet", "bf16", "true", "1")
+@pytest.mark.skipif(not FULL, reason="three processes of their own: make test-faults")
+def test_if_one_process_has_no_kernels_the_other_uses_none_either(launch: Launcher, tmp_path: Path) -> None:
+    one = gradient(launch, 1, tmp_path / "1.pt", "fastnet", "bf16", "true", "0")
+    two = gradient(launch, 2, tmp_path / "2.pt", "fastnet", "bf16", "true", "1")
     assert float(two["loss"]) == pytest.approx(float(one["loss"]), rel=0.1)
     assert relative_difference(two["gradients"], one["gradients"]) < 0.1
 
 
-@pytest.mark.skipif(not FULL, reason="three programs that import torch: make test-faults")
-def test_without_synchronised_statistics_the_gradient_differs(tmp_path: Path) -> None:
-    one = gradient(1, tmp_path / "1.pt", "resnet20", "fp64", "false")
-    two = gradient(2, tmp_path / "2.pt", "resnet20", "fp64", "false")
+def test_without_synchronised_statistics_the_gradient_differs(launch: Launcher, tmp_path: Path) -> None:
+    one = gradient(launch, 1, tmp_path / "1.pt", "resnet20", "fp64", "false")
+    two = gradient(launch, 2, tmp_path / "2.pt", "resnet20", "fp64", "false")
     assert relative_difference(two["gradients"], one["gradients"]) > 1e-2
 
 
@@ -101,7 +170,7 @@ def metrics(out: Path) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize("several", [2, 3] if FULL else [3])
 def test_several_processes_learn_like_one_and_only_one_of_them_writes(
-    folder: Path, tmp_path: Path, several: int
+    launch: Launcher, folder: Path, tmp_path: Path, several: int
 ) -> None:
     arguments: list[str | Path] = [
         folder,
@@ -114,10 +183,10 @@ def test_several_processes_learn_like_one_and_only_one_of_them_writes(
         "data.skip_easy=0.3",  # each process knows only the losses of its share
     ]
     for processes in (1, several):
-        done = train(processes, *arguments, "--out", tmp_path / str(processes))
-        assert done.returncode == 0, done.stderr
-        assert done.stdout.count("test accuracy") == 1  # only the first process prints
-        assert done.stderr.count("epoch 3/3") == 1
+        done = launch(processes, "train", *arguments, "--out", tmp_path / str(processes))
+        assert done.status == 0, done.errors
+        assert done.output.count("test accuracy") == 1  # only the first process prints
+        assert done.errors.count("epoch 3/3") == 1
     outs = [tmp_path / "1", tmp_path / str(several)]
     for alone, together in zip(*map(metrics, outs), strict=True):
         assert together["loss"] == pytest.approx(alone["loss"], rel=1e-4)
@@ -129,31 +198,28 @@ def test_several_processes_learn_like_one_and_only_one_of_them_writes(
     weights = [read_weights(out / "model.safetensors")[0] for out in outs]
     assert relative_difference(weights[1], weights[0]) < 1e-3
     assert Run(outs[1]).summary["processes"] == several
-    done = subprocess.run(
-        [sys.executable, "-m", "thumbnet", "evaluate", outs[1], "--json"],
-        capture_output=True,
-        text=True,
-    )
-    assert json.loads(done.stdout)["accuracy"] == Run(outs[1]).summary["accuracy"]
+    done = launch(1, "evaluate", outs[1], "--json")
+    assert json.loads(done.output)["accuracy"] == Run(outs[1]).summary["accuracy"]
 
 
 def test_shares_that_differ_by_a_picture_go_through_the_network_in_as_many_parts(
-    folder: Path, tmp_path: Path
+    launch: Launcher, folder: Path, tmp_path: Path
 ) -> None:
     """A batch of 17 has shares of 9 and 8 pictures, which in parts of 8 would be two passes and one."""
     parts = ["training.batch_size=17", "training.micro_batch=8", "training.epochs=1"]
     settings = [*OVERRIDES, *(f"--set={one}" for one in parts)]
-    done = train(2, folder, "--recipe", "one-cycle", *settings, "--out", tmp_path / "run")
-    assert done.returncode == 0, done.stderr
+    done = launch(2, "train", folder, "--recipe", "one-cycle", *settings, "--out", tmp_path / "run")
+    assert done.status == 0, done.errors
     (epoch,) = metrics(tmp_path / "run")
     assert epoch["step"] == 3
     assert 0 < epoch["loss"] < 3
 
 
-def test_an_error_in_one_process_ends_all_of_them(folder: Path, tmp_path: Path) -> None:
+def test_an_error_in_one_process_ends_all_of_them(launch: Launcher, folder: Path, tmp_path: Path) -> None:
     started = time.monotonic()
-    done = train(
+    done = launch(
         2,
+        "train",
         folder,
         "--recipe",
         "one-cycle",
@@ -163,13 +229,14 @@ def test_an_error_in_one_process_ends_all_of_them(folder: Path, tmp_path: Path) 
         "--out",
         tmp_path / "run",
     )
-    assert done.returncode != 0
-    assert "training.batch_size" in done.stderr
+    assert done.status != 0
+    assert "training.batch_size" in done.errors
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "something").touch()
-    done = train(2, folder, *OVERRIDES, "--out", tmp_path / "full")  # only the first process sees this
-    assert done.returncode != 0
-    assert "already exists" in done.stderr
+    # Only the first process sees this.
+    done = launch(2, "train", folder, *OVERRIDES, "--out", tmp_path / "full")
+    assert done.status != 0
+    assert "already exists" in done.errors
     assert time.monotonic() - started < 60
 
 
@@ -177,26 +244,23 @@ LONGER: list[str] = ["--recipe", "one-cycle", *OVERRIDES, "--set", "training.epo
 
 
 @pytest.fixture(scope="module")
-def calm(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> bytes:
+def calm(launch: Launcher, folder: Path, tmp_path_factory: pytest.TempPathFactory) -> bytes:
     """The weights of two processes that nobody disturbs."""
     out = tmp_path_factory.mktemp("calm") / "run"
-    done = train(2, folder, *LONGER, "--out", out)
-    assert done.returncode == 0, done.stderr
+    done = launch(2, "train", folder, *LONGER, "--out", out)
+    assert done.status == 0, done.errors
     return (out / "model.safetensors").read_bytes()
-
-
-def start_with_restarts(*arguments: str | Path, **variables: str) -> subprocess.Popen[bytes]:
-    return subprocess.Popen(
-        [*TORCHRUN, "--nproc-per-node", "2", "--max-restarts", "2", *map(str, arguments)],
-        env={**ENVIRONMENT, **variables}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
 
 
 def test_a_killed_process_is_restarted_and_the_result_is_the_same(
     folder: Path, tmp_path: Path, calm: bytes
 ) -> None:
     out = tmp_path / "killed"
-    agent = start_with_restarts("-m", "thumbnet", "train", folder, *LONGER, "--out", out)
+    agent = subprocess.Popen(
+        [*TORCHRUN, "--nproc-per-node", "2", "--max-restarts", "2",
+         "-m", "thumbnet", "train", folder, *LONGER, "--out", out],
+        env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
     wait_for_step(out, 4, agent)
     os.kill(children(agent.pid)[-1], signal.SIGKILL)
     assert agent.wait(timeout=120) == 0
@@ -204,11 +268,14 @@ def test_a_killed_process_is_restarted_and_the_result_is_the_same(
 
 
 def test_a_process_killed_while_it_writes_a_checkpoint_is_restarted_and_the_result_is_the_same(
-    folder: Path, tmp_path: Path, calm: bytes
+    launch: Launcher, folder: Path, tmp_path: Path, calm: bytes
 ) -> None:
     out, killed = tmp_path / "run", tmp_path / "killed"
-    agent = start_with_restarts(RANK, "train", folder, *LONGER, "--out", out, THUMBNET_TEST_KILL=str(killed))
-    assert agent.wait(timeout=120) == 0
+    done = launch(
+        2, "train", folder, *LONGER, "--out", out,
+        program=RANK, restarts=2, THUMBNET_TEST_KILL=str(killed),
+    )  # fmt: skip
+    assert done.status == 0, done.errors
     assert killed.exists()
     assert not list(out.glob(".*.tmp"))
     assert (out / "model.safetensors").read_bytes() == calm
@@ -216,7 +283,7 @@ def test_a_process_killed_while_it_writes_a_checkpoint_is_restarted_and_the_resu
 
 @pytest.mark.parametrize("other", ["damaged", "more"] if FULL else ["damaged"])
 def test_a_process_with_other_data_ends_the_training_before_it_begins(
-    folder: Path, tmp_path: Path, other: str
+    launch: Launcher, folder: Path, tmp_path: Path, other: str
 ) -> None:
     for rank in range(2):
         shutil.copytree(folder, tmp_path / f"data-{rank}")
@@ -226,15 +293,15 @@ def test_a_process_with_other_data_ends_the_training_before_it_begins(
     else:  # of the same size: only whoever reads it notices
         picture.write_bytes(bytes(picture.stat().st_size))
     arguments: list[str | Path] = [*LONGER, "--on-bad-image", "skip", "--out", tmp_path / "run"]
-    done = torchrun(2, RANK, "train", tmp_path / "data-{rank}", *arguments)
-    assert done.returncode != 0
-    assert f"thumbnet (process 1): {tmp_path / 'data-1'} holds other" in done.stderr
+    done = launch(2, "train", tmp_path / "data-{rank}", *arguments, program=RANK)
+    assert done.status != 0
+    assert f"thumbnet (process 1): {tmp_path / 'data-1'} holds other" in done.errors
     assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("all_of_them", [False, True] if FULL else [False])
 def test_a_request_to_stop_in_one_process_stops_all_after_the_same_step(
-    folder: Path, tmp_path: Path, calm: bytes, all_of_them: bool
+    launch: Launcher, folder: Path, tmp_path: Path, calm: bytes, all_of_them: bool
 ) -> None:
     out = tmp_path / "stopped"
     arguments = map(str, [folder, *LONGER, "--checkpoint-steps", "3", "--out", out])
@@ -253,30 +320,16 @@ def test_a_request_to_stop_in_one_process_stops_all_after_the_same_step(
     checkpoint = Run(out).load_checkpoint()
     assert checkpoint is not None
     assert 9 <= checkpoint["state"]["step"] < 12 * 4
-    again = train(2, "--resume", out)
-    assert again.returncode == 0, again.stderr
+    again = launch(2, "train", "--resume", out)
+    assert again.status == 0, again.errors
     assert (out / "model.safetensors").read_bytes() == calm
 
 
-# Of two processes, each in turn takes longer to load the data than THUMBNET_TIMEOUT.
-SLOW_DATA = """
-import time
-from thumbnet.distributed import joined
-with joined() as world:
-    for slow in range(2):
-        with world.one_per_machine_first():
-            time.sleep(7 * (world.local_rank == slow))
-        assert world.from_first(slow) == slow
-"""
-
-
-def test_processes_wait_for_the_one_that_loads_the_data_however_long_it_takes(tmp_path: Path) -> None:
-    (tmp_path / "slow.py").write_text(SLOW_DATA)
-    done = subprocess.run(
-        [*TORCHRUN, "--nproc-per-node", "2", tmp_path / "slow.py"],
-        env={**ENVIRONMENT, "THUMBNET_TIMEOUT": "4"}, capture_output=True, text=True, timeout=120,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+def test_processes_wait_for_the_one_that_loads_the_data_however_long_it_takes(launch: Launcher) -> None:
+    """Of two processes, each in turn takes longer to load the data than THUMBNET_TIMEOUT."""
+    timeout, seconds = ("4", "7") if FULL else ("3", "4")
+    done = launch(2, seconds, program="faults.slow_data", THUMBNET_TIMEOUT=timeout)
+    assert done.status == 0, done.errors
 
 
 def children(pid: int) -> list[int]:
@@ -346,14 +399,15 @@ def start_agent(
 
 @pytest.mark.parametrize("fault", ["link", "agent", "none"] if FULL else ["link"])
 def test_two_machines_train_and_survive(
-    folder: Path, tmp_path: Path, machines: tuple[str, str], fault: str
+    launch: Launcher, folder: Path, tmp_path: Path, machines: tuple[str, str], fault: str
 ) -> None:
     """If the link is cut or the other machine's agent dies, the first goes on alone to the correct result."""
+    epochs = 20 if FULL else 12
     arguments: list[str | Path] = [
-        folder, "--recipe", "one-cycle", *OVERRIDES, "--set", "training.epochs=20", "--checkpoint-steps", "1", "--auto-resume",
+        folder, "--recipe", "one-cycle", *OVERRIDES, "--set", f"training.epochs={epochs}", "--checkpoint-steps", "1", "--auto-resume",
     ]  # fmt: skip
-    done = train(1, *arguments, "--out", tmp_path / "calm")
-    assert done.returncode == 0, done.stderr
+    done = launch(1, "train", *arguments, "--out", tmp_path / "calm")
+    assert done.status == 0, done.errors
     out = tmp_path / "run"
     logs = [tmp_path / "a.log", tmp_path / "b.log"]
     agents = [
@@ -377,7 +431,7 @@ def test_two_machines_train_and_survive(
     assert "2 processes" in text
     assert (out / "summary.json").exists()
     calm, run = metrics(tmp_path / "calm"), metrics(out)
-    assert len(run) == 20
+    assert len(run) == epochs
     assert run[-1]["loss"] == pytest.approx(calm[-1]["loss"], rel=0.05, abs=1e-3)
     assert Run(out).summary["accuracy"] == pytest.approx(Run(tmp_path / "calm").summary["accuracy"], abs=0.04)
     assert Run(out).summary["processes"] == (2 if fault == "none" else 1)

@@ -46,7 +46,7 @@ def test_no_connection_to_a_service_that_stops_is_no_fault_of_a_client(
 
 
 def test_under_mixed_load_nothing_fails_and_a_stop_loses_no_accepted_request(tiny_run: Run) -> None:
-    minutes, stops = ("3", "6") if FULL else ("0.12", "2")
+    minutes, stops = ("3", "6") if FULL else ("0.12", "1")
     # So short a load is over before memory has stopped growing, so the bound is only one for floods.
     limits = ["--growth", "64" if FULL else "300", "--peak", "600"]
     command = [sys.executable, str(PROGRAM), str(tiny_run.path), "--minutes", minutes, "--stops", stops]

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import ctypes
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from kernel_helpers import CAN_RUN, gcc, loaded
+from kernel_helpers import CAN_RUN, fake_gcc, gcc, loaded
 from thumbnet.kernels import library
 from thumbnet.kernels.library import has_tiles
 
@@ -26,6 +27,25 @@ def test_kernels(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
         changed.setattr(library, "FLAGS", (*library.FLAGS, "-include", headers[0], "-include", headers[1]))
         library.compile_library(gcc(), target)
     return ctypes.CDLL(str(target))
+
+
+@pytest.fixture
+def by_real_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Load every library by its real path.
+
+    A process loads only one library per name, and thumbnet's names begin with the number of an open folder: the
+    kernels of this process could be taken for those of a test, and those of a test for the kernels of later tests.
+    """
+    load = ctypes.CDLL
+    monkeypatch.setattr(ctypes, "CDLL", lambda path: load(path and os.path.realpath(path)))
+
+
+@pytest.fixture
+def quick(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, test_kernels: ctypes.CDLL, by_real_path: None
+) -> None:
+    """Make ``gcc`` fast: it copies a library that is already compiled."""
+    fake_gcc(tmp_path, monkeypatch, f"cp {test_kernels._name} $target")
 
 
 @pytest.fixture

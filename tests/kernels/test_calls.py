@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from helpers import TINY, coloured_data
 from kernel_helpers import loaded, needs_kernels, on_threads, pictures
+from kernels.summed import sums
 from thumbnet.distributed import World
 from thumbnet.errors import OutOfMemoryError, is_out_of_memory
 from thumbnet.kernels import library
@@ -27,6 +28,7 @@ from thumbnet.kernels.tiles import conv3x3, conv3x3_pooled, weight_gradient
 from thumbnet.kernels.winograd import winograd, winograd_pooled, winograd_weight_gradient
 from thumbnet.training.train import train
 
+SUMMED = Path(__file__).with_name("summed.py")
 X, DY = pictures(40, 64, 8, 8), pictures(40, 64, 8, 8, seed=1)
 HALF_DY = pictures(40, 64, 4, 4, seed=1)
 NARROW = pictures(64, 64, 3, 3, seed=2)
@@ -193,42 +195,19 @@ def test_a_process_at_its_memory_limit_gets_the_error_and_continues(test_kernels
         assert f"CPU kernel {name} could not allocate" in error
 
 
-SUMMED = """
-import ctypes, sys, torch
-from thumbnet.kernels import library
-from thumbnet.kernels.strided import strided, strided_weight_gradient
-from thumbnet.kernels.tiles import conv3x3, weight_gradient
-from thumbnet.kernels.winograd import winograd, winograd_weight_gradient
-
-library._loaded.update(dict.fromkeys([False, True], library._Kernels(ctypes.CDLL(sys.argv[1]))))
-torch.set_num_threads(4)
-values = torch.randn(2, 40, 64, 8, 8, generator=torch.Generator().manual_seed(0)).bfloat16()
-x, dy = (v.contiguous(memory_format=torch.channels_last) for v in values)
-weight = dy[:, :, :3, :3].float()
-half = dy[:, :, :4, :4].contiguous(memory_format=torch.channels_last)
-for result in (
-    weight_gradient(x, dy), winograd_weight_gradient(x, dy), winograd(x, weight),
-    strided_weight_gradient(x, half), strided(x, weight),
-    conv3x3(x, weight.bfloat16().contiguous(memory_format=torch.channels_last)),
-):
-    print(float(result.double().sum()), float(result.double().norm()))
-"""
-
-
 def test_fewer_threads_than_requested_give_the_same_bits(test_kernels: ctypes.CDLL) -> None:
     """OpenMP may start fewer because of OMP_THREAD_LIMIT, or inside another parallel region."""
-
-    def sums(limit: int) -> str:
-        return subprocess.run(
-            [sys.executable, "-c", SUMMED, test_kernels._name],
-            env={**os.environ, "OMP_NUM_THREADS": "4", "OMP_THREAD_LIMIT": str(limit)},
-            check=True,
-            capture_output=True,
-            text=True,
-            timeout=120,
-        ).stdout
-
-    assert sums(3) == sums(4)
+    with loaded(test_kernels, has_tiles=False), on_threads(4):
+        expected = sums()
+    done = subprocess.run(
+        [sys.executable, str(SUMMED), test_kernels._name],
+        env={**os.environ, "OMP_NUM_THREADS": "4", "OMP_THREAD_LIMIT": "3"},
+        check=True,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert json.loads(done.stdout) == expected
 
 
 def state_of_the_process() -> dict[str, Any]:
@@ -253,6 +232,7 @@ def state_of_the_process() -> dict[str, Any]:
 
 
 @needs_kernels
+@pytest.mark.usefixtures("quick")
 def test_kernels_do_not_change_the_state_of_the_process(
     test_kernels: ctypes.CDLL, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -262,7 +242,7 @@ def test_kernels_do_not_change_the_state_of_the_process(
     layer, norm = Conv3x3(64, 64), nn.BatchNorm2d(64)
     before = state_of_the_process()
     library.forget()
-    assert library.load_kernels() is not None  # compiles them
+    assert library.load_kernels() is not None  # calls gcc
     library.forget()
     for tiles in (False, True):
         with loaded(test_kernels, has_tiles=tiles):

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from kernel_helpers import CAN_RUN, gcc, needs_kernels
+from kernel_helpers import CAN_RUN, fake_gcc, gcc, needs_kernels
 from thumbnet.kernels import library
 
 VECTORS = {"avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_bf16"}
@@ -26,7 +26,7 @@ __attribute__((constructor)) static void run(void) { FILE *file = fopen("%s", "w
 
 
 @pytest.fixture(autouse=True)
-def forget_the_kernels() -> Iterator[None]:
+def forget_the_kernels(by_real_path: None) -> Iterator[None]:
     library.forget()
     yield
     library.forget()
@@ -37,25 +37,6 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The folder of the library, in a cache that does not exist yet."""
     monkeypatch.setenv("THUMBNET_CACHE", str(tmp_path / "cache"))
     return tmp_path / "cache" / "kernels"
-
-
-def fake_gcc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str) -> None:
-    """Replace ``gcc`` by a shell script; $target is the file that it should write."""
-    fake = tmp_path / "bin" / "gcc"
-    fake.parent.mkdir()
-    find = 'for word; do test "$last" = -o && target=$word; last=$word; done'
-    fake.write_text(f"#!/bin/sh\n{find}\n{script}\n")
-    fake.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{fake.parent}:{os.environ['PATH']}")
-
-
-@pytest.fixture
-def quick(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, test_kernels: ctypes.CDLL) -> None:
-    """Make ``gcc`` fast: it copies a library that is already compiled."""
-    fake_gcc(tmp_path, monkeypatch, f"sleep 0.3; cp {test_kernels._name} $target")
-    load = ctypes.CDLL
-    # Load by the real path: a process loads only one library per name.
-    monkeypatch.setattr(ctypes, "CDLL", lambda path: load(path and os.path.realpath(path)))
 
 
 @pytest.fixture(scope="module")
@@ -119,6 +100,7 @@ def start_processes(count: int) -> list[int]:
 
 
 @needs_kernels
+@pytest.mark.usefixtures("quick")
 def test_the_kernels_are_compiled_once_and_kept_for_their_user_only(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -233,8 +215,10 @@ def test_a_library_with_a_flipped_bit_is_not_loaded_but_compiled_again(folder: P
 
 
 @needs_kernels
-@pytest.mark.usefixtures("quick")
-def test_several_processes_can_compile_at_once(folder: Path) -> None:
+def test_several_processes_can_compile_at_once(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, test_kernels: ctypes.CDLL
+) -> None:
+    fake_gcc(tmp_path, monkeypatch, f"sleep 0.3; cp {test_kernels._name} $target")  # so that they overlap
     assert start_processes(4) == [0] * 4
     assert kept(folder) == [folder / name()]
 
@@ -365,10 +349,14 @@ def test_the_kernels_load_where_the_processor_can_run_them_and_there_is_gcc() ->
     sys.platform != "linux" or platform.machine() != "x86_64" or shutil.which("gcc") is None,
     reason="there is no gcc for x86-64 on Linux here",
 )
-def test_gcc_compiles_all_kernels_even_where_the_processor_cannot_run_them(tmp_path: Path) -> None:
+def test_gcc_compiles_all_kernels_even_where_the_processor_cannot_run_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     knows = [gcc(), "-mamx-bf16", "-fsyntax-only", "-x", "c", os.devnull]
     if subprocess.run(knows, capture_output=True, check=False).returncode:
         pytest.skip("this gcc knows no matrix units: 11 is the first that does")
+    if CAN_RUN:  # the fixture test_kernels compiles them with -O3, which takes most of the time
+        monkeypatch.setattr(library, "FLAGS", ("-O1", *(flag for flag in library.FLAGS if flag != "-O3")))
     target = tmp_path / "kernels.so"
     library.compile_library(gcc(), target)
     assert target.stat().st_size > 0
@@ -499,5 +487,5 @@ def test_kernels_can_be_switched_off(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_kernels_are_loaded_only_once(monkeypatch: pytest.MonkeyPatch) -> None:
     first = library.load_kernels()
     monkeypatch.setattr(library, "_load", lambda _: pytest.fail("loaded again"))
-    assert isinstance(first, ctypes.CDLL)
+    assert first is not None
     assert library.load_kernels() is first

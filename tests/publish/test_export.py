@@ -4,12 +4,14 @@ import errno
 import json
 import re
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import thumbnet
@@ -27,23 +29,42 @@ from thumbnet.publish.onnx_resize import with_any_size
 from thumbnet.runs.folder import Run
 
 
-@pytest.mark.parametrize(
-    ("kind", "name"), [("onnx", "a.onnx"), ("torch-export", "a.pt2"), ("safetensors", "a.safetensors")]
-)
-def test_an_export_computes_the_same_as_its_run(tiny_run: Run, tmp_path: Path, kind: str, name: str) -> None:
+@pytest.fixture(scope="module")
+def program_file(tiny_run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """``tiny_run``, exported as a program of PyTorch."""
+    out = tmp_path_factory.mktemp("program") / "tiny.pt2"
+    export(tiny_run.path, "torch-export", out, coloured_data())
+    return out
+
+
+@pytest.fixture(scope="module")
+def weights_file(tiny_run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """``tiny_run``, exported to safetensors."""
+    out = tmp_path_factory.mktemp("weights") / "tiny.safetensors"
+    export(tiny_run.path, "safetensors", out, coloured_data())
+    return out
+
+
+@pytest.mark.parametrize("name", ["onnx_file", "program_file", "weights_file"])
+def test_an_export_computes_the_same_as_its_run(
+    tiny_run: Run, name: str, request: pytest.FixtureRequest
+) -> None:
+    out: Path = request.getfixturevalue(name)
     data = coloured_data()
-    export(tiny_run.path, kind, tmp_path / name, data)
-    check = check_export(tiny_run.path, tmp_path / name, data, "test")
+    check = check_export(tiny_run.path, out, data, "test")
     assert check.pictures == len(data.splits["test"])
     assert check.largest_difference < 1e-5
     assert check.accuracy_run == check.accuracy_export
     code = str(Path(publish_export.__file__).parents[1])  # where it is installed is private
-    assert code.encode() not in (tmp_path / name).read_bytes()
+    assert code.encode() not in out.read_bytes()
 
 
 def test_an_int8_export_is_smaller_and_predicts_nearly_the_same(
-    tiny_run: Run, tmp_path: Path, onnx_file: Path
+    tiny_run: Run, tmp_path: Path, onnx_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    import onnx
+
+    monkeypatch.setattr(publish_export, "_onnx_model", lambda *_, **__: onnx.load(onnx_file))
     data = coloured_data()
     out = tmp_path / "small.onnx"
     export(tiny_run.path, "onnx-int8", out, data)
@@ -60,7 +81,6 @@ def test_an_int8_export_is_smaller_and_predicts_nearly_the_same(
 
 
 def test_the_check_detects_other_weights(tiny_run: Run, tmp_path: Path) -> None:
-    import torch
     from safetensors.torch import load_file
 
     weights = load_file(tiny_run.weights_path)
@@ -183,12 +203,40 @@ def test_eight_bits_are_calibrated_on_the_pictures_that_can_be_read(onnx_file: P
         labels, names = np.zeros(len(files), dtype=np.int64), [f"{at}.png" for at in range(len(files))]
         return Data("mine", "made", info.class_names, {"train": BytesSplit(files, labels, names)})
 
-    assert publish_export._quantised(model, data(whole[:500], whole), info, None).graph.node
+    split = publish_export._calibration_pictures(data(whole[:500], whole))
+    assert len(split) == 1
+    assert publish_export._quantised(model, split, info, None).graph.node
     with pytest.raises(DataError, match="none of mine can be read"):
-        publish_export._quantised(model, data(whole[:500]), info, None)
+        publish_export._calibration_pictures(data(whole[:500]))
 
 
-def test_a_run_of_deep_pictures_is_exported_with_its_range(tmp_path: Path) -> None:
+def test_without_pictures_for_eight_bits_the_network_is_not_translated(
+    tiny_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(publish_export, "_onnx_model", lambda *_, **__: pytest.fail("translated"))
+    with pytest.raises(DataError, match="name them with --data DATA"):
+        export(tiny_run.path, "onnx-int8", tmp_path / "a.onnx")
+    damaged = BytesSplit([b"no picture"], np.zeros(1, dtype=np.int64), ["a.png"])
+    data = Data("mine", "made", ("red", "green", "blue"), {"train": damaged})
+    with pytest.raises(DataError, match="none of mine can be read"):
+        export(tiny_run.path, "onnx-int8", tmp_path / "a.onnx", data)
+
+
+def cache_of_one(call: Callable[..., Any]) -> Callable[..., Any]:
+    """The same function, which is called once and then returns the same again, whatever it is given."""
+    returned: list[Any] = []
+
+    def called(*given: Any, **more: Any) -> Any:
+        if not returned:
+            returned.append(call(*given, **more))
+        return returned[0]
+
+    return called
+
+
+def test_a_run_of_deep_pictures_is_exported_with_its_range(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     rng = np.random.default_rng(0)
     images = rng.integers(515, 640, (60, 20, 24), dtype=np.uint16)
     labels = np.arange(60) % 2
@@ -201,6 +249,8 @@ def test_a_run_of_deep_pictures_is_exported_with_its_range(tmp_path: Path) -> No
     result = thumbnet.train(
         data, "one-cycle", overrides=[*TINY, "training.epochs=1"], out=tmp_path / "run", device="cpu"
     )
+    # Both graphs are made from the same program, so PyTorch translates the network once.
+    monkeypatch.setattr(torch.onnx, "export", cache_of_one(torch.onnx.export))
     for kind, name in (("onnx", "a.onnx"), ("onnx-any-size", "b.onnx")):
         export(result.path, kind, tmp_path / name, data)
         check = check_export(result.path, tmp_path / name, data, "test")
@@ -216,10 +266,10 @@ def test_a_run_of_deep_pictures_is_exported_with_its_range(tmp_path: Path) -> No
         assert one.probabilities == pytest.approx(other.probabilities, abs=0.02)
 
 
-def test_an_export_that_cannot_be_read_back_is_an_error(tiny_run: Run, tmp_path: Path) -> None:
-    out = tmp_path / "a.pt2"
-    export(tiny_run.path, "torch-export", out)
-    content = out.read_bytes()
+def test_an_export_that_cannot_be_read_back_is_an_error(
+    tiny_run: Run, program_file: Path, tmp_path: Path
+) -> None:
+    out, content = tmp_path / "a.pt2", program_file.read_bytes()
     for damaged in (content[: len(content) // 2], b""):
         out.write_bytes(damaged)
         with pytest.raises(RunError, match=r"cannot read .*a\.pt2 back"):

@@ -1,10 +1,7 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -25,24 +22,13 @@ huggingface_hub = pytest.importorskip("huggingface_hub", reason="the extra 'hub'
 NAME = "someone/colours"
 
 
-def in_a_process(hub: HubStandIn, home: Path, *arguments: str) -> tuple[int, str, str]:
-    """Run a command that talks to ``hub`` because of the environment; returns its status, stdout and stderr."""
-    with hub.serve() as address:
-        environment = {
-            **os.environ, "HF_ENDPOINT": address, "HF_HOME": str(home), "HF_HUB_DISABLE_XET": "1",
-            "HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_TOKEN": "t0ken",
-        }  # fmt: skip
-        command = [sys.executable, "-m", "thumbnet", *arguments]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
-        return done.returncode, done.stdout, done.stderr
-
-
 def test_a_pushed_run_can_be_used_elsewhere(
     tiny_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hub = HubStandIn(NAME, {}, "models", token="t0ken")
-    words = ["push", str(tiny_run.path), f"hf:{NAME}", "--license", "mit"]
-    status, out, errors = in_a_process(hub, tmp_path / "one", *words)
+    monkeypatch.setenv("HF_TOKEN", "t0ken")
+    with instead_of_the_hub(hub, tmp_path / "one", monkeypatch):
+        status, out, errors = run_cli("push", tiny_run.path, f"hf:{NAME}", "--license", "mit")
     assert status == 0, errors
     assert f"/{NAME}\n" in out
     assert set(hub.files) == {

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from cli_helpers import forget_modules
 from own_networks import OwnPackage
 from thumbnet.errors import RecipeError
 from thumbnet.recipes import networks
@@ -137,7 +139,8 @@ def test_reading_and_showing_a_recipe_imports_neither_the_network_nor_torch(own:
     assert not own.was_imported()
 
 
-def test_the_network_names_known_without_torch_are_the_registered_ones() -> None:
-    program = "from thumbnet.models.registry import model_names; print(*model_names())"
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert done.stdout.split() == list(MODEL_NAMES)
+def test_the_network_names_known_without_torch_are_the_registered_ones(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    forget_modules(monkeypatch, "thumbnet.models")  # other tests may have registered networks of their own
+    assert importlib.import_module("thumbnet.models.registry").model_names() == list(MODEL_NAMES)

@@ -1,4 +1,4 @@
-"""What the tests of comparisons share: runs with results of their own."""
+"""What the tests of comparisons and of pages share: runs with results of their own, and pages that take less time."""
 
 from __future__ import annotations
 
@@ -10,7 +10,15 @@ from pathlib import Path
 
 import pytest
 
+from thumbnet.reports import charts, pictures
 from thumbnet.runs.folder import Run
+
+
+@pytest.fixture
+def quick_page(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pages with few heat maps and without drawings, for tests that look at neither."""
+    monkeypatch.setattr(pictures, "HEAT_MAPS", 2)
+    monkeypatch.setattr(charts, "finished", lambda figure, title: "<svg></svg>")
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from correction_helpers import relabel, unsure
 from helpers import TINY, coloured_data, coloured_labels, write_class_folders, write_label_table
 from thumbnet.classifiers.base import SplitLogits
 from thumbnet.classifiers.load import load_classifier
-from thumbnet.data.corrections import Labels
+from thumbnet.data.corrections import Labels, write_corrections
 from thumbnet.errors import RunError
 from thumbnet.evaluation import Evaluation, grouped_interval, wilson_interval
 from thumbnet.files import write_json
@@ -81,16 +81,9 @@ def test_folds_of_different_divisions_are_refused(own: Path, runs: list[Run], tm
 
 
 def test_folds_with_different_corrections_are_refused(own: Path, runs: list[Run], tmp_path: Path) -> None:
-    first = tmp_path / "1"
-    other = train(
-        own,
-        "one-cycle",
-        overrides=[*TINY, "training.epochs=1", "data.folds=2", "data.fold=1"],
-        out=first,
-        device="cpu",
-        labels=[relabel("red/0.png", "blue", "red")],
-    )
-    message = f"{first} and {runs[1].path} were trained with different corrections of labels"
+    other = Run(shutil.copytree(runs[0].path, tmp_path / "other"))
+    write_corrections(other.path / "corrections.csv", [relabel("red/0.png", "blue", "red")])
+    message = f"{other.path} and {runs[1].path} were trained with different corrections of labels"
     with pytest.raises(RunError, match=message):
         cross_validate([other, runs[1]], own, device="cpu")
 
@@ -126,10 +119,12 @@ def test_a_fold_that_was_ended_early_is_noted(own: Path, runs: list[Run], tmp_pa
     assert found.notes == ("fold 2: the training was ended early, at step 3 of 1,200",)
 
 
-def test_data_that_have_changed_since_a_fold_was_trained_are_refused(tmp_path: Path) -> None:
-    data = write_class_folders(tmp_path / "data", [""], per_class=4)
-    runs = trained(data, tmp_path / "runs")
-    (data / "red" / "0.png").rename(data / "red" / "9.png")
+def test_data_that_have_changed_since_a_fold_was_trained_are_refused(
+    own: Path, runs: list[Run], tmp_path: Path
+) -> None:
+    data = Path(shutil.copytree(own, tmp_path / "data"))
+    assert cross_validate(runs, data, device="cpu").result.pictures == 36
+    (data / "red" / "0.png").rename(data / "red" / "99.png")
     with pytest.raises(
         RunError, match=rf"have changed since {runs[0].path} was trained.*train all folds again"
     ):

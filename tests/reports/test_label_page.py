@@ -35,6 +35,7 @@ def test_the_page_shows_map_and_every_label(page: str, label_run: Run) -> None:
     assert f">{together}</td>" in re.sub(r"\s+<", "<", page)
 
 
+@pytest.mark.usefixtures("quick_page")
 def test_the_page_says_whether_thresholds_were_chosen_on_the_pictures_that_it_measures(
     label_run: Run, page: str, tmp_path: Path
 ) -> None:
@@ -47,6 +48,7 @@ def test_the_page_says_whether_thresholds_were_chosen_on_the_pictures_that_it_me
         assert ("The val F1 is optimistic, because the same pictures chose the thresholds." in text) is here
 
 
+@pytest.mark.usefixtures("quick_page")
 def test_the_page_names_the_groups_that_the_interval_allows_for(
     label_run: Run, page: str, tmp_path: Path
 ) -> None:
@@ -72,6 +74,7 @@ def with_wrong_labels(count: int = 24) -> Data:
     return replace(made, splits=splits)
 
 
+@pytest.mark.usefixtures("quick_page")
 def test_mistakes_whose_pictures_have_no_room_are_counted_and_so_are_labels_left_out(
     label_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -95,6 +98,7 @@ def test_mistakes_whose_pictures_have_no_room_are_counted_and_so_are_labels_left
     assert text.count("<h3>blue</h3>") == 0
 
 
+@pytest.mark.usefixtures("quick_page")
 def test_what_cannot_be_measured_of_a_label_is_a_dash(label_run: Run, tmp_path: Path) -> None:
     write_label_report(label_run, with_wrong_labels(), "test", tmp_path / "report.html")
     text = (tmp_path / "report.html").read_text("utf-8")
@@ -129,6 +133,7 @@ def test_label_names_are_escaped(label_run: Run, tmp_path: Path) -> None:
     assert page.count("<img") == page.count('<img src="data:')
 
 
+@pytest.mark.usefixtures("quick_page")
 def test_the_run_is_measured_in_batches_of_its_own_size(
     label_run: Run, tmp_path: Path, batch_sizes: list[int]
 ) -> None:

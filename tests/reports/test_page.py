@@ -10,6 +10,7 @@ import shutil
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote_to_bytes
 
 import numpy as np
@@ -25,7 +26,9 @@ from thumbnet.errors import RunError
 from thumbnet.evaluation import best_f1, log_softmax, one_against_rest
 from thumbnet.reports import page, pictures
 from thumbnet.reports.page import write_report
+from thumbnet.runs import weights
 from thumbnet.runs.folder import Run
+from thumbnet.runs.weights import open_safetensors
 from thumbnet.training.train import train
 
 
@@ -200,10 +203,10 @@ def test_the_page_tells_the_corrections_and_how_to_make_more(odd: tuple[Path, Da
     assert re.search(r"correct them in the browser: \S.*thumbnet review ", shown)
 
 
+@pytest.mark.usefixtures("quick_page")
 def test_a_report_on_other_data_says_nothing_about_the_runs_own_labels(
-    odd: tuple[Path, Data], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    odd: tuple[Path, Data], tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(pictures, "HEAT_MAPS", 2)
     write_report(Run(odd[0]), coloured_data(30), "test", tmp_path / "x.html")
     shown = Page((tmp_path / "x.html").read_text("utf-8")).text
     assert "Confident learning" in shown
@@ -211,10 +214,10 @@ def test_a_report_on_other_data_says_nothing_about_the_runs_own_labels(
     assert "thumbnet review" not in shown
 
 
+@pytest.mark.usefixtures("quick_page")
 def test_every_class_has_a_row_in_the_table_of_the_data_and_the_first_ones_have_pictures(
     tiny_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pictures, "HEAT_MAPS", 2)
     for module in (page, pictures):
         monkeypatch.setattr(module, "SHOWN_CLASSES", 2)
     write_report(tiny_run, coloured_data(30), "test", tmp_path / "x.html")
@@ -261,10 +264,10 @@ def test_the_page_shows_areas_and_thresholds_of_each_class(odd: tuple[Path, Data
     assert cells[4:7] == [f"{100 * one:.2f} %" for one in (best.precision, best.recall, best.f1)]
 
 
+@pytest.mark.usefixtures("quick_page")
 def test_the_page_lists_the_groups_with_the_most_mistakes_if_pictures_have_groups(
-    tiny_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_run: Run, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(pictures, "HEAT_MAPS", 2)
     data = coloured_data(60)
     test = data.splits["test"]
     found = load_run(tiny_run.path).classify_split(test, data.class_names, tta=tiny_run.summary["tta"])
@@ -294,6 +297,27 @@ def test_the_page_lists_the_groups_with_the_most_mistakes_if_pictures_have_group
     assert 'id="groups"' not in text
 
 
+@pytest.mark.usefixtures("quick_page")
+def test_a_report_reads_the_weights_once_and_counts_the_parameters_of_older_runs(
+    tiny_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = Run(Path(shutil.copytree(tiny_run.path, tmp_path / "run")))
+    summary = {**run.summary}
+    parameters = summary.pop("parameters")
+    (run.path / "summary.json").write_text(json.dumps(summary))
+    opened: list[Path] = []
+
+    def recorded(path: Path) -> Any:
+        opened.append(path)
+        return open_safetensors(path)
+
+    monkeypatch.setattr(weights, "open_safetensors", recorded)
+    out = tmp_path / "x.html"
+    write_report(Run(run.path), coloured_data(), "test", out)
+    assert opened == [run.weights_path]
+    assert f"{parameters:,}" in out.read_text("utf-8")
+
+
 def test_the_cards_leave_no_card_alone_in_its_row(odd: tuple[Path, Data]) -> None:
     text = (odd[0] / "report.html").read_text("utf-8")
     cards = len(re.findall(r"<div><dt>", text))
@@ -302,10 +326,10 @@ def test_the_cards_leave_no_card_alone_in_its_row(odd: tuple[Path, Data]) -> Non
     assert all(cards % number != 1 for number in columns)
 
 
+@pytest.mark.usefixtures("quick_page")
 def test_a_report_with_another_name_leaves_the_lists_of_other_reports_alone(
     tiny_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pictures, "HEAT_MAPS", 2)
     monkeypatch.setattr(page, "SECTIONS", {"mistakes": "Mistakes"})
     (tmp_path / "mistakes.csv").write_text("mine")
     written = write_report(tiny_run, coloured_data(30), "test", tmp_path / "seed 1.html")
@@ -316,16 +340,17 @@ def test_a_report_with_another_name_leaves_the_lists_of_other_reports_alone(
     assert re.findall(r'<section aria-labelledby="(\w+)"', text) == ["mistakes"]
 
 
+@pytest.mark.usefixtures("quick_page")
 def test_only_pictures_of_the_training_make_the_page_distrust_the_doubtful_labels(
-    tiny_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_run: Run, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(pictures, "HEAT_MAPS", 2)
     made = coloured_data(30, splits=("train", "test", "val", "new"))
     for name, warned in (("new", False), ("train", True)):
         data = replace(made, splits={"train": made.splits[name], "all": made.splits[name]})
         write_report(tiny_run, data, "all", tmp_path / "x.html")
         text = (tmp_path / "x.html").read_text("utf-8")
         assert ("trained on some or all of these pictures" in text) is warned
+        assert ("were in the training split (such as" in text) is warned
         assert '<th scope="col">pictures in all</th>' in text
         assert "training pictures</th>" not in text
     write_report(tiny_run, coloured_data(), "train", tmp_path / "x.html")
@@ -334,10 +359,10 @@ def test_only_pictures_of_the_training_make_the_page_distrust_the_doubtful_label
     assert '<th scope="col">pictures in train</th>' in text
 
 
+@pytest.mark.usefixtures("quick_page")
 def test_only_the_runs_own_val_split_is_called_optimistic(
     tiny_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pictures, "HEAT_MAPS", 2)
     monkeypatch.setattr(page, "SECTIONS", {"mistakes": "Mistakes"})
     run = Run(Path(shutil.copytree(tiny_run.path, tmp_path / "run")))
     (run.path / "summary.json").write_text(json.dumps({**run.summary, "kept_by": "best on val"}))
@@ -348,6 +373,7 @@ def test_only_the_runs_own_val_split_is_called_optimistic(
         assert ("The val accuracy is optimistic" in text) is own
 
 
+@pytest.mark.usefixtures("quick_page")
 def test_a_report_asks_the_network_for_no_more_pictures_at_a_time_than_the_runs_recipe(
     small_batches: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, batch_sizes: list[int]
 ) -> None:
@@ -359,16 +385,15 @@ def test_a_report_asks_the_network_for_no_more_pictures_at_a_time_than_the_runs_
         return logits(self, pixels, tta=tta)
 
     monkeypatch.setattr(Predictor, "logits", recorded)
-    monkeypatch.setattr(pictures, "HEAT_MAPS", 2)
     write_report(small_batches, coloured_data(30), "test", tmp_path / "x.html")
     assert batch_sizes == [7]
     assert max(seen) == 7
 
 
+@pytest.mark.usefixtures("quick_page")
 def test_a_report_on_a_run_that_continues_another_counts_the_epochs_of_both(
-    tiny_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_run: Run, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(pictures, "HEAT_MAPS", 2)
     run = Run(Path(shutil.copytree(tiny_run.path, tmp_path / "run")))
     settings = {**run.settings, "continues": {"run": "old", "epochs": 30}}
     (run.path / "run.json").write_text(json.dumps(settings))
@@ -402,10 +427,14 @@ def test_class_names_are_escaped(tmp_path: Path) -> None:
         assert "=green" not in row.values()
 
 
-def test_the_command_writes_a_report_into_the_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_writes_a_report_into_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(pictures, "HEAT_MAPS", 2)
     write_class_folders(tmp_path / "data", ("train", "test"))
     run = tmp_path / "run"
-    assert main(["train", str(tmp_path / "data"), "--out", str(run), "--epochs", "1"]) == 0
+    small = ["--epochs", "1", "--set", "model.width=0.25"]
+    assert main(["train", str(tmp_path / "data"), "--out", str(run), *small]) == 0
     assert main(["report", str(run)]) == 0
     told = capsys.readouterr().out
     for name in ("report.html", "mistakes.csv", "suspects.csv"):
@@ -415,10 +444,10 @@ def test_the_command_writes_a_report_into_the_run(tmp_path: Path, capsys: pytest
     assert main(["report", str(tmp_path / "nothing")]) == 2
 
 
+@pytest.mark.usefixtures("quick_page")
 def test_a_report_says_which_pictures_it_leaves_out(
-    tiny_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tiny_run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(pictures, "HEAT_MAPS", 2)
     write_class_folders(tmp_path / "data", ("train", "test"))
     arguments = ["report", str(tiny_run.path), str(tmp_path / "data"), "--out", str(tmp_path / "a.html")]
     assert main(arguments) == 0, capsys.readouterr().err

@@ -224,12 +224,13 @@ def test_a_digit_typed_ahead_is_dropped_if_it_means_a_class_of_a_list_not_seen(
 def test_filters_the_grid_and_copies(browser: Any, tmp_path: Path) -> None:
     review = made_review(
         tmp_path,
-        [item(0), item(1, 2, 0), item(2, 2, 0), item(3, copies=(4,)), item(4)],
+        [item(0, reasons=()), item(1, 2, 0), item(2, 2, 0), item(3, copies=(4,)), item(4)],
         shown=4,
         beyond=[("train", "4.png"), ("train", "9.png")],
     )
     with served(review) as address:
         visit(browser, address)
+        assert find(browser, "#reason").is_displayed()  # there is one reason, but not all pictures have it
         choose(browser, "cell", "2 0")
         shown(browser, "1.png")
         assert find(browser, "#place").text == "test, 1 of 2"

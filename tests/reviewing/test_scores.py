@@ -58,12 +58,18 @@ def run(tiny_run: Run, tmp_path: Path) -> Run:
 
 
 @pytest.fixture(scope="module")
-def scored(tiny_run: Run, tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, Scores]:
+def watched() -> Watch:
+    """What ``scored`` told while it computed."""
+    return Watch()
+
+
+@pytest.fixture(scope="module")
+def scored(tiny_run: Run, watched: Watch, tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, Scores]:
     """A run with the scores of two folds."""
     folder = tmp_path_factory.mktemp("scored") / "run"
     shutil.copytree(tiny_run.path, folder)
     run = Run.open(folder)
-    return run, score_pictures(run, coloured_data(), folds=2, device="cpu")
+    return run, score_pictures(run, coloured_data(), folds=2, device="cpu", progress=watched)
 
 
 def copy_of(run: Run, folder: Path) -> Run:
@@ -114,13 +120,12 @@ def test_an_interrupted_scoring_goes_on_with_the_next_fold_and_gives_the_same_sc
         assert np.array_equal(found.probabilities["train"], scored[1].probabilities["train"])
 
 
-def test_the_progress_rises_to_1_and_estimates_the_time_left(run: Run) -> None:
-    watch = Watch()
-    score_pictures(run, coloured_data(), folds=2, device="cpu", progress=watch)
-    done = [state.done for state in watch.states]
+@pytest.mark.usefixtures("scored")
+def test_the_progress_rises_to_1_and_estimates_the_time_left(watched: Watch) -> None:
+    done = [state.done for state in watched.states]
     assert (done[0], done[-1]) == (0, 1)
     assert done == sorted(done)
-    training = [state for state in watch.states if state.network]
+    training = [state for state in watched.states if state.network]
     assert training[-1].done == 1
     assert training[-1].seconds_left == 0
     assert all(state.pictures_per_second for state in training)
@@ -197,10 +202,14 @@ def test_a_damaged_file_is_computed_again_and_nothing_in_it_is_run(
     else:
         content = file.read_bytes()
         file.write_bytes(content[: len(content) // 2] if damage == "cut" else b"")
-    watch = Watch()
-    found = score_pictures(run, coloured_data(), folds=2, device="cpu", progress=watch)
-    assert watch.trained == {1}
-    assert np.array_equal(found.probabilities["train"], scored[1].probabilities["train"])
+    if damage == "cut":
+        watch = Watch()
+        found = score_pictures(run, coloured_data(), folds=2, device="cpu", progress=watch)
+        assert watch.trained == {1}
+        assert np.array_equal(found.probabilities["train"], scored[1].probabilities["train"])
+    else:
+        with pytest.raises(Stop):
+            score_pictures(run, coloured_data(), folds=2, device="cpu", progress=Watch(stop_at=1))
     assert not (tmp_path / "hacked").exists()
 
 

@@ -264,7 +264,6 @@ class Suspect:
     name: str = "x.png"
     given: int = 0
     suggested: int = 1
-    doubt: float = 0.5
     reasons: tuple[str, ...] = ("label",)
     copies: tuple[tuple[str, int], ...] = ()
 

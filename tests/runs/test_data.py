@@ -27,6 +27,7 @@ from thumbnet.runs.data import (
 )
 from thumbnet.runs.folder import Run
 from thumbnet.runs.weights import read_weights
+from thumbnet.runs.weights_info import WeightsInfo
 from thumbnet.sources.load import load_data
 from thumbnet.training.train import train
 
@@ -119,8 +120,18 @@ def test_the_weights_in_a_runs_folder_split_the_data_as_the_run(run: Run, own: P
         assert load_classifier(alone, "cpu").evaluate(own).pictures == 60  # nothing says how they were split
 
 
-def test_an_export_in_a_runs_folder_splits_the_data_as_the_run(run: Run, own: Path, tmp_path: Path) -> None:
-    pytest.importorskip("onnxscript", reason="the extra 'export' is not installed")
+def test_an_export_in_a_runs_folder_splits_the_data_as_the_run(
+    run: Run, own: Path, onnx_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import onnx
+
+    def described(_: object, __: object, info: WeightsInfo, **options: object) -> onnx.ModelProto:
+        """Another network for the same pictures and number of classes, which is exported already."""
+        model = onnx.load(onnx_file)
+        model.metadata_props[0].value = info.to_json()
+        return model
+
+    monkeypatch.setattr("thumbnet.publish.export._onnx_model", described)
     copy = Path(shutil.copytree(run.path, tmp_path / "run"))
     export(copy, "onnx", copy / "model.onnx")
     with warnings.catch_warnings():

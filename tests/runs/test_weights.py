@@ -263,7 +263,11 @@ def without_one(tensors: dict[str, Tensor]) -> None:
 
 
 def with_another(tensors: dict[str, Tensor]) -> None:
-    tensors["\x1b[2J"] = torch.zeros(3)
+    tensors["\x1b[2J\nx"] = torch.zeros(3)
+
+
+def with_another_type(tensors: dict[str, Tensor]) -> None:
+    tensors["a\nb"] = torch.zeros(3, dtype=torch.int8)
 
 
 def of_another_shape(tensors: dict[str, Tensor]) -> None:
@@ -275,7 +279,8 @@ def of_another_shape(tensors: dict[str, Tensor]) -> None:
     [
         (with_value(float("nan")), "has the value nan"), (with_value(float("-inf")), "has the value -inf"),
         (as_int8, "int8: expected torch.float32"), (without_one, "the weights have no such tensor"),
-        (with_another, r"\\x1b\[2J: the network has no such tensor"), (of_another_shape, r"\[1, 2, 3, 4\]"),
+        (with_another, r"\\x1b\[2J\\nx: the network has no such tensor"),
+        (with_another_type, r"a\\nb holds torch.int8"), (of_another_shape, r"\[1, 2, 3, 4\]"),
     ],
 )  # fmt: skip
 def test_wrong_tensors_are_refused_by_name(change: Any, message: str, tiny_run: Run, tmp_path: Path) -> None:

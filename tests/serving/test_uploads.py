@@ -191,6 +191,23 @@ def reader() -> uploads.Uploads:
     )
 
 
+@pytest.mark.parametrize(("size", "claimed"), [(1000, 11_000), (90_000, 400_000)])
+def test_memory_for_texts_is_claimed_before_a_file_is_opened_but_no_more_than_there_is(
+    size: int, claimed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reading, held = reader(), list[int]()
+
+    def opened(*_: object) -> None:
+        held.append(reading._memory.total - reading._memory._free)
+        raise UnreadableImageError("a.png", "damaged")
+
+    monkeypatch.setattr(uploads, "load_picture", opened)
+    assert isinstance(reading._decode(Slow(), uploads.Upload("a.png", bytes(size))), UnreadableImageError)
+    assert held == [claimed]
+    assert reading._memory._free == reading._memory.total
+    reading.close()
+
+
 def test_pictures_of_a_client_that_left_do_not_wait_for_a_thread(monkeypatch: pytest.MonkeyPatch) -> None:
     reading, may_go_on, started = reader(), threading.Event(), threading.Semaphore(0)
 

@@ -154,6 +154,16 @@ class HubStandIn:
             request.wfile.write(content)
 
 
+def serve_all(*hubs: HubStandIn) -> AbstractContextManager[str]:
+    """Serve several repositories at one address; the first also says that there are no others."""
+
+    def answer(request: BaseHTTPRequestHandler) -> None:
+        path = unquote(urlsplit(request.path).path) + "/"
+        next((hub for hub in hubs if f"/{hub.name}/" in path), hubs[0])._answer(request)
+
+    return serve(answer)
+
+
 @contextmanager
 def instead_of_the_hub(hub: HubStandIn, cache: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Let huggingface_hub in this process talk to ``hub``, and keep what it downloads in ``cache``.

@@ -13,12 +13,10 @@ import pytest
 from PIL import Image
 
 from helpers import coloured
-from sources.hub_standin import HubStandIn
+from sources.hub_standin import HubStandIn, serve_all
 from thumbnet.errors import DataError, UnreadableImageError
 from thumbnet.sources import hub as hub_source
 from thumbnet.sources.load import load_data
-
-datasets: Any = pytest.importorskip("datasets", reason="the extra 'hub' is not installed")
 
 NAMES = ["red", "green", "blue"]
 CARD = b"""---
@@ -31,6 +29,27 @@ configs:
     path: plain_text/test-*
 ---
 """
+IMAGE, TEXT, NUMBER, BYTES = "image", "string", "int64", "binary"
+
+
+def library() -> Any:
+    """The library ``datasets``. Importing it takes seconds, and every worker imports this module."""
+    return pytest.importorskip("datasets", reason="the extra 'hub' is not installed")
+
+
+def kind_of(kind: Any) -> Any:
+    """A column's type: ``IMAGE``, the name of a type of values, the names of classes, or a type already."""
+    if isinstance(kind, list):
+        return library().ClassLabel(names=kind)
+    if isinstance(kind, str):
+        return library().Image() if kind == IMAGE else library().Value(kind)
+    return kind
+
+
+def table_of(columns: dict[str, list[Any]], kinds: dict[str, Any]) -> Any:
+    """A table of the library with these columns; see :func:`kind_of`."""
+    features = library().Features({name: kind_of(kind) for name, kind in kinds.items()})
+    return library().Dataset.from_dict(columns, features=features)
 
 
 def encoded(label: int, seed: int) -> bytes:
@@ -39,113 +58,111 @@ def encoded(label: int, seed: int) -> bytes:
     return buffer.getvalue()
 
 
-def parquet(count: int, features: dict[str, Any] | None = None, **columns: list[Any]) -> bytes:
-    kinds = features or {"img": datasets.Image(), "label": datasets.ClassLabel(names=NAMES)}
+def parquet(count: int, kinds: dict[str, Any] | None = None, **columns: list[Any]) -> bytes:
     made = {"img": [{"bytes": encoded(i % 3, i), "path": None} for i in range(count)], **columns}
     made.setdefault("label", [i % 3 for i in range(count)])
-    table = datasets.Dataset.from_dict(made, features=datasets.Features(kinds))
     buffer = io.BytesIO()
-    table.to_parquet(buffer)
+    table_of(made, kinds or {"img": IMAGE, "label": NAMES}).to_parquet(buffer)
     return buffer.getvalue()
 
 
-def load(hub: HubStandIn, source: str, home: Path) -> subprocess.CompletedProcess[str]:
-    """Run ``load_data(source)`` in a new process that uses ``hub`` as its Hub."""
-    code = (
-        "import json, sys; from thumbnet.sources.load import load_data\n"
-        "from thumbnet.errors import ThumbnetError\n"
-        "try: data = load_data(sys.argv[1])\n"
-        "except ThumbnetError as error: sys.exit(f'refused: {error}')\n"
-        "print(json.dumps([data.class_names, {k: s.labels.tolist() for k, s in data.splits.items()},\n"
-        "    [list(data.splits['train'].read(i).getpixel((3, 3))) for i in range(3)]]))"
-    )
-    with hub.serve() as address:
-        environment = {
-            **os.environ,
-            "HF_ENDPOINT": address,
-            "HF_HOME": str(home),
-            "HF_HUB_DISABLE_XET": "1",
-            "HF_HUB_DISABLE_TELEMETRY": "1",
-        }
-        command = [sys.executable, "-c", code, source]
-        return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+PROGRAM = """
+import json, sys
+from thumbnet.errors import ThumbnetError
+from thumbnet.sources.load import load_data
+
+found = {}
+for source in sys.argv[1:]:
+    try:
+        data = load_data(source)
+    except ThumbnetError as error:
+        found[source] = f"refused: {error}"
+        continue
+    labels = {name: split.labels.tolist() for name, split in data.splits.items()}
+    pixels = [list(data.splits["train"].read(i).getpixel((3, 3))) for i in range(3)]
+    found[source] = [data.class_names, labels, pixels]
+print(json.dumps(found))
+"""
 
 
-def test_a_data_set_in_parquet_laid_out_like_cifar10_is_read(tmp_path: Path) -> None:
-    files = {
+@pytest.fixture(scope="module")
+def loaded(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What ``load_data`` gives for each source: class names, labels by split and three pixels, or the error.
+
+    All are loaded in one new process, which uses a stand-in for the Hub, because it takes seconds to start.
+    """
+    like_cifar10 = {
         "README.md": CARD,
         "plain_text/train-00000-of-00001.parquet": parquet(9),
         "plain_text/test-00000-of-00001.parquet": parquet(3),
     }
-    done = load(HubStandIn("uoft-cs/tiny", files), "hf:uoft-cs/tiny", tmp_path)
-    assert done.returncode == 0, done.stderr
-    names, labels, pixels = json.loads(done.stdout.splitlines()[-1])
-    assert names == NAMES
-    assert labels == {"train": [0, 1, 2] * 3, "test": [0, 1, 2]}
-    assert pixels == [coloured(i, i)[3, 3].tolist() for i in range(3)]
-
-
-def test_a_data_set_in_folders_of_pictures_is_read(tmp_path: Path) -> None:
-    files = {
+    in_folders = {
         f"{split}/{name}/{number}.png": encoded(label, number)
         for split in ("train", "validation")
         for label, name in enumerate(NAMES)
         for number in range(2)
     }
-    done = load(HubStandIn("someone/pictures", files), "hf:someone/pictures", tmp_path)
+    lists = library().Sequence(library().Value(NUMBER))
+    other = parquet(3, {"img": IMAGE, "label": lists}, label=[[1], [2], [3]])
+    two = parquet(3, {"img": IMAGE, "label": NAMES, "coarse": ["warm", "cold"]}, coarse=[0, 1, 1])
+    hubs = (
+        HubStandIn("uoft-cs/tiny", like_cifar10),
+        HubStandIn("someone/pictures", in_folders),
+        HubStandIn("someone/other", {"data/train-00000-of-00001.parquet": other}),
+        HubStandIn("x/y", {f"data/{s}-00000-of-00001.parquet": two for s in ("train", "test")}),
+    )
+    names = ("uoft-cs/tiny", "someone/pictures", "someone/other", "someone/missing", "x/y#coarse")
+    with serve_all(*hubs) as address:
+        environment = {
+            **os.environ,
+            "HF_ENDPOINT": address,
+            "HF_HOME": str(tmp_path_factory.mktemp("home")),
+            "HF_HUB_DISABLE_XET": "1",
+            "HF_HUB_DISABLE_TELEMETRY": "1",
+        }
+        command = [sys.executable, "-c", PROGRAM, *(f"hf:{name}" for name in names)]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
-    names, labels, _ = json.loads(done.stdout.splitlines()[-1])
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def test_a_data_set_in_parquet_laid_out_like_cifar10_is_read(loaded: dict[str, Any]) -> None:
+    names, labels, pixels = loaded["hf:uoft-cs/tiny"]
+    assert names == NAMES
+    assert labels == {"train": [0, 1, 2] * 3, "test": [0, 1, 2]}
+    assert pixels == [coloured(i, i)[3, 3].tolist() for i in range(3)]
+
+
+def test_a_data_set_in_folders_of_pictures_is_read(loaded: dict[str, Any]) -> None:
+    names, labels, _ = loaded["hf:someone/pictures"]
     assert names == sorted(NAMES)
     assert sorted(labels["train"]) == [0, 0, 1, 1, 2, 2]
     assert set(labels) == {"train", "val"}
 
 
-def test_the_error_explains_a_data_set_of_another_kind_or_a_missing_one(tmp_path: Path) -> None:
-    lists = datasets.Sequence(datasets.Value("int64"))
-    other = parquet(3, {"img": datasets.Image(), "label": lists}, label=[[1], [2], [3]])
-    hub = HubStandIn("someone/other", {"data/train-00000-of-00001.parquet": other})
-    done = load(hub, "hf:someone/other", tmp_path)
-    assert "refused" in done.stderr
-    assert "cannot tell which column has the labels: none looks like labels" in done.stderr
-    assert "Its columns: img (Image), label (" in done.stderr
-    done = load(hub, "hf:someone/missing", tmp_path)
-    assert "refused: cannot load hf:someone/missing" in done.stderr
+def test_the_error_explains_a_data_set_of_another_kind_or_a_missing_one(loaded: dict[str, Any]) -> None:
+    refused = loaded["hf:someone/other"]
+    assert "refused" in refused
+    assert "cannot tell which column has the labels: none looks like labels" in refused
+    assert "Its columns: img (Image), label (" in refused
+    assert "refused: cannot load hf:someone/missing" in loaded["hf:someone/missing"]
 
 
-def test_one_of_several_label_columns_can_be_chosen(tmp_path: Path) -> None:
-    two = parquet(
-        3,
-        {
-            "img": datasets.Image(),
-            "label": datasets.ClassLabel(names=NAMES),
-            "coarse": datasets.ClassLabel(names=["warm", "cold"]),
-        },
-        coarse=[0, 1, 1],
-    )
-    hub = HubStandIn("x/y", {f"data/{s}-00000-of-00001.parquet": two for s in ("train", "test")})
-    done = load(hub, "hf:x/y#coarse", tmp_path)
-    assert json.loads(done.stdout.splitlines()[-1])[:2] == [
-        ["warm", "cold"],
-        {"train": [0, 1, 1], "test": [0, 1, 1]},
-    ]
+def test_one_of_several_label_columns_can_be_chosen(loaded: dict[str, Any]) -> None:
+    assert loaded["hf:x/y#coarse"][:2] == [["warm", "cold"], {"train": [0, 1, 1], "test": [0, 1, 1]}]
 
 
 def saved(path: Path, splits: dict[str, Any]) -> Path:
     """A folder saved by the library; reading it needs no Hub."""
-    made = {
-        name: datasets.Dataset.from_dict(columns, features=datasets.Features(features))
-        for name, (columns, features) in splits.items()
-    }
-    datasets.DatasetDict(made).save_to_disk(str(path))
+    made = {name: table_of(columns, kinds) for name, (columns, kinds) in splits.items()}
+    library().DatasetDict(made).save_to_disk(str(path))
     return path
 
 
 def columns(count: int, start: int = 0, **labels: list[Any]) -> dict[str, list[Any]]:
     pictures = [{"bytes": encoded((start + i) % 3, start + i), "path": None} for i in range(count)]
     return {"image": pictures, **labels}
-
-
-IMAGE, TEXT, NUMBER = datasets.Image(), datasets.Value("string"), datasets.Value("int64")
 
 
 def test_words_and_numbers_are_labels_too(tmp_path: Path) -> None:
@@ -178,7 +195,7 @@ def test_a_label_column_is_found_by_its_values_or_can_be_named(tmp_path: Path) -
 
 
 def test_splits_may_have_any_usual_name_and_a_note_lists_those_without_labels(tmp_path: Path) -> None:
-    features = {"image": IMAGE, "label": datasets.ClassLabel(names=NAMES)}
+    features = {"image": IMAGE, "label": NAMES}
     folder = saved(
         tmp_path / "d",
         {
@@ -197,7 +214,7 @@ def test_splits_may_have_any_usual_name_and_a_note_lists_those_without_labels(tm
 def test_a_note_says_which_of_several_columns_of_pictures_is_read(tmp_path: Path) -> None:
     made = columns(12, label=[0, 1, 2] * 4)
     made["mask"] = list(reversed(made["image"]))
-    features = {"image": IMAGE, "mask": IMAGE, "label": datasets.ClassLabel(names=NAMES)}
+    features = {"image": IMAGE, "mask": IMAGE, "label": NAMES}
     folder = saved(tmp_path / "d", {"train": (made, features)})
     data = load_data(folder)
     assert any("pictures: column 'image'; choose another (mask)" in note for note in data.notes)
@@ -207,12 +224,10 @@ def test_a_note_says_which_of_several_columns_of_pictures_is_read(tmp_path: Path
 
 def test_a_column_of_bytes_is_read_as_pictures(tmp_path: Path) -> None:
     made = {"jpg": [encoded(i % 3, i) for i in range(12)], "label": ["a", "b", "c"] * 4}
-    data = load_data(saved(tmp_path / "d", {"all": (made, {"jpg": datasets.Value("binary"), "label": TEXT})}))
+    data = load_data(saved(tmp_path / "d", {"all": (made, {"jpg": BYTES, "label": TEXT})}))
     assert len(data.splits["train"]) + len(data.splits["test"]) == 12
     made["jpg"] = [b"no picture"] * 12
-    bad = load_data(
-        saved(tmp_path / "bad", {"all": (made, {"jpg": datasets.Value("binary"), "label": TEXT})})
-    )
+    bad = load_data(saved(tmp_path / "bad", {"all": (made, {"jpg": BYTES, "label": TEXT})}))
     with pytest.raises(UnreadableImageError):
         bad.splits["train"].read(0)
 
@@ -233,6 +248,6 @@ def test_a_lack_of_memory_is_not_taken_for_a_data_set_that_cannot_be_loaded(
     def refuse(*_: object, **__: object) -> None:
         raise MemoryError
 
-    monkeypatch.setattr(datasets, "load_dataset", refuse)
+    monkeypatch.setattr(library(), "load_dataset", refuse)
     with pytest.raises(MemoryError):
         hub_source.load_hub("someone/pictures", "hf:someone/pictures", None)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import unicodedata
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,14 @@ def test_lists_of_names_or_positions_are_several_labels() -> None:
     positions = [np.flatnonzero(row).tolist() for row in MATRIX]
     again = load_data({"train": (IMAGES, positions), "class_names": list("abcd")}, test_fraction=0)
     assert np.array_equal(again.splits["train"].targets, MATRIX)
+
+
+def test_names_are_known_labels_in_either_unicode_form() -> None:
+    rows = [[unicodedata.normalize("NFD", "thé"), "café"], ["thé"]]
+    found = label_matrices({"train": rows}, ("café", "thé"), "auto", "data")
+    assert found is not None
+    assert found[0] == ("café", "thé")
+    assert found[1]["train"].tolist() == [[True, True], [False, True]]
 
 
 def test_data_sets_may_return_rows_of_labels() -> None:

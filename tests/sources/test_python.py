@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import unicodedata
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -18,6 +19,7 @@ from thumbnet.batches.prepare import prepare
 from thumbnet.classifiers.load import load_run
 from thumbnet.cli import main
 from thumbnet.errors import DataError, DataWarning, RunError, ThumbnetError
+from thumbnet.publish import export as exporting
 from thumbnet.recipes.recipe import load_recipe
 from thumbnet.sources.load import load_data
 from thumbnet.sources.python import load_python
@@ -212,14 +214,26 @@ def test_a_run_trained_on_arrays_can_be_evaluated_on_arrays(trained: thumbnet.Ru
     assert one_class.pictures == 20
 
 
+def test_names_are_the_networks_classes_in_either_unicode_form() -> None:
+    words = [unicodedata.normalize("NFD", name) for name in ("thé", "café", "thé")]
+    data = load_python((X[:3], words), ("café", "thé"))
+    assert data.class_names == ("café", "thé")
+    assert data.splits["train"].labels.tolist() == [1, 0, 1]
+
+
 def test_a_run_trained_on_arrays_can_be_exported_and_is_checked_on_random_pixels(
-    trained: thumbnet.Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    trained: thumbnet.Run,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     pytest.importorskip("onnxruntime")
+    onnx = pytest.importorskip("onnx")
     out = tmp_path / "model.onnx"
     assert main(["export", str(trained.path), "--out", str(out)]) == 0
     assert "pictures of random pixels" in capsys.readouterr().out
     assert out.is_file()
+    monkeypatch.setattr(exporting, "_onnx_model", lambda *_, **__: onnx.load(out))
     assert (
         main(["export", str(trained.path), "--format", "onnx-int8", "--out", str(tmp_path / "a.int8.onnx")])
         == 2
@@ -245,12 +259,11 @@ def test_a_report_of_such_a_run_can_read_the_same_data_from_disk(
     assert "accuracy" in page.read_text()
 
 
-def test_such_a_run_resumes_only_with_its_own_data(tmp_path: Path) -> None:
+def test_such_a_run_resumes_only_with_its_own_data(trained: thumbnet.Run, tmp_path: Path) -> None:
     class Stop(Listener):
         def should_stop(self) -> bool:
             return True
 
-    whole = training.train((X, Y), "one-cycle", overrides=TINY, out=tmp_path / "whole", device="cpu")
     with pytest.raises(ThumbnetError, match="stopped"):
         training.train(
             (X, Y), "one-cycle", overrides=TINY, out=tmp_path / "run", device="cpu", listener=Stop()
@@ -260,7 +273,7 @@ def test_such_a_run_resumes_only_with_its_own_data(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="have changed"):
         thumbnet.resume(tmp_path / "run", data=(X[::-1].copy(), Y), device="cpu", progress=False)
     resumed = thumbnet.resume(tmp_path / "run", data=(X, Y), device="cpu", progress=False)
-    assert resumed.weights_path.read_bytes() == whole.weights_path.read_bytes()
+    assert resumed.weights_path.read_bytes() == trained.weights_path.read_bytes()
 
 
 def test_pictures_of_numbered_classes_are_flipped_only_if_they_are_in_colour(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from helpers import coloured, write_picture
+from sources.trees import restored
 from thumbnet.errors import DataError
 from thumbnet.sources.load import load_data
 
@@ -100,15 +101,19 @@ def test_the_error_names_the_line_of_a_damaged_annotation(tmp_path: Path) -> Non
         load_data(folder)
 
 
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_imagenet(tmp_path_factory.mktemp("hostile"))
+
+
 @given(st.binary(max_size=200))
-def test_lists_of_any_bytes_are_read_or_refused(
-    tmp_path_factory: pytest.TempPathFactory, content: bytes
-) -> None:
-    folder = tiny_imagenet(tmp_path_factory.mktemp("hostile"))
-    for name in ("words.txt", "val/val_annotations.txt", "wnids.txt"):
-        (folder / name).write_bytes(content)
-        try:
-            said = " ".join(load_data(folder).notes)
-        except DataError as error:
-            said = str(error)
-        assert said.replace("\n", "").isprintable()
+def test_lists_of_any_bytes_are_read_or_refused(shared: Path, content: bytes) -> None:
+    lists = [shared / name for name in ("words.txt", "val/val_annotations.txt", "wnids.txt")]
+    with restored(*lists):
+        for path in lists:
+            path.write_bytes(content)
+            try:
+                said = " ".join(load_data(shared).notes)
+            except DataError as error:
+                said = str(error)
+            assert said.replace("\n", "").isprintable()

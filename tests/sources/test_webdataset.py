@@ -234,14 +234,18 @@ def test_without_the_library_the_error_names_the_extra(
         load_data(path)
 
 
+@pytest.fixture(scope="module")
+def shard(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    return write_shard(tmp_path_factory.mktemp("whole") / "a.tar", classes(12)).read_bytes()
+
+
 @given(st.binary(min_size=1, max_size=40), st.integers(0, 20_000))
 def test_hostile_bytes_in_a_shard_are_read_or_refused(
-    tmp_path_factory: pytest.TempPathFactory, noise: bytes, at: int
+    tmp_path_factory: pytest.TempPathFactory, shard: bytes, noise: bytes, at: int
 ) -> None:
-    folder = tmp_path_factory.mktemp("shard")
-    content = bytearray(write_shard(folder / "a.tar", classes(12)).read_bytes())
+    content = bytearray(shard)
     content[at : at + len(noise)] = noise
-    path = folder / "b.tar"
+    path = tmp_path_factory.mktemp("shard") / "b.tar"
     path.write_bytes(content)
     try:
         data = webdataset.read_shards([path], "b.tar")

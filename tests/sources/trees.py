@@ -1,9 +1,11 @@
-"""Trees of names that tests of layouts use instead of folders on disk."""
+"""Trees of names that tests of layouts use instead of folders on disk, and folders that tests share."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 from thumbnet.recipes.settings import DataSettings
 from thumbnet.sources.index import is_picture_name
@@ -68,3 +70,14 @@ def meaning(paths: Iterable[str], **settings: str) -> Meaning:
     counts = {split: len(found) for split, (found, _) in layout.splits.items()}
     unlabelled = [one.note for one in layout.unlabelled.values()]
     return Meaning(layout, counts, "\n".join([*layout.notes, *unlabelled]))
+
+
+@contextmanager
+def restored(*files: Path) -> Iterator[None]:
+    """After this block, the files have the content that they had before it."""
+    before = {file: file.read_bytes() for file in files}
+    try:
+        yield
+    finally:
+        for file, content in before.items():
+            file.write_bytes(content)

@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from simulated_device import simulated_gpu
 from thumbnet.distributed import World
-from thumbnet.errors import DataError, FallbackWarning, ThumbnetError
+from thumbnet.errors import DataError, FallbackWarning, OutOfMemoryError, ThumbnetError
 from thumbnet.runs.folder import Run
 from thumbnet.training import call as call_module
-from thumbnet.training.call import Call
+from thumbnet.training.call import Call, memory_of
 from thumbnet.training.listener import Listener
 
 
@@ -72,3 +73,37 @@ def test_a_process_with_other_data_than_the_first_one_says_so(monkeypatch: pytes
         DataError, match=r"^pictures holds other damaged pictures .* example train: cat/1\.png\. "
     ):
         call.check_same_skipped([], "pictures")
+
+
+@pytest.mark.parametrize(
+    ("error", "named"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. GPU 3 has a total capacity of 4 GiB"), "cuda:3"),
+        (RuntimeError("CUDA error: out of memory"), "cuda"),
+        (RuntimeError("MPS backend out of memory"), "mps"),
+        (MemoryError(), "this computer"),
+    ],
+    ids=["cuda:3", "cuda", "mps", "this computer"],
+)
+def test_the_guard_around_a_whole_training_names_the_memory_that_ran_out(
+    error: Exception, named: str
+) -> None:
+    with (
+        pytest.raises(OutOfMemoryError, match=f"^out of memory on {named} during the training") as caught,
+        memory_of("training"),
+    ):
+        raise error
+    assert "--batch-size" in str(caught.value)
+
+
+@pytest.mark.parametrize("size", [1, 2])
+def test_a_process_makes_its_gpu_the_current_one_unless_it_is_alone(
+    size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Otherwise, each of several processes would also take memory on the first GPU."""
+    gpu = torch.device("cuda", size - 1)
+    monkeypatch.setattr(call_module, "choose_device", lambda name, number: torch.device("cuda", number))
+    monkeypatch.setattr(World, "from_first", lambda world, value: value)
+    with simulated_gpu() as log:
+        assert Call("cuda", Listener(), World(size - 1, size, size - 1), 0.0).choose_device() == gpu
+    assert log.chosen == [gpu] * (size - 1)

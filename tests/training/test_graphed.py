@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import math
 import re
 from collections.abc import Callable, Iterator
@@ -113,6 +114,15 @@ def train(
     return made
 
 
+@functools.cache
+def finished(name: str, recorded: bool) -> Trained:
+    """A whole training, with graphs that are called directly or without graphs. Tests only read it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(graphed, "DEVICES", ("cpu",) if recorded else ())
+        patch.setattr(graphed, "FEWEST_STEPS", 0)
+        return train(*fresh(name))
+
+
 @pytest.fixture
 def graphs(monkeypatch: pytest.MonkeyPatch) -> None:
     """Take the CPU for a device with graphs; what is recorded is then called directly."""
@@ -164,9 +174,9 @@ def assert_same(first: dict[str, Any], second: dict[str, Any]) -> None:
 
 @every_recipe
 def test_only_the_optimizers_rounding_differs_from_the_ordinary_loop(
-    name: str, graphs: None, no_graphs: Callable[[], None], monkeypatch: pytest.MonkeyPatch
+    name: str, no_graphs: Callable[[], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made = train(*fresh(name))
+    made = finished(name, recorded=True)
     no_graphs()
     round_as_graphs_do(monkeypatch)
     plain = train(*fresh(name))
@@ -179,12 +189,8 @@ def test_only_the_optimizers_rounding_differs_from_the_ordinary_loop(
 
 
 @pytest.mark.parametrize("name", ["fast", "sgd", "balanced, adamw"])
-def test_the_losses_are_those_of_the_ordinary_loop(
-    name: str, graphs: None, no_graphs: Callable[[], None]
-) -> None:
-    made = train(*fresh(name))
-    no_graphs()
-    plain = train(*fresh(name))
+def test_the_losses_are_those_of_the_ordinary_loop(name: str) -> None:
+    made, plain = finished(name, recorded=True), finished(name, recorded=False)
     assert made.losses[0] == plain.losses[0]
     # On some CPUs the first update already rounds differently.
     assert made.losses[1] == pytest.approx(plain.losses[1], rel=1e-6)
@@ -209,7 +215,7 @@ def test_stopped_at_any_step_and_resumed_it_ends_bit_for_bit_the_same(
         if step.step == stop_at:
             raise Stop
 
-    whole = train(*fresh(name))
+    whole = finished(name, recorded=True)
     stopped, prepared = fresh(name)
     with pytest.raises(Stop):
         train(stopped, prepared, stop)
@@ -348,7 +354,6 @@ def test_if_recording_fails_the_ordinary_loop_trains_and_a_note_says_so(
     error: Exception,
     reason: str,
     graphs: None,
-    no_graphs: Callable[[], None],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     done = []
@@ -365,8 +370,7 @@ def test_if_recording_fails_the_ordinary_loop_trains_and_a_note_says_so(
     (note,) = made.notes
     assert re.search(reason, note)
     assert "training.graph=off" in note
-    no_graphs()
-    plain = train(*fresh(name))
+    plain = finished(name, recorded=False)
     assert plain.notes == []
     assert made.losses == plain.losses
     assert_same(made.state.state_dict(), plain.state.state_dict())

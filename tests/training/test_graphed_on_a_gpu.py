@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 import torch
 
-from helpers import coloured_data
+from helpers import TURNED, coloured_data, coloured_labels
 from simulated_device import CUDA, Copy, Log, Wait, simulated_gpu
 from thumbnet.batches.prepare import prepare
+from thumbnet.data.splits import Data
 from thumbnet.recipes.recipe import load_recipe
 from thumbnet.training import fit as fit_module
 from thumbnet.training import graphed
@@ -85,36 +86,24 @@ def build(name: str, device: torch.device) -> tuple[TrainingState, SimpleNamespa
 
 
 @every_recipe
-def test_a_step_copies_nothing_and_waits_for_nothing(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[Copy | Wait] = []
+def test_a_step_copies_nothing_and_waits_for_nothing_and_an_epoch_sends_one_copy_and_waits_at_its_end(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fit_module, "LOOK_EVERY", 2)
+    within: list[Copy | Wait] = []  # a step
     counted = 0
+    sent: list[list[Copy]] = []
+    waits: list[int] = []
     with gpu_with_graphs(monkeypatch) as log:
         state, prepared = build(name, CUDA)
         step = GraphedSteps._step
 
         def watched(self: GraphedSteps, size: tuple[int, int], count: int) -> None:
             nonlocal counted
-            log.clear()
+            copies, waited = len(log.copies), len(log.waits)
             step(self, size, count)
-            seen.extend([*log.copies, *log.waits])
+            within.extend([*log.copies[copies:], *log.waits[waited:]])
             counted += 1
-
-        monkeypatch.setattr(GraphedSteps, "_step", watched)
-        list(fit(state, prepared.train))
-    assert counted == state.step > 5
-    assert seen == []
-
-
-@every_recipe
-def test_an_epoch_sends_one_copy_and_waits_only_at_its_end(
-    name: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(fit_module, "LOOK_EVERY", 2)
-    sent: list[list[Copy]] = []
-    waits: list[int] = []
-    with gpu_with_graphs(monkeypatch) as log:
-        state, prepared = build(name, CUDA)
-        results = fit(state, prepared.train, on_step=lambda step: at_step(step))
 
         def at_step(step: StepResult) -> None:
             if step.step_in_epoch == 1:
@@ -122,10 +111,14 @@ def test_an_epoch_sends_one_copy_and_waits_only_at_its_end(
             if step.step_in_epoch == step.steps_per_epoch - 1:
                 waits.append(len(log.waits))
 
+        monkeypatch.setattr(GraphedSteps, "_step", watched)
+        results = fit(state, prepared.train, on_step=at_step)
         next(results)  # also prepares
         log.clear()
         for _ in results:
             log.clear()
+    assert counted == state.step > 5
+    assert within == []
     assert [len(copies) for copies in sent[1:]] == [1, 1]
     assert not any(copy.blocking for copies in sent[1:] for copy in copies)
     assert waits[1:] == [0, 0]
@@ -164,3 +157,35 @@ def test_a_gpu_that_cannot_record_trains_with_the_ordinary_loop(monkeypatch: pyt
     assert len(results) == 3
     (note,) = notes
     assert "could not be recorded as a CUDA graph" in note
+
+
+@pytest.mark.parametrize(
+    ("data", "settings"),
+    [
+        (coloured_data(70, 32), [*TURNED, "augment.mixup=0.4", "augment.cutmix=1.0", "data.skip_easy=0"]),
+        (coloured_labels(70, ("train", "test"), 32), []),
+    ],
+    ids=["every change of the pictures", "several labels"],
+)
+def test_neither_changed_pictures_nor_several_labels_make_a_step_copy_or_wait(
+    data: Data, settings: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Copy | Wait] = []
+    counted = 0
+    with gpu_with_graphs(monkeypatch) as log:
+        recipe = load_recipe("fast", [*SMALL, *settings])
+        prepared = prepare(data, recipe, CUDA)
+        state = build_state(recipe, prepared, data.class_names, CUDA)
+        step = GraphedSteps._step
+
+        def watched(self: GraphedSteps, size: tuple[int, int], count: int) -> None:
+            nonlocal counted
+            copies, waits = len(log.copies), len(log.waits)
+            step(self, size, count)
+            seen.extend([*log.copies[copies:], *log.waits[waits:]])
+            counted += 1
+
+        monkeypatch.setattr(GraphedSteps, "_step", watched)
+        list(fit(state, prepared.train))
+    assert counted == state.step > 5
+    assert seen == []

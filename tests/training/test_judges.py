@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -191,32 +192,40 @@ def test_twenty_pictures_are_enough_and_so_are_most_of_a_small_split(
 # --- runs that go on -------------------------------------------------------------------------------------
 
 
-def interrupted(data: Data, out: Path) -> dict[str, object]:
-    """Begin a training, stop it, and return its ``run.json``."""
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run on :func:`half_copied` that was stopped after its first step. Tests copy it."""
+    out = tmp_path_factory.mktemp("stopped") / "run"
     with pytest.raises(InterruptedRunError):
-        train(data, "one-cycle", overrides=SHORT, out=out, device="cpu", listener=StopAfter(1))
+        train(half_copied(), "one-cycle", overrides=SHORT, out=out, device="cpu", listener=StopAfter(1))
+    return out
+
+
+def copy_of(run: Path, out: Path) -> dict[str, object]:
+    """Copy a run, and return its ``run.json``."""
+    shutil.copytree(run, out)
     settings: dict[str, object] = json.loads((out / "run.json").read_text())
     return settings
 
 
 def test_a_resumed_run_scores_the_same_pictures_even_if_it_cannot_compare_them(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    stopped: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    interrupted(half_copied(), tmp_path / "run")
+    copy_of(stopped, tmp_path / "run")
     monkeypatch.setattr(leaks, "engine_digests", lambda engine: None)  # as if they did not fit into memory
     assert val_counts(resume(tmp_path / "run", data=half_copied(), device="cpu")) == [30, 30]
 
 
-def test_a_run_of_an_earlier_version_goes_on_as_it_began(tmp_path: Path) -> None:
-    settings = interrupted(half_copied(), tmp_path / "run")
+def test_a_run_of_an_earlier_version_goes_on_as_it_began(stopped: Path, tmp_path: Path) -> None:
+    settings = copy_of(stopped, tmp_path / "run")
     del settings[CHOOSE_NOTHING]
     (tmp_path / "run" / "run.json").write_text(json.dumps(settings))
     assert val_counts(resume(tmp_path / "run", data=half_copied(), device="cpu")) == [60, 60]
 
 
 @pytest.mark.parametrize("damaged", [[], {"val": "all"}, {"odd": []}, {"val": [[0, 99]]}])
-def test_a_damaged_record_is_an_error(damaged: object, tmp_path: Path) -> None:
-    settings = interrupted(half_copied(), tmp_path / "run")
+def test_a_damaged_record_is_an_error(damaged: object, stopped: Path, tmp_path: Path) -> None:
+    settings = copy_of(stopped, tmp_path / "run")
     (tmp_path / "run" / "run.json").write_text(json.dumps({**settings, CHOOSE_NOTHING: damaged}))
     with pytest.raises(RunError, match=r"cannot read .*run.json: .*choose_nothing"):
         resume(tmp_path / "run", data=half_copied(), device="cpu")

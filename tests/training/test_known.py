@@ -312,10 +312,16 @@ def knows_all(many: Data, tmp_path_factory: pytest.TempPathFactory) -> Run:
     return train(many, "one-cycle", overrides=[*SHORT, "data.calibration_pictures=0"], out=out, device="cpu")
 
 
+@pytest.fixture(scope="module")
+def usual(many: Data, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A run that set some of them aside."""
+    out = tmp_path_factory.mktemp("usual") / "run"
+    return train(many, "one-cycle", overrides=SHORT, out=out, device="cpu")
+
+
 def test_probabilities_are_calibrated_only_on_pictures_that_the_weights_do_not_know(
-    many: Data, knows_all: Run, tmp_path: Path
+    many: Data, knows_all: Run, usual: Run, tmp_path: Path
 ) -> None:
-    usual = train(many, "one-cycle", overrides=SHORT, out=tmp_path / "usual", device="cpu")
     summaries = {}
     for first in (knows_all, usual):
         notes, out = Notes(), tmp_path / f"linear-{first is usual}"
@@ -398,10 +404,11 @@ def test_a_resumed_training_knows_the_same_without_the_first_run(
         resume(run.path, data=many, device="cpu")
 
 
-def test_a_finished_run_that_is_continued_knows_nothing_that_is_held_out(many: Data, tmp_path: Path) -> None:
-    run = train(many, "one-cycle", overrides=SHORT, out=tmp_path / "run", device="cpu")
+def test_a_finished_run_that_is_continued_knows_nothing_that_is_held_out(
+    many: Data, usual: Run, tmp_path: Path
+) -> None:
     notes = Notes()
-    more = resume(run.path, more_epochs=1, out=tmp_path / "more", data=many, device="cpu", listener=notes)
+    more = resume(usual.path, more_epochs=1, out=tmp_path / "more", data=many, device="cpu", listener=notes)
     assert "known" not in more.settings["init"]
     assert more.summary["calibrated_on"] == "calibration"
     assert not any("was trained on" in note for note in notes.notes)

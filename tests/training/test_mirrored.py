@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,10 +9,15 @@ import pytest
 import torch
 
 from helpers import coloured_data
+from thumbnet.batches.batches import TrainBatches
 from thumbnet.batches.prepare import prepare
 from thumbnet.data.splits import ArraySplit, Data
 from thumbnet.recipes.recipe import load_recipe
+from thumbnet.training import mirrored
+from thumbnet.training.epochs import EpochResult
+from thumbnet.training.fit import fit
 from thumbnet.training.mirrored import _probe, suspicious_pairs
+from thumbnet.training.state import TrainingState
 from thumbnet.training.train import train
 from training_helpers import refuse_seeds
 
@@ -50,6 +56,7 @@ def test_classes_that_mirroring_makes_alike_are_found_by_measuring(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     refuse_seeds(monkeypatch)  # also of the probe
+    monkeypatch.setattr(mirrored, "PROBE_VIEWS", mirrored.PROBE_VIEWS // 3)  # they are enough for these
     overrides = ["training.epochs=6", "model.width=0.25", "seed=3"]
     run = train(arrows(400), "small", overrides=overrides, out=tmp_path / "run", device="cpu")
     (warning,) = run.summary["warnings"]
@@ -61,15 +68,33 @@ def test_classes_that_mirroring_makes_alike_are_found_by_measuring(
     assert mended.summary["accuracy"] > 0.9
 
 
-@pytest.mark.usefixtures("whole_probe")
-@pytest.mark.parametrize("count", [64, 65, 66])
-def test_a_probe_of_the_smallest_pictures_has_no_pass_of_one(count: int) -> None:
+def probe_of(count: int) -> float:
+    """The accuracy of a probe on ``count`` of the smallest pictures; with 65, a batch would have one picture."""
     data = coloured_data(120, 16)
     two = np.flatnonzero(data.splits["train"].labels < 2)[:count]
     data = replace(data, splits={**data.splits, "train": data.splits["train"].subset(two)})
     recipe = load_recipe("small", ["training.precision=fp32"])
-    right, _ = _probe(recipe, prepare(data, recipe, CPU), "test", (0, 1), CPU)
-    assert right > 0.9
+    return _probe(recipe, prepare(data, recipe, CPU), "test", (0, 1), CPU)[0]
+
+
+@pytest.mark.usefixtures("whole_probe")
+def test_a_probe_of_the_smallest_pictures_learns() -> None:
+    assert probe_of(65) > 0.9
+
+
+@pytest.mark.parametrize(("count", "batches"), [(64, 1), (65, 1), (66, 2)])
+def test_a_probe_of_the_smallest_pictures_has_no_pass_of_one(
+    count: int, batches: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lengths: list[int] = []
+
+    def noted(state: TrainingState, given: TrainBatches) -> Iterator[EpochResult]:
+        lengths.append(len(given))
+        return fit(state, given)
+
+    monkeypatch.setattr(mirrored, "fit", noted)
+    assert 0 <= probe_of(count) <= 1
+    assert lengths == [batches]
 
 
 def test_a_probe_that_has_nothing_to_train_on_finds_nothing() -> None:

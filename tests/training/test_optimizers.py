@@ -89,7 +89,7 @@ def test_the_schedule_scales_every_groups_own_rate() -> None:
 
 def test_a_pattern_that_matches_nothing_is_refused_with_the_names_there_are() -> None:
     settings = OptimizerSettings(groups=(GroupSettings("classifier.*"),))
-    with pytest.raises(RecipeError, match=r"classifier.*head\.weight"):
+    with pytest.raises(RecipeError, match=r"classifier.*head\.weight.*--set optimizer\.groups=\[\]"):
         build_optimizer(settings, small())
 
 

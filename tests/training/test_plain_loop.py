@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import fnmatch
+import functools
 import math
 from typing import Any
 
@@ -179,8 +180,8 @@ def network(*, normalised: bool = True) -> nn.Module:
     return nn.Sequential(*layers, *more).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
-@pytest.fixture(scope="module")
-def data() -> Data:
+@functools.cache
+def noise() -> Data:
     random = np.random.default_rng(0)
     images = random.integers(0, 256, (21, 24, 24, 3), dtype=np.uint8)
     labels = np.array([0] * 12 + [1] * 6 + [2] * 3)
@@ -188,11 +189,12 @@ def data() -> Data:
     return Data("noise", "made", ("a", "b", "c"), {"train": ArraySplit(images, labels, "train")})
 
 
+@functools.cache
 def both(
-    data: Data, *overrides: str, normalised: bool = True
+    *overrides: str, normalised: bool = True
 ) -> tuple[list[Tensor], list[Tensor], TrainingState, nn.Module, nn.Module | None]:
     """The losses of all steps by ``fit`` and by the plain loop, and what both have trained."""
-    recipe = load_recipe("tutorial", [*BASE, *overrides])
+    data, recipe = noise(), load_recipe("tutorial", [*BASE, *overrides])
     batches = prepare(data, recipe, CPU).train
     weights = None
     if recipe.training.class_weights == "balanced":
@@ -245,8 +247,8 @@ FEATURES = {
 
 
 @pytest.mark.parametrize("feature", FEATURES)
-def test_fit_has_the_losses_and_weights_of_a_plain_loop_to_the_bit(feature: str, data: Data) -> None:
-    found, expected, state, plain, average = both(data, *FEATURES[feature])
+def test_fit_has_the_losses_and_weights_of_a_plain_loop_to_the_bit(feature: str) -> None:
+    found, expected, state, plain, average = both(*FEATURES[feature])
     assert [float(loss) for loss in found] == [float(loss) for loss in expected]
     pairs = [(state.model, plain)]
     if average is not None:
@@ -257,19 +259,19 @@ def test_fit_has_the_losses_and_weights_of_a_plain_loop_to_the_bit(feature: str,
             assert torch.equal(ours.state_dict()[name], tensor), name
 
 
-def test_each_feature_changes_the_losses(data: Data) -> None:
+def test_each_feature_changes_the_losses() -> None:
     """Otherwise the comparison would prove nothing."""
-    plain = [float(loss) for loss in both(data)[1]]
+    plain = [float(loss) for loss in both()[1]]
     same = []
     for name, overrides in FEATURES.items():
-        losses = [float(loss) for loss in both(data, *overrides)[1]]
+        losses = [float(loss) for loss in both(*overrides)[1]]
         if losses == plain:
             same.append(name)
     assert same == ["sgd"]
 
 
-def test_micro_batches_give_the_losses_of_the_whole_batch_up_to_rounding(data: Data) -> None:
+def test_micro_batches_give_the_losses_of_the_whole_batch_up_to_rounding() -> None:
     """Without BatchNorm, which normalises over one micro-batch only."""
-    whole = both(data, normalised=False)[1]
-    parts = both(data, "training.micro_batch=3", normalised=False)[0]
+    whole = both(normalised=False)[1]
+    parts = both("training.micro_batch=3", normalised=False)[0]
     assert torch.allclose(torch.stack(parts), torch.stack(whole), rtol=1e-5)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -48,7 +49,8 @@ def test_a_range_in_which_nothing_falls_is_explained() -> None:
         range_test(1e5, 1e7)
 
 
-def first_losses(monkeypatch: pytest.MonkeyPatch, *overrides: str) -> tuple[list[float], list[float]]:
+@functools.cache
+def first_losses(*overrides: str) -> tuple[list[float], list[float]]:
     """The first losses of a training at a constant rate, and of a range test that stays at that rate."""
     recipe = load_recipe("one-cycle", [*TINY, "schedule.name=constant", "schedule.warmup=0.0", *overrides])
     recipe = replace(recipe, training=replace(recipe.training, epochs=6))
@@ -71,12 +73,13 @@ def first_losses(monkeypatch: pytest.MonkeyPatch, *overrides: str) -> tuple[list
         raw.append(step(state, batch, factor))
         return raw[-1]
 
-    monkeypatch.setattr(range_module, "_step", remember)
     prepared = prepare(data, recipe, CPU)
     state = build_state(recipe, prepared, data.class_names, CPU)
     rate = recipe.optimizer.lr
-    with pytest.raises(ThumbnetError, match="blew up after 6 steps"):  # so few steps suggest nothing
-        learning_rate_range_test(state, prepared.train, lowest=rate, highest=rate, steps=6)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(range_module, "_step", remember)
+        with pytest.raises(ThumbnetError, match="blew up after 6 steps"):  # so few steps suggest nothing
+            learning_rate_range_test(state, prepared.train, lowest=rate, highest=rate, steps=6)
     return trained[:6], raw
 
 
@@ -90,13 +93,11 @@ def first_losses(monkeypatch: pytest.MonkeyPatch, *overrides: str) -> tuple[list
         ["data.skip_easy=0.4"],
     ],
 )
-def test_the_range_test_has_the_very_losses_of_a_training(
-    overrides: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    trained, tested = first_losses(monkeypatch, *overrides)
+def test_the_range_test_has_the_very_losses_of_a_training(overrides: list[str]) -> None:
+    trained, tested = first_losses(*overrides)
     assert len(tested) == 6
     assert tested == trained
-    plain, _ = first_losses(monkeypatch)
+    plain, _ = first_losses()
     assert plain != trained  # the setting matters here
 
 

@@ -29,6 +29,7 @@ from thumbnet.training.results import (
     summary_of,
     with_choices,
 )
+from thumbnet.training.state import TrainingState
 
 CPU = torch.device("cpu")
 NAMES = ("red", "green", "blue")
@@ -144,6 +145,13 @@ def test_a_network_that_answers_with_nan_is_not_calibrated(monkeypatch: pytest.M
     assert (measured.calibration_pictures, measured.calibration_not_finite) == (60, 1)
 
 
+@pytest.fixture(scope="module")
+def measured_state() -> tuple[TrainingState, Measured]:
+    """A state, of which tests may change what chose its weights, and the measurement of its network."""
+    state, prepared = made()
+    return state, measure(state.model, state, prepared, NAMES, None)
+
+
 @pytest.mark.parametrize(
     ("kept", "judged_on", "chose"),
     [
@@ -152,10 +160,9 @@ def test_a_network_that_answers_with_nan_is_not_calibrated(monkeypatch: pytest.M
     ],
 )  # fmt: skip
 def test_thresholds_say_what_else_their_pictures_chose(
-    kept: str, judged_on: str | None, chose: str | None
+    kept: str, judged_on: str | None, chose: str | None, measured_state: tuple[TrainingState, Measured]
 ) -> None:
-    state, prepared = made()
-    measured = measure(state.model, state, prepared, NAMES, None)
+    state, measured = measured_state
     state.best_weights = {}
     looks = 2 if kept == "epoch" else 1  # of a single one, none was chosen
     score = Score("val", 0.9, 0.1, 60)

@@ -22,11 +22,13 @@ from thumbnet.training.state import TrainingState
 from thumbnet.training.train import resume, train
 from training_helpers import StopAfter
 
+SMALLEST = [*TINY, "model.name=fastnet", "model.width=0.1", "training.min_steps=0"]
+
 
 def test_a_stop_saves_the_very_step_and_leaves_no_summary(tmp_path: Path) -> None:
     data = coloured_data()
     with pytest.raises(InterruptedRunError) as caught:
-        train(data, "one-cycle", overrides=TINY, out=tmp_path / "run", device="cpu", listener=StopAfter(6))
+        train(data, "fast", overrides=SMALLEST, out=tmp_path / "run", device="cpu", listener=StopAfter(6))
     assert caught.value.exit_status == 130
     run = Run.open(tmp_path / "run")
     assert not run.is_complete
@@ -53,9 +55,9 @@ class WhileItEvaluates(Listener):
 @pytest.mark.parametrize("of_a_sample", [False, True])
 def test_a_stop_in_an_evaluation_saves_the_epochs_last_step(of_a_sample: bool, tmp_path: Path) -> None:
     data = coloured_data()
-    settings = [*TINY, "evaluation.batch_size=10", "training.ema_decay=0.9"]
+    settings = [*SMALLEST, "evaluation.batch_size=10", "training.ema_decay=0.9"]
     settings += ["evaluation.every=2", "evaluation.sample=30"] if of_a_sample else []
-    call = partial(train, data, "one-cycle", overrides=settings, device="cpu")
+    call = partial(train, data, "fast", overrides=settings, device="cpu")
     calm = call(out=tmp_path / "calm")
     with pytest.raises(InterruptedRunError):
         call(out=tmp_path / "run", listener=WhileItEvaluates())
@@ -151,10 +153,8 @@ def test_a_request_to_stop_between_two_meetings_is_not_forgotten(tmp_path: Path)
 def test_val_is_watched_if_there_is_one_and_the_summary_is_about_test(
     splits: tuple[str, ...], watched: str, tmp_path: Path
 ) -> None:
-    overrides = [*TINY, "training.epochs=2"]
-    run = train(
-        coloured_data(splits=splits), "one-cycle", overrides=overrides, out=tmp_path / "r", device="cpu"
-    )
+    overrides = [*SMALLEST, "training.epochs=2"]
+    run = train(coloured_data(splits=splits), "fast", overrides=overrides, out=tmp_path / "r", device="cpu")
     rows = [json.loads(line) for line in (run.path / "metrics.jsonl").read_text().splitlines()]
     assert [f"{watched}_accuracy" in row for row in rows] == [True, True]
     assert run.summary["split"] == "test"
@@ -163,8 +163,8 @@ def test_val_is_watched_if_there_is_one_and_the_summary_is_about_test(
 
 def test_without_anything_held_out_a_training_still_ends_with_weights(tmp_path: Path) -> None:
     data = coloured_data(splits=("train",))
-    overrides = [*TINY, "training.epochs=1", "data.calibration_pictures=0"]
-    run = train(data, "one-cycle", overrides=overrides, out=tmp_path / "r", device="cpu")
+    overrides = [*SMALLEST, "training.epochs=1", "data.calibration_pictures=0"]
+    run = train(data, "fast", overrides=overrides, out=tmp_path / "r", device="cpu")
     assert (run.summary["split"], run.summary["accuracy"], run.summary["temperature"]) == (None, None, 1.0)
     assert run.weights_path.is_file()
 
@@ -176,11 +176,11 @@ def test_memory_refused_to_an_evaluation_names_its_batch_size(
         raise RuntimeError("could not execute a primitive")
 
     monkeypatch.setattr(session_module, "collect_logits", refuse)
-    overrides = [*TINY, "training.epochs=1", "evaluation.batch_size=64"]
+    overrides = [*SMALLEST, "training.epochs=1", "evaluation.batch_size=64"]
     with pytest.raises(
         OutOfMemoryError, match=r"evaluating 64 .*\n.*--set evaluation.batch_size=32"
     ) as caught:
-        train(coloured_data(), "one-cycle", overrides=overrides, out=tmp_path / "r", device="cpu")
+        train(coloured_data(), "fast", overrides=overrides, out=tmp_path / "r", device="cpu")
     assert caught.value.exit_status == 2
 
 
@@ -195,7 +195,7 @@ def test_a_training_leaves_torchs_flags_threads_and_random_numbers_as_they_were(
             torch.is_grad_enabled(),
             torch.are_deterministic_algorithms_enabled(),
         )
-        train(coloured_data(), "fast", overrides=TINY, out=tmp_path / "r", device="cpu")
+        train(coloured_data(), "fast", overrides=SMALLEST, out=tmp_path / "r", device="cpu")
         assert (flags.deterministic, flags.benchmark) == (False, True)
         assert torch.get_num_threads() == threads
         assert torch.equal(torch.get_rng_state(), numbers)

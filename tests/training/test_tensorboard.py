@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -9,13 +8,15 @@ from typing import Any
 
 import pytest
 
-from cli_helpers import SETTINGS, epochs, interrupt_when, run_cli
-from helpers import write_class_folders
-from thumbnet.errors import MissingExtraError
+from cli_helpers import run_cli
+from helpers import TINY, write_class_folders
+from thumbnet.api import train
+from thumbnet.errors import InterruptedRunError, MissingExtraError
 from thumbnet.runs.folder import Run
 from thumbnet.training.epochs import EpochResult, Score
 from thumbnet.training.fit import StepResult
 from thumbnet.training.tensorboard import TensorBoardWriter
+from training_helpers import StopAfter
 
 
 @pytest.fixture(scope="module")
@@ -23,17 +24,28 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_class_folders(tmp_path_factory.mktemp("data"), ["train", "test"], per_class=20)
 
 
+def next_second() -> None:
+    """Wait for it: TensorBoard orders files by the second of their names."""
+    now = int(time.time())
+    while int(time.time()) == now:
+        time.sleep(0.01)
+
+
 def test_tensorboard_events_go_on_after_a_resume(folder: Path, tmp_path: Path) -> None:
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     out = tmp_path / "run"
-    arguments = ["train", str(folder), "--recipe", "tutorial", *SETTINGS, *epochs(4), "--tensorboard"]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "thumbnet", *arguments, "--out", str(out)], stderr=subprocess.PIPE, text=True
-    )
-    interrupt_when(process, "epoch 2/4")
-    assert process.wait(60) == 130
-    time.sleep(1)  # TensorBoard orders files by the second of their names, and then by the process
-    assert run_cli("train", "--resume", out, "--tensorboard")[0] == 0
+    with pytest.raises(InterruptedRunError):
+        train(
+            folder,
+            "tutorial",
+            overrides=[*TINY, "training.epochs=4"],
+            out=out,
+            device="cpu",
+            listener=StopAfter(10),  # in the third epoch
+            track="tensorboard",
+        )
+    next_second()
+    assert run_cli("train", "--resume", out, "--device", "cpu", "--tensorboard")[0] == 0
     events = accumulator.EventAccumulator(str(out / "tensorboard")).Reload()
     metrics = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     for tag, key in (("Accuracy/test", "test_accuracy"), ("Loss/test", "test_loss"), ("Learning rate", "lr")):
@@ -91,7 +103,7 @@ def test_a_training_that_begins_again_hides_what_was_written_before(tmp_path: Pa
             for epoch in range(1, last + 1):
                 writer.on_epoch(EpochResult(epoch, 4 * epoch, 1.75, 0.1 * last, 2.0, 16.0, None))
         if last == 2:
-            time.sleep(1)  # TensorBoard orders files by the second of their names
+            next_second()
     events = accumulator.EventAccumulator(str(tmp_path / "tensorboard")).Reload()
     assert [(one.step, round(one.value, 6)) for one in events.Scalars("Learning rate")] == [(4, 0.1)]
 

@@ -420,12 +420,12 @@ def test_a_repeat_and_a_resume_do_what_was_planned_without_a_clock(tmp_path: Pat
     data = coloured_data(200)
     stop = Noting(1)  # before the first look at the clock, which may shorten the plan
     with pytest.raises(InterruptedRunError):
-        train(data, "fast", overrides=QUICK, minutes=0.08, out=tmp_path / "run", device="cpu", listener=stop)
-    assert any("0.08 minute(s)" in note for note in stop.notes)
+        train(data, "fast", overrides=QUICK, minutes=0.04, out=tmp_path / "run", device="cpu", listener=stop)
+    assert any("0.04 minute(s)" in note for note in stop.notes)
     run = resume(tmp_path / "run", data=data, device="cpu")
     recipe = run.recipe
     assert recipe.training.steps >= LEAST_STEPS
-    assert run.settings["minutes"] == 0.08
+    assert run.settings["minutes"] == 0.04
     lines = (run.path / "metrics.jsonl").read_text().splitlines()
     assert f'"step": {recipe.training.steps}' in lines[-1]
     again = train(data, recipe, out=tmp_path / "again", device="cpu")

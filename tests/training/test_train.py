@@ -50,12 +50,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_same_recipe_data_and_seed_give_the_same_run(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first = train(folder, "fast", overrides=TINY, out=tmp_path / "a", device="cpu")
+    first = train(folder, "fast", overrides=SMALLEST, out=tmp_path / "a", device="cpu")
     torch.manual_seed(123)  # the state of torch's own generator does not matter
     (tmp_path / "link").symlink_to(folder)  # nor does how the data are named
     monkeypatch.chdir(tmp_path)
-    second = train("link", "fast", overrides=TINY, out=tmp_path / "b", device="cpu")
-    other = train(folder, "fast", overrides=[*TINY, "seed=1"], out=tmp_path / "c", device="cpu")
+    second = train("link", "fast", overrides=SMALLEST, out=tmp_path / "b", device="cpu")
+    other = train(folder, "fast", overrides=[*SMALLEST, "seed=1"], out=tmp_path / "c", device="cpu")
     assert first.weights_path.read_bytes() == second.weights_path.read_bytes()
     assert first.weights_path.read_bytes() != other.weights_path.read_bytes()
     assert read_weights(first.weights_path)[1].source == folder.name
@@ -85,7 +85,7 @@ def test_training_leaves_the_callers_random_numbers_alone(tmp_path: Path) -> Non
     torch.manual_seed(5)
     expected = torch.rand(3)
     torch.manual_seed(5)
-    train(coloured_data(), "fast", overrides=TINY, out=tmp_path / "run", device="cpu")
+    train(coloured_data(), "fast", overrides=SMALLEST, out=tmp_path / "run", device="cpu")
     assert torch.equal(torch.rand(3), expected)
 
 
@@ -119,7 +119,7 @@ def metrics(run: Run) -> list[dict[str, object]]:
 
 
 def test_with_val_the_best_epoch_is_kept_and_test_is_looked_at_once(folder: Path, tmp_path: Path) -> None:
-    run = train(folder, "fast", overrides=TINY, out=tmp_path / "run", device="cpu")
+    run = train(folder, "fast", overrides=SMALLEST, out=tmp_path / "run", device="cpu")
     lines = metrics(run)
     assert all("val_accuracy" in line and "test_accuracy" not in line for line in lines)
     best = max(lines, key=lambda line: (line["val_accuracy"], -line["val_loss"]))  # type: ignore[operator]
@@ -133,7 +133,7 @@ def test_a_run_can_be_resumed_before_its_first_epoch_is_done(folder: Path, tmp_p
             raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
-        train(folder, "fast", overrides=TINY, out=tmp_path / "run", listener=Crash(), device="cpu")
+        train(folder, "fast", overrides=SMALLEST, out=tmp_path / "run", listener=Crash(), device="cpu")
     assert resume(tmp_path / "run", device="cpu").is_complete
 
 
@@ -144,7 +144,7 @@ def test_what_cannot_be_resumed_is_explained(folder: Path, tiny_run: Run, tmp_pa
         resume(tmp_path)
     data = shutil.copytree(folder, tmp_path / "data")
     with pytest.raises(InterruptedRunError):
-        train(data, "fast", overrides=TINY, out=tmp_path / "run", listener=StopAfter(1), device="cpu")
+        train(data, "fast", overrides=SMALLEST, out=tmp_path / "run", listener=StopAfter(1), device="cpu")
     write_picture(data / "train" / "red" / "one-more.png", noise(0))
     with pytest.raises(RunError, match="have changed"):
         resume(tmp_path / "run")
@@ -176,7 +176,7 @@ def test_a_listener_is_told_everything_in_order(
         def on_epoch(self, result: EpochResult) -> None:
             heard.append("epoch")
 
-    run = train(folder, "fast", overrides=TINY, out=tmp_path / "run", listener=Hearing(), device="cpu")
+    run = train(folder, "fast", overrides=SMALLEST, out=tmp_path / "run", listener=Hearing(), device="cpu")
     assert heard == ["data", *["decode"] * 3, "start", *(["step"] * 3 + ["epoch"]) * 3]
     assert run.is_complete
 
@@ -205,7 +205,7 @@ def test_the_last_epochs_evaluation_is_not_made_again(
     monkeypatch.setattr("thumbnet.training.session.collect_logits", collect)
     monkeypatch.setattr("thumbnet.training.results.collect_views", collect)
     data = write_class_folders(tmp_path / "data", splits, per_class=20)
-    run = train(data, "fast", overrides=TINY, out=tmp_path / "run", device="cpu")
+    run = train(data, "fast", overrides=SMALLEST, out=tmp_path / "run", device="cpu")
     assert run.summary["kept_by"] == ("best on val" if "val" in splits else "last")
     # Three epochs; then the watched split, which is known if the last epoch is kept, and test.
     expected = [False] * 3 + [run.summary["kept_epoch"] == 3] + [False] * ("val" in splits)
@@ -247,7 +247,7 @@ def test_checkpoints_are_written_within_epochs_too(
         original(self, state)
 
     monkeypatch.setattr(Run, "save_checkpoint", count)
-    overrides = [*TINY, setting, "checkpoint.min_seconds=0"]
+    overrides = [*SMALLEST, setting, "checkpoint.min_seconds=0"]
     train(folder, "fast", overrides=overrides, out=tmp_path / "run", device="cpu")
     assert sorted(steps) == sorted([*expected, 3, 6, 9])  # and after each epoch
 
@@ -314,7 +314,7 @@ def test_the_same_call_begins_goes_on_and_leaves_alone(folder: Path, tmp_path: P
         return train(
             folder,
             "fast",
-            overrides=TINY,
+            overrides=SMALLEST,
             out=tmp_path / out,
             listener=listener,
             device="cpu",
@@ -330,7 +330,7 @@ def test_the_same_call_begins_goes_on_and_leaves_alone(folder: Path, tmp_path: P
     call("run")
     assert (run.path / "summary.json").read_bytes() == before
     with pytest.raises(RunError, match="--out"):
-        train(folder, "fast", overrides=TINY, auto_resume=True)
+        train(folder, "fast", overrides=SMALLEST, auto_resume=True)
 
 
 def test_a_folder_with_what_a_killed_training_leaves_before_its_first_step_is_free(
@@ -340,7 +340,7 @@ def test_a_folder_with_what_a_killed_training_leaves_before_its_first_step_is_fr
     out.mkdir()
     for name in (".lock", "recipe.toml", ".recipe.toml.abc.tmp"):
         (out / name).touch()
-    run = train(folder, "fast", overrides=[*TINY, "training.epochs=1"], out=out, device="cpu")
+    run = train(folder, "fast", overrides=[*SMALLEST, "training.epochs=1"], out=out, device="cpu")
     assert run.is_complete
     assert not list(out.glob(".*.tmp"))
 
@@ -668,7 +668,7 @@ def test_a_run_of_an_earlier_version_resumes_with_the_calibration_pictures_that_
         return data
 
     with pytest.raises(InterruptedRunError):
-        train(data, "one-cycle", overrides=TINY, out=out, device="cpu", listener=StopAfter(2))
+        train(data, "fast", overrides=SMALLEST, out=out, device="cpu", listener=StopAfter(2))
     monkeypatch.setattr(
         importlib.import_module("thumbnet.training.resuming"), "with_calibration_split", noted
     )

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import unicodedata
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from torch.nn import functional as F
 from helpers import TINY, coloured_data, write_class_folders
 from thumbnet.batches.batches import NO_LABEL, balanced_order
 from thumbnet.batches.prepare import prepare
+from thumbnet.classifiers.load import load_run
 from thumbnet.cli import main
 from thumbnet.data.splits import ArraySplit, Data
 from thumbnet.errors import RunError
@@ -47,6 +49,17 @@ def test_all_but_the_rows_of_new_classes_is_taken_over(tiny_run: Run) -> None:
         else:
             assert torch.equal(tensor, weights[name])
             assert name.endswith("num_batches_tracked") or not torch.equal(tensor, drawn[name])
+
+
+def test_a_class_keeps_its_row_in_either_unicode_form_of_its_name(tiny_run: Run, tmp_path: Path) -> None:
+    weights, info = read_weights(tiny_run.weights_path)
+    path = tmp_path / "named.safetensors"
+    write_weights(path, weights, replace(info, class_names=("café", "thé", "noël")))
+    model = build_model(info.model, 2)
+    begin_from(model, info.model, str(path), [unicodedata.normalize("NFD", "thé"), "vin"])
+    rows = model.state_dict()["head.weight"]
+    assert torch.equal(rows[0], weights["head.weight"][1])
+    assert not torch.equal(rows[1], weights["head.weight"][1])
 
 
 def test_another_network_is_refused_with_what_to_do(tiny_run: Run) -> None:
@@ -411,9 +424,9 @@ def test_the_weighted_loss_is_the_sum_of_the_pictures_own(smoothing: float) -> N
     torch.testing.assert_close(equal, summed_loss(logits, labels, settings, None))
 
 
-@pytest.mark.parametrize("setting", ["data.sampling=balanced", "training.class_weights=balanced"])
-def test_a_rare_class_is_recognised_more_often(setting: str, tmp_path: Path) -> None:
-    """One class in forty, hard to tell from another; and the setting is part of what makes a run reproducible."""
+@pytest.fixture(scope="module")
+def rare() -> Data:
+    """One class in forty, hard to tell from another."""
     generator = torch.Generator().manual_seed(0)
 
     def split(common: int, rare: int, name: str) -> ArraySplit:
@@ -423,18 +436,28 @@ def test_a_rare_class_is_recognised_more_often(setting: str, tmp_path: Path) -> 
         images = (128 + noise + labels[:, None, None, None] * shift).clamp(0, 255).to(torch.uint8)
         return ArraySplit(images.numpy(), labels.numpy(), name)
 
-    data = Data(
+    return Data(
         "rare",
         "made here",
         ("common", "rare"),
         {"train": split(780, 20, "train"), "test": split(200, 200, "test")},
     )
-    overrides = [*TINY, "training.batch_size=40", "evaluation.every=0"]
 
-    def recall(out: str, *more: str) -> float:
-        run = train(data, "one-cycle", overrides=[*overrides, *more], out=tmp_path / out, device="cpu")
-        from thumbnet.classifiers.load import load_run
 
-        return load_run(run.path, "cpu").evaluate(data, "test").classes[1].recall
+def recall_of_the_rare(rare: Data, out: Path, *more: str) -> float:
+    overrides = [*TINY, "training.batch_size=40", "evaluation.every=0", *more]
+    run = train(rare, "one-cycle", overrides=overrides, out=out, device="cpu")
+    return load_run(run.path, "cpu").evaluate(rare, "test").classes[1].recall
 
-    assert recall("balanced", setting) > recall("plain") + 0.2
+
+@pytest.fixture(scope="module")
+def plain_recall(rare: Data, tmp_path_factory: pytest.TempPathFactory) -> float:
+    return recall_of_the_rare(rare, tmp_path_factory.mktemp("rare") / "plain")
+
+
+@pytest.mark.parametrize("setting", ["data.sampling=balanced", "training.class_weights=balanced"])
+def test_a_rare_class_is_recognised_more_often(
+    setting: str, rare: Data, plain_recall: float, tmp_path: Path
+) -> None:
+    """The setting is part of what makes a run reproducible."""
+    assert recall_of_the_rare(rare, tmp_path / "balanced", setting) > plain_recall + 0.2

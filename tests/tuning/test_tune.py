@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import errno
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -75,15 +77,38 @@ def test_a_search_that_is_stopped_twice_ends_like_one_that_was_not(
         tune(folder, "small", trials=2, overrides=SHORTEST, out=out, device="cpu", listener=first)
     assert "tune --resume" in str(stopped.value)
     assert first.finished == [1]
+    leftover = out / ".tune.json.abc.tmp"
+    leftover.write_text("half")
     second = Stop(0)
     with pytest.raises(InterruptedTuneError, match=r"2 finished trial\(s\) are kept"):
         resume_tuning(out, device="cpu", listener=second)
     assert second.finished == [2]
+    assert not leftover.exists()
     found = resume_tuning(out, device="cpu", listener=(third := Stop(9)))
     assert third.finished == []
     assert rows(out) == rows(tuned.path)
     assert found.recipe == tuned.recipe
     assert found.run.weights_path.read_bytes() == tuned.run.weights_path.read_bytes()
+
+
+def test_a_search_is_finished_only_when_its_page_is(
+    tuned: Tuned, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, page = tmp_path / "search", (tuned.path / "tune.html").read_text()
+    shutil.copytree(tuned.path, out, ignore=shutil.ignore_patterns("summary.json", "tune.html"))
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(search, "write_page", full)
+        with pytest.raises(OSError, match="No space left"):
+            resume_tuning(out, device="cpu")
+    assert not (out / "summary.json").exists()
+    resume_tuning(out, device="cpu")
+    assert (out / "summary.json").exists()
+    accuracy = f"{100 * tuned.run.summary['accuracy']:.2f}"
+    assert (out / "tune.html").read_text().count(accuracy) == page.count(accuracy) > 0
 
 
 def test_pictures_of_many_sizes_are_also_seen_squashed_and_larger(

@@ -25,6 +25,7 @@ from thumbnet.errors import (
     UnreadableImageError,
     UnreadableImagesError,
     memory_guard,
+    printable,
 )
 from thumbnet.hardware import choose_device, compute_dtype, memory_layout, usual_defaults
 from thumbnet.models import build_model
@@ -183,6 +184,6 @@ def _check_fit(network: nn.Module, weights: dict[str, Tensor], info: WeightsInfo
         ]
         if described[0] != described[1] and not (name in own and is_lazy(own[name])):
             raise RunError(
-                f"the weights do not fit the network {info.model.name}: {name}: the network has "
+                f"the weights do not fit the network {info.model.name}: {printable(name)}: the network has "
                 f"{described[0]}, the weights have {described[1]}"
             )

@@ -6,8 +6,10 @@ import argparse
 import gc
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
+
+from thumbnet.errors import RecipeError
 
 if TYPE_CHECKING:
     from thumbnet.classifiers.base import Classifier
@@ -47,4 +49,22 @@ def load_network(options: argparse.Namespace) -> Classifier:
         from thumbnet.hardware import keep_freed_memory
 
         keep_freed_memory()
+    note_mirrored_views(options)
     return classifier
+
+
+def note_mirrored_views(options: argparse.Namespace) -> None:
+    """Warn if ``--tta`` shows mirrored pictures to the network of a run that was trained without them.
+
+    Only a run has a recipe that tells: a file of weights does not.
+    """
+    tta = getattr(options, "tta", None)
+    if tta in (None, "none"):
+        return
+    from thumbnet.cli.console import note
+    from thumbnet.recipes.recipe import shows_mirrored
+    from thumbnet.runs.provenance import recipe_of, run_folder
+
+    with suppress(RecipeError):  # predicting needs no recipe
+        if run_folder(options.run) and recipe_of(options.run).augment.flip == "none":
+            note("thumbnet: " + shows_mirrored(f"--tta {tta}"))

@@ -9,6 +9,7 @@ import re
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from thumbnet.cli.importing import note_mirrored_views
 from thumbnet.cli.options import add_common, add_reading_of_run, add_run, add_threads, add_tta, positive
 from thumbnet.cli.run_data import known_data_of_run
 from thumbnet.errors import ThumbnetError, needs_extra, printable
@@ -149,6 +150,7 @@ def execute(options: argparse.Namespace) -> int:
     source = Source(options.run, options.device, options.threads, partial(_data_to_try, options))
     network = source.load()
     check_memory(network.classifier, options.max_batch, options.tta)
+    note_mirrored_views(options)
     with listen(options.host, options.port) as listener:
         hosts = accepted_hosts(listener, options.host, options.accept_host)
         if hosts is None and options.accept_host:

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from thumbnet.data.held_out import counts_by_group, loses_a_class, rank
+from thumbnet.data.held_out import counts_by_group, hash_of, loses_a_class
 from thumbnet.data.splits import Data
 from thumbnet.recipes.settings import DataSettings
 
@@ -49,7 +49,7 @@ def with_calibration_split(data: Data, settings: DataSettings, keep_classes: boo
         if train.multilabel:
             chosen = _in_turn(hashes, train.targets[:, :spared], np.ones(len(train), dtype=np.int64), count)
         else:
-            chosen = _stratified(hashes, train.labels, count)
+            chosen = _stratified(hashes, train.labels, count, keep_classes)
     if chosen.sum() < FEWEST:
         return data
     kept, taken = np.flatnonzero(~chosen), np.flatnonzero(chosen)
@@ -62,12 +62,16 @@ def with_calibration_split(data: Data, settings: DataSettings, keep_classes: boo
 
 def _hashes(names: Iterable[str], seed: int) -> np.ndarray:
     """A hash of each name: uint64 [N]."""
-    digests = b"".join([rank(name, seed) for name in names])
+    digests = b"".join([hash_of(name, seed) for name in names])
     return np.frombuffer(digests, ">u8").astype(np.uint64)
 
 
-def _stratified(hashes: np.ndarray, labels: np.ndarray, count: int) -> np.ndarray:
-    """Choose ``count`` pictures by their hashes, the same share of each class: bool [N]."""
+def _stratified(hashes: np.ndarray, labels: np.ndarray, count: int, keep_classes: bool) -> np.ndarray:
+    """Choose ``count`` pictures by their hashes, the same share of each class: bool [N].
+
+    To ``keep_classes`` in ``train``, at most half of each class is chosen. Only where nearly all classes have
+    a single picture are there then fewer than ``count``.
+    """
     order = np.lexsort((hashes, labels))  # by class, and within a class by hash
     ordered = labels[order]
     sizes = np.bincount(labels)
@@ -75,6 +79,8 @@ def _stratified(hashes: np.ndarray, labels: np.ndarray, count: int) -> np.ndarra
     depth = (np.arange(len(order)) - starts[ordered] + 0.5) / sizes[ordered]  # 0 to 1 within each class
     chosen = np.zeros(len(order), dtype=bool)
     chosen[order[np.lexsort((hashes[order], depth))[:count]]] = True
+    if keep_classes:
+        chosen[order[depth >= 0.5]] = False
     return chosen
 
 

@@ -9,9 +9,11 @@ the splits as they are.
 from __future__ import annotations
 
 import hashlib
+import re
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import chain
 
 import numpy as np
 
@@ -126,7 +128,7 @@ def _by_picture(train: Split, classes: int, fraction: float, seed: int) -> np.nd
     for members in np.split(order, np.cumsum(train.class_counts(classes))[:-1]):
         count = min(max(1, round(len(members) * fraction)), len(members) - 1)
         if count > 0:
-            ranked = sorted(members.tolist(), key=lambda index: rank(train.key(index), seed))
+            ranked = sorted(members.tolist(), key=lambda index: hash_of(train.key(index), seed))
             chosen[ranked[:count]] = True
     return chosen
 
@@ -138,7 +140,7 @@ def _by_label(train: Split, labels: int, fraction: float, seed: int) -> np.ndarr
     pictures that are not decided yet, and then all of its pictures are decided. This is iterative
     stratification (Sechidis et al. 2011) for two parts. Pictures without a label give the same fraction.
     """
-    ranks = [rank(train.name(index), seed) for index in range(len(train))]
+    ranks = [hash_of(train.name(index), seed) for index in range(len(train))]
     chosen, decided = np.zeros(len(train), dtype=bool), np.zeros(len(train), dtype=bool)
 
     def take(free: np.ndarray, count: int) -> None:
@@ -173,7 +175,7 @@ def _by_group(train: Split, groups: np.ndarray, classes: int, fraction: float, s
     total = counts.sum(axis=0)
     wanted = np.where(total > 1, np.maximum(1, np.rint(total * fraction)), 0).astype(np.int64)
     taken, held = np.zeros(len(names), dtype=bool), np.zeros(counts.shape[1], dtype=np.int64)
-    order = sorted(range(len(names)), key=lambda index: rank(str(names[index]), seed))
+    order = sorted(range(len(names)), key=lambda index: hash_of(str(names[index]), seed))
 
     def may_go(index: int) -> bool:
         return not taken[index] and not loses_a_class(counts[index], held, total)
@@ -224,8 +226,10 @@ def _with_groups(data: Data, group_by: str) -> Data:
         return data
     groups: dict[str, np.ndarray] = {}
     matched: dict[str, int] = {}
-    for name, split in data.splits.items():
-        found, matched[name] = _groups_of(split, group_by)
+    names = {split: [one.name(index) for index in range(len(one))] for split, one in data.splits.items()}
+    regex = compile_pattern(group_by, list(chain.from_iterable(names.values())), "--group-by")
+    for name, several in names.items():
+        found, matched[name] = _groups_of(several, regex)
         groups[name] = np.array(found, dtype=object)
     train = data.splits["train"]
     if not matched["train"]:
@@ -261,17 +265,16 @@ def with_groups_of_new(data: Data, group_by: str, count: int) -> Data:
         count: how many pictures are new.
     """
     train, groups = data.splits["train"], data.groups["train"].astype(object)
-    new = train.subset(np.arange(len(train) - count, len(train)))
-    groups[len(train) - count :] = _groups_of(new, group_by)[0]
+    names = [train.name(index) for index in range(len(train) - count, len(train))]
+    regex = compile_pattern(group_by, names, "--group-by")
+    groups[len(train) - count :] = _groups_of(names, regex)[0]
     return _with_shared_groups_noted(replace(data, groups={**data.groups, "train": groups}))
 
 
-def _groups_of(split: Split, group_by: str) -> tuple[list[str], int]:
-    """Find each picture's group and count the matches. A picture that does not match is its own group."""
+def _groups_of(names: Sequence[str], regex: re.Pattern[str]) -> tuple[list[str], int]:
+    """Find each picture's group in its name and count the matches. Without a match it is its own group."""
     groups: list[str] = []
     matched = 0
-    names = [split.name(index) for index in range(len(split))]
-    regex = compile_pattern(group_by, names, "--group-by")
     for name in names:
         match = regex.search(name)
         text = (match[min(regex.groups, 1)] or "") if match else ""
@@ -302,9 +305,9 @@ def share(name: str, seed: int) -> float:
 
     A picture that comes later is set aside if this is below the fraction, whatever the other pictures are.
     """
-    return int.from_bytes(rank(name, seed), "big") / 2**64
+    return int.from_bytes(hash_of(name, seed), "big") / 2**64
 
 
-def rank(name: str, seed: int) -> bytes:
+def hash_of(name: str, seed: int) -> bytes:
     """The hash of a picture's or group's name, 8 bytes, by which pictures are chosen; ``seed`` changes it."""
     return hashlib.blake2b(f"{seed}\0{name}".encode(errors="surrogateescape"), digest_size=8).digest()

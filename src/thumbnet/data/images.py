@@ -73,17 +73,6 @@ PICTURE_SUFFIXES = plugins.readable_suffixes() | {
 }  # fmt: skip
 
 
-def open_image(source: str | IO[bytes] | bytes, name: str) -> Image.Image:
-    """Open the picture in a file, a stream or bytes: its first frame, upright, as RGB.
-
-    Rendering goes by its type: white behind transparent pixels, 0..65535 for 16-bit values, 0..1 for floats.
-
-    Raises:
-        UnreadableImageError, FailedReadError: as for :func:`load_picture`.
-    """
-    return to_rgb(load_picture(source, name))
-
-
 def load_picture(
     source: str | IO[bytes] | bytes,
     name: str,

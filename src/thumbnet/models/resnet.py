@@ -82,7 +82,7 @@ class ResNet(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[B, in_channels, H, W] → logits [B, num_classes]."""
         x = self.stages(norm_act(self.stem(x), self.norm, "relu"))
-        # The mean over all positions works for any size; a fixed AvgPool2d(4) would only fit 32x32.
+        # The mean over all positions works for any size; a fixed AvgPool2d(4) would only fit maps of 4x4.
         return self.head(x.mean(dim=(2, 3)))
 
 

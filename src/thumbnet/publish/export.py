@@ -182,6 +182,7 @@ def export(
         return
     if kind == "web":
         check_web(info)
+    calibration = _calibration_pictures(data) if kind == "onnx-int8" else None
     info = replace(with_provenance(info, run), exported=kind)
     if kind == "onnx-int8":  # the accuracy is that of the network before it is quantised
         info = replace(info, accuracy=None, accuracy_split="", accuracy_pictures=None)
@@ -200,8 +201,8 @@ def export(
         write_file(Path(out), buffer.getvalue())
         return
     model = _onnx_model(network, example, info, any_size=kind == "onnx-any-size")
-    if kind == "onnx-int8":
-        model = _quantised(model, data, info, progress)
+    if calibration is not None:
+        model = _quantised(model, calibration, info, progress)
     if kind == "web":
         write_file(Path(out), web_page(model, info, file_digest(path), load_runtime()))
         return
@@ -369,24 +370,33 @@ def _onnx_model(network: nn.Module, example: Tensor, info: WeightsInfo, any_size
     return model
 
 
-def _quantised(model: Any, data: Data | None, info: WeightsInfo, progress: Progress | None) -> Any:
+def _calibration_pictures(data: Data | None) -> Split:
+    """The training pictures on which a network in 8 bits is calibrated, without those that cannot be read.
+
+    Raises:
+        DataError: there are none.
+    """
+    if data is None:
+        raise DataError("onnx-int8 is calibrated on training pictures: name them with --data DATA")
+    split, _ = readable(_evenly(data.splits["train"], CALIBRATION_PICTURES))
+    if len(split) == 0:
+        raise DataError(
+            f"onnx-int8 is calibrated on training pictures, and none of {data.source} can be read"
+        )
+    return split
+
+
+def _quantised(model: Any, split: Split, info: WeightsInfo, progress: Progress | None) -> Any:
     """Quantise the convolutions and the linear layer statically to 8 bits.
 
-    Weights have one scale per channel. The scales of the activations are measured on training pictures.
+    Weights have one scale per channel. The scales of the activations are measured on ``split``.
     """
     with needs_extra("writing ONNX", "export"):
         from onnxruntime import quantization
         from onnxruntime.quantization.shape_inference import quant_pre_process
     import onnx
 
-    if data is None:
-        raise DataError("onnx-int8 is calibrated on training pictures: name them with --data DATA")
     pre = info.preprocessing
-    split, _ = readable(_evenly(data.splits["train"], CALIBRATION_PICTURES))
-    if len(split) == 0:
-        raise DataError(
-            f"onnx-int8 is calibrated on training pictures, and none of {data.source} can be read"
-        )
 
     def batches() -> Iterator[dict[str, np.ndarray]]:
         for start in range(0, len(split), 50):

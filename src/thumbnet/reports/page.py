@@ -23,6 +23,7 @@ from thumbnet.batches.leaks import IN_TRAINING
 from thumbnet.classifiers.base import Classifier, SplitLogits
 from thumbnet.classifiers.explain import doubts
 from thumbnet.classifiers.load import load_run
+from thumbnet.classifiers.torch_classifier import Predictor
 from thumbnet.data.correct import describe_corrections
 from thumbnet.data.listings import as_csv, safe_name, safe_text
 from thumbnet.data.splits import Data, Progress, Split
@@ -39,7 +40,6 @@ from thumbnet.evaluation import (
 )
 from thumbnet.files import check_output, inline_source, write_file
 from thumbnet.invocation import command
-from thumbnet.models import count_parameters
 from thumbnet.reports import charts
 from thumbnet.reports.pictures import MATRIX_CLASSES, SHOWN_CLASSES, Album, Answers
 from thumbnet.reports.summary import (
@@ -55,7 +55,6 @@ from thumbnet.reports.summary import (
 )
 from thumbnet.runs.folder import Run
 from thumbnet.runs.provenance import batch_size_of
-from thumbnet.runs.weights import read_weights
 from thumbnet.version import __version__
 
 MISTAKES, SUSPECTS = "mistakes.csv", "suspects.csv"
@@ -244,10 +243,8 @@ def head(
     summary, own = run.summary, are_own_data(run, data)
     lines = lines_for_run(run, predictor, data, split, found)
     continued = describe_continued(run)
-    weights, info = read_weights(run.weights_path)
     return {
-        "parameters": summary.get("parameters")
-        or count_parameters(weights, info.model, len(info.class_names)),
+        "parameters": _parameters(summary, predictor),
         "nothing_measured": NOTHING_MEASURED if summary["accuracy"] is None else None,
         "stopped": describe_stop(summary),
         "optimistic": optimism(run, split) if own else {},
@@ -255,6 +252,15 @@ def head(
         "trained_on": (own and split == "train") or any(IN_TRAINING in line for line in lines),
         "notes": [*([continued] if continued else []), *more_notes, *lines, *summary.get("warnings", ())],
     }
+
+
+def _parameters(summary: dict[str, Any], predictor: Classifier) -> int:
+    """How many parameters the network of a run has. Runs of older versions did not record it."""
+    known: int | None = summary.get("parameters")
+    if known is not None:
+        return known
+    assert isinstance(predictor, Predictor)
+    return sum(parameter.numel() for parameter in predictor.model.parameters())
 
 
 def shown_splits(data: Data) -> dict[str, Split]:

@@ -36,6 +36,7 @@ from thumbnet.batches.decoding import decode_split, find_unreadable
 from thumbnet.batches.engines import CPU, fits_in_memory
 from thumbnet.batches.leaks import are_among, training_digests
 from thumbnet.batches.prepare import Prepared, prepare
+from thumbnet.classifiers.labels import class_places
 from thumbnet.classifiers.logits import collect_logits
 from thumbnet.classifiers.temperature import calibrated, fit_temperature
 from thumbnet.classifiers.torch_classifier import Predictor
@@ -282,9 +283,9 @@ class _Scorer:
         logits = self._logits(own.model, rows, own.dtype, info.tta)
         answers = _probabilities(calibrated(logits, info.temperature))
         found = np.zeros((len(rows), len(self.data.class_names)), dtype=np.float32)
-        for column, name in enumerate(self.data.class_names):
-            if name in info.class_names:  # a correction may have added a class
-                found[:, column] = answers[:, info.class_names.index(name)]
+        for column, place in enumerate(class_places(self.data.class_names, info)):
+            if place is not None:  # a correction may have added a class
+                found[:, column] = answers[:, place]
         return found
 
     def _trained(self, number: int, rows: np.ndarray) -> np.ndarray:

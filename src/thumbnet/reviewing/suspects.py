@@ -21,7 +21,6 @@ class Suspect:
     Attributes:
         split, index, name: where the picture is, and its name.
         given, suggested: the label in the data, and the most probable class: positions in the class names.
-        doubt: how much speaks against the label, 0 to 1.
         reasons: ``label`` (the network contradicts the label), ``copy`` (the same picture is elsewhere too),
             ``conflict`` (the same picture has another label elsewhere).
         copies: where the same picture is elsewhere, as (split, index).
@@ -32,7 +31,6 @@ class Suspect:
     name: str
     given: int
     suggested: int
-    doubt: float
     reasons: tuple[str, ...]
     copies: tuple[tuple[str, int], ...]
 
@@ -75,7 +73,6 @@ def find_suspects(data: Data, scores: Scores) -> list[Suspect]:
                 data.splits[split].name(index),
                 int(labels[at]),
                 int(suggested[at]),
-                float(doubt[at]),
                 tuple(reason for reason, holds in flags if holds),
                 tuple(pictures.place(other) for other in copies.get(at, ())),
             )

@@ -6,6 +6,7 @@ the list ``resumed`` in it gets the environment from there on.
 
 from __future__ import annotations
 
+import functools
 import platform
 import subprocess
 from collections.abc import Mapping
@@ -22,16 +23,11 @@ from thumbnet.version import __version__
 
 def environment(device: torch.device) -> dict[str, Any]:
     """Return what ``environment.json`` stores: versions, hardware, processes, git commit and start time."""
-    versions = {}
-    for package in ("torch", "numpy", "pillow", "safetensors", "timm"):
-        try:
-            versions[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:  # timm is an extra
-            continue
+    versions = {name: _version(name) for name in ("torch", "numpy", "pillow", "safetensors", "timm")}
     return {
         "thumbnet": __version__,
         "python": platform.python_version(),
-        "packages": versions,
+        "packages": {name: version for name, version in versions.items() if version is not None},
         "hardware": describe(device),
         "processes": processes(),
         "git_commit": _git_commit(),
@@ -83,6 +79,15 @@ def _rounding(environment: Mapping[str, Any]) -> dict[str, Any]:
         "kernels": kernels if isinstance(kernels, str) else None,
         "processes": environment.get("processes"),
     }
+
+
+@functools.cache  # of an installed package, the whole description is read
+def _version(package: str) -> str | None:
+    """Return the version of an installed package; None if it is not installed, as an extra may be."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
 
 
 def _git_commit() -> str | None:

@@ -9,7 +9,7 @@ corrections.csv    the corrections of labels, if the run was trained with any
 metrics.jsonl      one line per epoch; metrics.csv holds the same rows for a spreadsheet
 checkpoint.pt      the state to resume from (tensors and plain values, loaded with weights_only=True)
 skipped.jsonl      the pictures that were skipped, and why; exists only if there were any
-leaks.jsonl        pictures that are in two splits; exists only if there are any
+leaks.jsonl        pictures that are in two splits or in two classes; exists only if there are any
 digests.npy        a digest of each training picture, by which `evaluate` finds those in new data
 model.safetensors  the weights; the metadata holds everything needed to use them
 summary.json       the outcome; exists only when the training is complete
@@ -40,6 +40,7 @@ from thumbnet.data.corrections import Correction, read_corrections
 from thumbnet.data.listings import csv_text
 from thumbnet.errors import RecipeError, RunError, printable
 from thumbnet.files import (
+    LEFTOVERS,
     check_folder,
     finite,
     locked,
@@ -49,6 +50,7 @@ from thumbnet.files import (
     read_whole,
     reason,
     remove_file,
+    remove_partial,
     sync_folder,
     user_path,
     write_file,
@@ -66,7 +68,6 @@ from thumbnet.runs.weights_info import WeightsInfo
 LOCK_NAME = ".lock"
 CORRECTIONS_NAME = "corrections.csv"
 SKIPPED_NAME = "skipped.jsonl"
-LEFTOVERS = ".*.tmp"  # see thumbnet.files.write_with
 
 
 class Run:
@@ -180,9 +181,7 @@ class Run:
                 sync_folder(self.path)  # no power cut may leave other files but not the lock: see _is_unused
             except OSError as error:
                 raise RunError(f"cannot write in {self.path}: {error.strerror or error}") from None
-            with contextlib.suppress(OSError):  # the next process tries again
-                for leftover in self.path.glob(LEFTOVERS):
-                    leftover.unlink()
+            remove_partial(self.path)
             yield
 
     @property

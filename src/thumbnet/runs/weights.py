@@ -150,7 +150,7 @@ def _check_tensors(tensors: dict[str, Tensor], info: WeightsInfo, path: Path) ->
     for name, tensor in tensors.items():
         expected = torch.int64 if name.endswith("num_batches_tracked") else torch.float32
         if ours and tensor.dtype != expected:
-            raise RunError(f"{path}: the tensor {name} holds {tensor.dtype}: expected {expected}")
+            raise RunError(f"{path}: the tensor {printable(name)} holds {tensor.dtype}: expected {expected}")
         # The file does not say which tensors are buffers.
         check_finite(name, tensor, path, is_buffer=True, network=info.model.name)
     classes = len(info.class_names)

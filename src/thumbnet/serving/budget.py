@@ -18,7 +18,7 @@ class Budget:
     """
 
     def __init__(self, total: int) -> None:
-        self._total = self._free = total
+        self.total = self._free = total
         self._turn = threading.Lock()  # held by the one thread that waits for memory
         self._changed = threading.Condition()
 
@@ -33,8 +33,8 @@ class Budget:
 
         def claim(amount: int) -> None:
             nonlocal held
-            if amount > self._total:
-                raise MemoryError(f"{amount:,} bytes are more than the {self._total:,} of the budget")
+            if amount > self.total:
+                raise MemoryError(f"{amount:,} bytes are more than the {self.total:,} of the budget")
             if amount > held:
                 self._give_back(held)  # two blocks that both wait for more would wait for each other
                 held = 0

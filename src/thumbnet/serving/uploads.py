@@ -38,6 +38,9 @@ DECODERS = 4  # threads
 # Bytes of memory for decoding, for each pixel that the largest picture may have: enough to decode one of any
 # format (images.BYTES_PER_PIXEL), also if it is rather narrow (images.BYTES_PER_LINE).
 DECODING_BYTES_PER_PIXEL = 40
+# Bytes of memory for each byte of a file, before the size of its picture is known: Pillow reads a text in a
+# PNG whole, and copies and decodes it, before it finds that the text is too long.
+OPENING_BYTES_PER_BYTE = 11
 LARGEST_REQUESTS = 16  # all requests together may hold as much as so many of the largest ones
 # The most characters of text in a PNG. Pillow decompresses them, up to 4 bytes each, before the size of the
 # picture is known; its own limit is 64 million. What programs write, such as prompts, has some 100 kB.
@@ -218,6 +221,8 @@ class Uploads:
         error: UnreadableImageError
         try:
             with self._memory.share() as claim:
+                # A file too large for the budget takes all of it, so no other one is decoded at that time.
+                claim(min(OPENING_BYTES_PER_BYTE * len(upload.content), self._memory.total))
                 return classifier.info.preprocessing.pixels(
                     load_picture(upload.content, upload.name, self._max_pixels, claim)
                 )

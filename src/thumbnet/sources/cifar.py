@@ -52,7 +52,7 @@ ARCHIVES = {
 
 
 @dataclass(frozen=True)
-class Batches:
+class BatchFiles:
     """A folder with CIFAR's batches.
 
     Attributes:
@@ -88,7 +88,7 @@ def read(place: Place, source: str, settings: DataSettings) -> Data:
     return load_batches(batches, source)
 
 
-def _batches_of(path: Path) -> Batches | None:
+def _batches_of(path: Path) -> BatchFiles | None:
     if is_folder(path):
         return find_batches(path)
     batches = find_batches(path.parent)
@@ -96,25 +96,27 @@ def _batches_of(path: Path) -> Batches | None:
     return batches if named else None
 
 
-def find_batches(folder: Path) -> Batches | None:
+def find_batches(folder: Path) -> BatchFiles | None:
     """The CIFAR batches in ``folder``; None if any training batch is missing."""
     ten = tuple(f"data_batch_{number}" for number in range(1, 6))
     versions = [
-        Batches(
+        BatchFiles(
             folder,
             {"train": tuple(f"{n}.bin" for n in ten), "test": ("test_batch.bin",)},
             "batches.meta.txt",
             1,
             False,
         ),
-        Batches(folder, {"train": ten, "test": ("test_batch",)}, "batches.meta", 1, True),
-        Batches(folder, {"train": ("train.bin",), "test": ("test.bin",)}, "fine_label_names.txt", 2, False),
-        Batches(folder, {"train": ("train",), "test": ("test",)}, "meta", 2, True),
+        BatchFiles(folder, {"train": ten, "test": ("test_batch",)}, "batches.meta", 1, True),
+        BatchFiles(
+            folder, {"train": ("train.bin",), "test": ("test.bin",)}, "fine_label_names.txt", 2, False
+        ),
+        BatchFiles(folder, {"train": ("train",), "test": ("test",)}, "meta", 2, True),
     ]
     return next((v for v in versions if all(is_file(folder / f) for f in v.files["train"])), None)
 
 
-def load_batches(batches: Batches, source: str) -> Data:
+def load_batches(batches: BatchFiles, source: str) -> Data:
     """All pictures of a folder of batches, in memory: 184 MB for a full data set.
 
     Raises:
@@ -174,7 +176,7 @@ def _read_python(path: Path, label_bytes: int) -> tuple[np.ndarray, np.ndarray]:
     return pixels.reshape(-1, PICTURE_BYTES), np.array(labels)
 
 
-def _class_names(batches: Batches) -> tuple[str, ...]:
+def _class_names(batches: BatchFiles) -> tuple[str, ...]:
     path = batches.folder / batches.meta
     if not is_file(path):
         if batches.label_bytes == 1:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from thumbnet.data.multilabel import MultiLabelSplit, as_matrix
+from thumbnet.data.spelling import nfc
 from thumbnet.data.splits import Data, Split
 from thumbnet.errors import DataError, printable
 from thumbnet.sources.arrays import Arrays, array_splits, as_array
@@ -136,8 +137,11 @@ def _numbered(
         names = tuple(order)
     else:
         names = tuple(map(str, class_names))
-        position = {str(number): number for number in range(len(names))}
-        position |= {name: number for number, name in enumerate(names)}
+        known = {str(number): number for number in range(len(names))}
+        known |= {nfc(name): number for number, name in enumerate(names)}
+        known |= {name: number for number, name in enumerate(names)}
+        spelt = {label: label if label in known else nfc(label) for label in used}
+        position = {label: known[name] for label, name in spelt.items() if name in known}
     unknown = sorted(used - position.keys())
     if unknown:
         shown = ", ".join(map(printable, unknown[:10]))

@@ -12,7 +12,7 @@ import numpy as np
 
 from thumbnet.data.splits import Data
 from thumbnet.errors import UnreadableImageError, printable
-from thumbnet.recipes.recipe import Recipe
+from thumbnet.recipes.recipe import Recipe, shows_mirrored
 from thumbnet.recipes.tables import by_key
 
 _NUMBERS = [
@@ -123,10 +123,7 @@ def without_mirroring(
         if "evaluation.tta" not in named:
             recipe = replace(recipe, evaluation=replace(recipe.evaluation, tta="none"))
         else:
-            notes.append(
-                f"warning: evaluation.tta = {recipe.evaluation.tta} shows mirrored pictures to a network "
-                "that is trained without them (augment.flip = none)"
-            )
+            notes.append(shows_mirrored(f"evaluation.tta = {recipe.evaluation.tta}"))
     return recipe, [*notes, *_turned_classes(recipe, class_names, source, are_digits)]
 
 

@@ -57,7 +57,8 @@ def parameter_groups(settings: OptimizerSettings, model: nn.Module) -> list[dict
         if not names and group.match != "*":
             raise RecipeError(
                 f"recipe key 'optimizer.groups': the pattern {group.match!r} matches no parameter that is "
-                f"still free. Parameters: {', '.join(trainable)}"
+                f"still free. Parameters: {', '.join(trainable)}. Set the list without it; "
+                "for no groups: --set optimizer.groups=[]"
             )
         if names:
             lr = settings.lr if group.lr is None else group.lr

@@ -12,6 +12,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from thumbnet.classifiers.labels import class_places
 from thumbnet.errors import RunError, printable, some_of
 from thumbnet.files import user_path
 from thumbnet.models.registry import is_of_head, same_network
@@ -202,9 +203,8 @@ def begin_from(
     state = model.state_dict()
     _check_shapes(model, state, weights, source, settings.name)
     _check_finite(model, {name: name for name in state}, file, settings.name, source)
-    same = info.multilabel == multilabel
-    known = {name: row for row, name in enumerate(info.class_names)} if same else {}
-    rows = [(new, known[name]) for new, name in enumerate(class_names) if name in known]
+    places = class_places(class_names, info) if info.multilabel == multilabel else []
+    rows = [(new, old) for new, old in enumerate(places) if old is not None]
     for name, tensor in state.items():
         if is_of_head(model, name):
             for new, old in rows:

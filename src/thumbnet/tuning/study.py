@@ -24,7 +24,7 @@ import warnings
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +59,6 @@ class Record:
         elapsed: seconds of search when it ended.
         predicted: how long it was expected to take at the measured speed; 0 in a search without a time.
         reason: why it failed.
-        curve: loss by point, see :func:`thumbnet.tuning.trial.run_trial`.
         gain: how much lower the loss is than that of the first trial, if it is complete.
         error: the standard error of that difference.
     """
@@ -73,7 +72,6 @@ class Record:
     elapsed: float
     predicted: float
     reason: str = ""
-    curve: Mapping[int, float] = field(default_factory=dict)
     gain: float = 0.0
     error: float = 0.0
 
@@ -317,6 +315,7 @@ def _suggested(trial: Any, knob: Knob) -> float | int | str:
 
 def _record(number: int, trial: Any) -> Record:
     values, state = trial.user_attrs["values"], str(trial.user_attrs["outcome"])
+    # A damaged value of any trial is noticed here: it would stop Optuna's pruner later.
     curve = {int(point): float(loss) for point, loss in trial.intermediate_values.items()}
     loss = float(values.get("loss", math.nan))
     if state == "stopped":
@@ -331,7 +330,6 @@ def _record(number: int, trial: Any) -> Record:
         float(values["elapsed"]),
         float(values["predicted"]),
         str(values.get("reason", "")),
-        curve,
         float(values.get("gain", 0.0)),
         float(values.get("error", 0.0)),
     )

@@ -35,7 +35,7 @@ from thumbnet.data.calibration import FEWEST
 from thumbnet.data.corrections import Correction, Labels, corrections_of, read_corrections
 from thumbnet.data.splits import Data
 from thumbnet.errors import RecipeError, RunError, ThumbnetError
-from thumbnet.files import locked, read_json, user_path, write_file, write_json
+from thumbnet.files import locked, read_json, remove_partial, user_path, write_file, write_json
 from thumbnet.hardware import choose_device, deterministic
 from thumbnet.invocation import command, processes
 from thumbnet.kernels.library import load_kernels
@@ -445,6 +445,7 @@ def _search(
     )
     busy = f"another process searches in {folder}: wait for it, or stop it first"
     with locked(folder / LOCK_NAME, busy, wait=ENDING):
+        remove_partial(folder)
         tuner = Tuner(search)
         if before is not None:
             settings.update(_of_its_trials(tuner))
