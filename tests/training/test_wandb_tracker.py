@@ -130,7 +130,8 @@ def test_the_real_wandb_takes_it_all_offline(tmp_path: Path, monkeypatch: pytest
                 listener.on_epoch(epoch(number))
             listener.on_finish(run)
     assert ["offline; to upload it later: wandb sync " in note for note in notes] == [True, True]
-    (name,) = {path.name.rpartition("-")[2] for path in run.path.glob("wandb/offline-run-*")}
+    # offline-run-TIME-ID; if both began in the same second, the second one has -1 behind it.
+    (name,) = {path.name.split("-")[3] for path in run.path.glob("wandb/offline-run-*")}
     assert name == json.loads((run.path / FILE).read_text())["id"]
     written = b"".join(path.read_bytes() for path in run.path.glob("wandb/offline-run-*/run-*.wandb"))
     assert b"optimizer.lr" in written
