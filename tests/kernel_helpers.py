@@ -10,13 +10,13 @@ import ctypes
 import dataclasses
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from thumbnet.kernels import library
 from thumbnet.kernels.library import load_kernels
@@ -85,6 +85,34 @@ def assert_close(actual: Tensor | None, expected: Tensor | None, tolerance: floa
     assert expected is not None
     error = (actual.detach().double() - expected.detach()).abs().max() / expected.detach().abs().max()
     assert float(error) < tolerance
+
+
+def assert_near_float64(
+    forward: Callable[[Tensor, Tensor], Tensor],
+    input_gradient: Callable[[Tensor, Tensor, tuple[int, int]], Tensor],
+    weight_gradient: Callable[[Tensor, Tensor], Tensor],
+    x: Tensor,
+    outputs: int,
+    *,
+    stride: int = 1,
+    most: float = 0.015,
+) -> None:
+    """Compare a 3x3 convolution and its gradients with float64, with 1 to 3 threads.
+
+    The gradient of the weights has to be the same to the bit each time.
+    """
+    weight = pictures(outputs, x.shape[1], 3, 3, seed=2).float()
+    x64, weight64 = x.double().requires_grad_(), weight.double().requires_grad_()
+    y64 = nn.functional.conv2d(x64, weight64, stride=stride, padding=1)
+    g = pictures(*y64.shape, seed=1)
+    y64.backward(g.double())
+    for threads in (1, 2, 3):
+        with on_threads(threads):
+            y, dx = forward(x, weight), input_gradient(g, weight, (x.shape[2], x.shape[3]))
+            dw = weight_gradient(x, g)
+            assert torch.equal(dw, weight_gradient(x, g)), threads
+        for ours, exact in ((y, y64.detach()), (dx, x64.grad), (dw, weight64.grad)):
+            assert_near(ours, exact, most)
 
 
 def assert_near(ours: Tensor, exact: Tensor | None, most: float = 0.015) -> None:

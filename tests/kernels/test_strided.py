@@ -2,9 +2,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import nn
 
-from kernel_helpers import assert_near, needs_kernels, on_threads, pictures
+from kernel_helpers import assert_near_float64, needs_kernels, pictures
 from thumbnet.kernels.strided import strided, strided_input_gradient, strided_pays, strided_weight_gradient
 
 
@@ -25,19 +24,8 @@ from thumbnet.kernels.strided import strided, strided_input_gradient, strided_pa
 def test_a_strided_convolution_is_close_to_its_reference(
     count: int, inputs: int, outputs: int, height: int, width: int
 ) -> None:
-    x = pictures(count, inputs, height, width)
-    weight = pictures(outputs, inputs, 3, 3, seed=2).float()
-    x64, weight64 = x.double().requires_grad_(), weight.double().requires_grad_()
-    y64 = nn.functional.conv2d(x64, weight64, stride=2, padding=1)
-    g = pictures(*y64.shape, seed=1)
-    y64.backward(g.double())
-    for threads in (1, 2, 3):
-        with on_threads(threads):
-            y, dx = strided(x, weight), strided_input_gradient(g, weight, (height, width))
-            dw = strided_weight_gradient(x, g)
-            assert torch.equal(dw, strided_weight_gradient(x, g)), threads
-        for ours, exact in ((y, y64.detach()), (dx, x64.grad), (dw, weight64.grad)):
-            assert_near(ours, exact, most=0.0065)
+    ours = (strided, strided_input_gradient, strided_weight_gradient)
+    assert_near_float64(*ours, pictures(count, inputs, height, width), outputs, stride=2, most=0.0065)
 
 
 def pays(count: int, inputs: int, outputs: int, side: int) -> bool:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from kernel_helpers import NAN_BITS, assert_near, needs_kernels, on_threads, pictures
+from kernel_helpers import NAN_BITS, assert_near, assert_near_float64, needs_kernels, on_threads, pictures
 from thumbnet.kernels.winograd import (
     winograd,
     winograd_input_gradient,
@@ -32,18 +32,8 @@ pytestmark = [needs_kernels, pytest.mark.usefixtures("no_tiles")]
 def test_winograd_is_close_to_its_reference(
     count: int, inputs: int, outputs: int, height: int, width: int
 ) -> None:
-    x, g = pictures(count, inputs, height, width), pictures(count, outputs, height, width, seed=1)
-    weight = pictures(outputs, inputs, 3, 3, seed=2).float()
-    x64, weight64 = x.double().requires_grad_(), weight.double().requires_grad_()
-    y64 = nn.functional.conv2d(x64, weight64, padding=1)
-    y64.backward(g.double())
-    for threads in (1, 2, 3):
-        with on_threads(threads):
-            y, dx = winograd(x, weight), winograd_input_gradient(g, weight, (height, width))
-            dw = winograd_weight_gradient(x, g)
-            assert torch.equal(dw, winograd_weight_gradient(x, g)), threads
-        for ours, exact in ((y, y64.detach()), (dx, x64.grad), (dw, weight64.grad)):
-            assert_near(ours, exact)
+    ours = (winograd, winograd_input_gradient, winograd_weight_gradient)
+    assert_near_float64(*ours, pictures(count, inputs, height, width), outputs)
 
 
 @pytest.mark.parametrize(

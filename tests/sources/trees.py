@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from thumbnet.errors import DataError
 from thumbnet.recipes.settings import DataSettings
 from thumbnet.sources.index import is_picture_name
 from thumbnet.sources.layout import Layout, decide
+from thumbnet.sources.load import load_data
 from thumbnet.sources.tree import Folder, is_tool_folder, join
 
 
@@ -72,12 +73,20 @@ def meaning(paths: Iterable[str], **settings: str) -> Meaning:
     return Meaning(layout, counts, "\n".join([*layout.notes, *unlabelled]))
 
 
-@contextmanager
-def restored(*files: Path) -> Iterator[None]:
-    """After this block, the files have the content that they had before it."""
-    before = {file: file.read_bytes() for file in files}
+def read_or_refused(folder: Path, lists: Sequence[Path], content: bytes) -> None:
+    """Put bytes into one of a folder's lists after the other: each is read, or refused in printable words.
+
+    Afterwards the lists have the content that they had before.
+    """
+    before = {path: path.read_bytes() for path in lists}
     try:
-        yield
+        for path in lists:
+            path.write_bytes(content)
+            try:
+                said = " ".join(load_data(folder).notes)
+            except DataError as error:
+                said = str(error)
+            assert said.replace("\n", "").isprintable()
     finally:
-        for file, content in before.items():
-            file.write_bytes(content)
+        for path, content_before in before.items():
+            path.write_bytes(content_before)

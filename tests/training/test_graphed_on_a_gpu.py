@@ -85,25 +85,28 @@ def build(name: str, device: torch.device) -> tuple[TrainingState, SimpleNamespa
     return build_state(recipe, prepared, data.class_names, device), SimpleNamespace(train=prepared.train)
 
 
+def watched_steps(log: Log, monkeypatch: pytest.MonkeyPatch) -> list[list[Copy | Wait]]:
+    """From now on, the copies and the waits within each step."""
+    step, seen = GraphedSteps._step, list[list[Copy | Wait]]()
+
+    def watched(self: GraphedSteps, size: tuple[int, int], count: int) -> None:
+        copies, waits = len(log.copies), len(log.waits)
+        step(self, size, count)
+        seen.append([*log.copies[copies:], *log.waits[waits:]])
+
+    monkeypatch.setattr(GraphedSteps, "_step", watched)
+    return seen
+
+
 @every_recipe
 def test_a_step_copies_nothing_and_waits_for_nothing_and_an_epoch_sends_one_copy_and_waits_at_its_end(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(fit_module, "LOOK_EVERY", 2)
-    within: list[Copy | Wait] = []  # a step
-    counted = 0
     sent: list[list[Copy]] = []
     waits: list[int] = []
     with gpu_with_graphs(monkeypatch) as log:
         state, prepared = build(name, CUDA)
-        step = GraphedSteps._step
-
-        def watched(self: GraphedSteps, size: tuple[int, int], count: int) -> None:
-            nonlocal counted
-            copies, waited = len(log.copies), len(log.waits)
-            step(self, size, count)
-            within.extend([*log.copies[copies:], *log.waits[waited:]])
-            counted += 1
 
         def at_step(step: StepResult) -> None:
             if step.step_in_epoch == 1:
@@ -111,14 +114,14 @@ def test_a_step_copies_nothing_and_waits_for_nothing_and_an_epoch_sends_one_copy
             if step.step_in_epoch == step.steps_per_epoch - 1:
                 waits.append(len(log.waits))
 
-        monkeypatch.setattr(GraphedSteps, "_step", watched)
+        steps = watched_steps(log, monkeypatch)
         results = fit(state, prepared.train, on_step=at_step)
         next(results)  # also prepares
         log.clear()
         for _ in results:
             log.clear()
-    assert counted == state.step > 5
-    assert within == []
+    assert len(steps) == state.step > 5
+    assert not any(steps)
     assert [len(copies) for copies in sent[1:]] == [1, 1]
     assert not any(copy.blocking for copies in sent[1:] for copy in copies)
     assert waits[1:] == [0, 0]
@@ -170,22 +173,11 @@ def test_a_gpu_that_cannot_record_trains_with_the_ordinary_loop(monkeypatch: pyt
 def test_neither_changed_pictures_nor_several_labels_make_a_step_copy_or_wait(
     data: Data, settings: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    seen: list[Copy | Wait] = []
-    counted = 0
     with gpu_with_graphs(monkeypatch) as log:
         recipe = load_recipe("fast", [*SMALL, *settings])
         prepared = prepare(data, recipe, CUDA)
         state = build_state(recipe, prepared, data.class_names, CUDA)
-        step = GraphedSteps._step
-
-        def watched(self: GraphedSteps, size: tuple[int, int], count: int) -> None:
-            nonlocal counted
-            copies, waits = len(log.copies), len(log.waits)
-            step(self, size, count)
-            seen.extend([*log.copies[copies:], *log.waits[waits:]])
-            counted += 1
-
-        monkeypatch.setattr(GraphedSteps, "_step", watched)
+        steps = watched_steps(log, monkeypatch)
         list(fit(state, prepared.train))
-    assert counted == state.step > 5
-    assert seen == []
+    assert len(steps) == state.step > 5
+    assert not any(steps)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from thumbnet.data.spelling import nfc
+from thumbnet.data.spelling import places_in
 from thumbnet.data.splits import Split
 from thumbnet.errors import DataError
 from thumbnet.evaluation import log_softmax
@@ -40,7 +40,7 @@ def check_fits(split: Split, class_names: Sequence[str], info: WeightsInfo) -> N
     Raises:
         DataError: that is not so.
     """
-    places = class_places(class_names, info)
+    places = places_in(info.class_names, class_names)
     unknown = [name for name, place in zip(class_names, places, strict=True) if place is None]
     if unknown:
         known = f"{', '.join(info.class_names[:10])}{', ...' if len(info.class_names) > 10 else ''}"
@@ -68,7 +68,7 @@ def targets_for(split: Split, class_names: Sequence[str], info: WeightsInfo) -> 
         class_names: the names of the split's classes, all of which the network knows.
         info: the network's description.
     """
-    position = np.array(class_places(class_names, info), dtype=np.int64)
+    position = np.array(places_in(info.class_names, class_names), dtype=np.int64)
     if not info.multilabel:
         classes: np.ndarray = position[split.labels]
         return classes
@@ -76,10 +76,3 @@ def targets_for(split: Split, class_names: Sequence[str], info: WeightsInfo) -> 
     for label, place in enumerate(position.tolist()):
         targets[:, place] |= split.targets[:, label]  # two labels of the data may be one of the network's
     return targets
-
-
-def class_places(class_names: Sequence[str], info: WeightsInfo) -> list[int | None]:
-    """The network's class for each name, in either Unicode form; None for a name that it does not know."""
-    exact = {name: place for place, name in enumerate(info.class_names)}
-    alike = {nfc(name): place for name, place in exact.items()}
-    return [exact.get(name, alike.get(nfc(name))) for name in class_names]

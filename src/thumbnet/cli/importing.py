@@ -62,9 +62,10 @@ def note_mirrored_views(options: argparse.Namespace) -> None:
     if tta in (None, "none"):
         return
     from thumbnet.cli.console import note
-    from thumbnet.recipes.recipe import shows_mirrored
     from thumbnet.runs.provenance import recipe_of, run_folder
 
     with suppress(RecipeError):  # predicting needs no recipe
         if run_folder(options.run) and recipe_of(options.run).augment.flip == "none":
+            from thumbnet.training.mirror_names import shows_mirrored
+
             note("thumbnet: " + shows_mirrored(f"--tta {tta}"))

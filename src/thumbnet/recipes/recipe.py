@@ -181,18 +181,6 @@ def training_code(recipe: Recipe) -> tuple[str, ...]:
     return tuple(word for code in dict.fromkeys(codes) for word in ("--model-code", code))
 
 
-def shows_mirrored(setting: str) -> str:
-    """The warning about a test-time augmentation of a network that is trained with ``augment.flip = none``.
-
-    Args:
-        setting: how the user set the augmentation, such as ``--tta mirror``.
-    """
-    return (
-        f"warning: {setting} shows mirrored pictures to a network that is trained without them "
-        "(augment.flip = none)"
-    )
-
-
 def has_effect(key: str) -> bool:
     """Whether a setting may change the result of a training.
 

@@ -36,13 +36,13 @@ from thumbnet.batches.decoding import decode_split, find_unreadable
 from thumbnet.batches.engines import CPU, fits_in_memory
 from thumbnet.batches.leaks import are_among, training_digests
 from thumbnet.batches.prepare import Prepared, prepare
-from thumbnet.classifiers.labels import class_places
 from thumbnet.classifiers.logits import collect_logits
 from thumbnet.classifiers.temperature import calibrated, fit_temperature
 from thumbnet.classifiers.torch_classifier import Predictor
 from thumbnet.data.folds import fold_numbers, joined
 from thumbnet.data.rendering import Preprocessing
 from thumbnet.data.repeats import number_pictures, picture_digests
+from thumbnet.data.spelling import places_in
 from thumbnet.data.splits import ArraySplit, Data, Split
 from thumbnet.errors import FallbackWarning, RunError, ThumbnetError, memory_guard
 from thumbnet.evaluation import log_softmax
@@ -283,7 +283,7 @@ class _Scorer:
         logits = self._logits(own.model, rows, own.dtype, info.tta)
         answers = _probabilities(calibrated(logits, info.temperature))
         found = np.zeros((len(rows), len(self.data.class_names)), dtype=np.float32)
-        for column, place in enumerate(class_places(self.data.class_names, info)):
+        for column, place in enumerate(places_in(info.class_names, self.data.class_names)):
             if place is not None:  # a correction may have added a class
                 found[:, column] = answers[:, place]
         return found

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from thumbnet.data.multilabel import MultiLabelSplit, as_matrix
-from thumbnet.data.spelling import nfc
+from thumbnet.data.spelling import places_in
 from thumbnet.data.splits import Data, Split
 from thumbnet.errors import DataError, printable
 from thumbnet.sources.arrays import Arrays, array_splits, as_array
@@ -137,11 +137,9 @@ def _numbered(
         names = tuple(order)
     else:
         names = tuple(map(str, class_names))
-        known = {str(number): number for number in range(len(names))}
-        known |= {nfc(name): number for number, name in enumerate(names)}
-        known |= {name: number for number, name in enumerate(names)}
-        spelt = {label: label if label in known else nfc(label) for label in used}
-        position = {label: known[name] for label, name in spelt.items() if name in known}
+        position = {str(number): number for number in range(len(names))}
+        found = zip(used, places_in(names, used), strict=True)
+        position |= {label: place for label, place in found if place is not None}
     unknown = sorted(used - position.keys())
     if unknown:
         shown = ", ".join(map(printable, unknown[:10]))

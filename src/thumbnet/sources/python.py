@@ -21,7 +21,7 @@ from PIL import Image
 
 from thumbnet.data.multilabel import MultiLabelSplit
 from thumbnet.data.reading import is_file
-from thumbnet.data.spelling import nfc
+from thumbnet.data.spelling import places_in
 from thumbnet.data.splits import ArraySplit, Data, FileSplit, Split
 from thumbnet.errors import DataError, printable, some_of
 from thumbnet.recipes.settings import AUTO
@@ -193,14 +193,11 @@ def _numbered(
     names, numbers = class_labels(labels, stated, IN_MEMORY)
     if network is None:
         return names, numbers
-    spelt = {nfc(name): name for name in network} | {name: name for name in network}
-    names = tuple(spelt.get(name, spelt.get(nfc(name), name)) for name in names)  # as the network spells them
-    if not set(names) <= set(network) and stated is None:
-        return class_labels(labels, network, IN_MEMORY)
-    if set(names) <= set(network):  # keep all of the network's classes, even if the data has just one
-        position = np.array([list(network).index(name) for name in names], dtype=np.int64)
+    places = places_in(network, names)
+    if None not in places:  # keep all of the network's classes, even if the data has just one
+        position = np.array(places, dtype=np.int64)
         return tuple(network), {split: position[part] for split, part in numbers.items()}
-    return names, numbers
+    return class_labels(labels, network, IN_MEMORY) if stated is None else (names, numbers)
 
 
 # --- what was given ---------------------------------------------------------------------------------------

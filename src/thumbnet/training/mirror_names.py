@@ -12,7 +12,7 @@ import numpy as np
 
 from thumbnet.data.splits import Data
 from thumbnet.errors import UnreadableImageError, printable
-from thumbnet.recipes.recipe import Recipe, shows_mirrored
+from thumbnet.recipes.recipe import Recipe
 from thumbnet.recipes.tables import by_key
 
 _NUMBERS = [
@@ -125,6 +125,18 @@ def without_mirroring(
         else:
             notes.append(shows_mirrored(f"evaluation.tta = {recipe.evaluation.tta}"))
     return recipe, [*notes, *_turned_classes(recipe, class_names, source, are_digits)]
+
+
+def shows_mirrored(setting: str) -> str:
+    """The warning about a test-time augmentation of a network that is trained with ``augment.flip = none``.
+
+    Args:
+        setting: how the user set the augmentation, such as ``--tta mirror``.
+    """
+    return (
+        f"warning: {setting} shows mirrored pictures to a network that is trained without them "
+        "(augment.flip = none)"
+    )
 
 
 def _turned_classes(

@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from thumbnet.classifiers.labels import class_places
+from thumbnet.data.spelling import places_in
 from thumbnet.errors import RunError, printable, some_of
 from thumbnet.files import user_path
 from thumbnet.models.registry import is_of_head, same_network
@@ -203,7 +203,7 @@ def begin_from(
     state = model.state_dict()
     _check_shapes(model, state, weights, source, settings.name)
     _check_finite(model, {name: name for name in state}, file, settings.name, source)
-    places = class_places(class_names, info) if info.multilabel == multilabel else []
+    places = places_in(info.class_names, class_names) if info.multilabel == multilabel else []
     rows = [(new, old) for new, old in enumerate(places) if old is not None]
     for name, tensor in state.items():
         if is_of_head(model, name):
