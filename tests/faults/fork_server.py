@@ -171,6 +171,13 @@ class Outcome:
     seconds: float
 
 
+def rank_variables(rank: int, ranks: int, port: int) -> dict[str, str]:
+    """What torchrun tells process ``rank`` of ``ranks`` on this machine, which meet at ``port``."""
+    one, all_of_them = str(rank), str(ranks)
+    where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    return {"RANK": one, "LOCAL_RANK": one, "WORLD_SIZE": all_of_them, **where}
+
+
 def build_shim(folder: Path) -> Path:
     """Compile shim.c into ``folder``."""
     target = folder / "shim.so"

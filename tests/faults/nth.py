@@ -31,7 +31,7 @@ from typing import Any
 
 import torch
 
-from faults.fork_server import OPERATIONS, Fault, ForkServer, Job, Outcome
+from faults.fork_server import OPERATIONS, Fault, ForkServer, Job, Outcome, rank_variables
 
 # How calls fail: kinds of faults and their errors. A full disk is also tried as one that stays full. Killing before a
 # call leaves what killing after the former change left, so calls that change nothing are not killed after it.
@@ -137,13 +137,13 @@ class Bench:
         """Run a command in ``ranks`` processes, of which ``failing`` meets the faults."""
         if ranks == 1:
             return [self.server.run(replace(job, faults=faults), limit=_LIMIT)]
-        several = {"WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(next(_PORTS))}
+        port = next(_PORTS)
         running = [
             self.server.start(
                 replace(
                     job,
                     faults=faults if rank == failing else (),
-                    environment={**job.environment, **several, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+                    environment={**job.environment, **rank_variables(rank, ranks, port)},
                 )
             )
             for rank in range(ranks)

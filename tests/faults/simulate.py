@@ -44,7 +44,7 @@ import numpy as np
 from PIL import Image
 
 from faults.disk_model import Disk
-from faults.fork_server import Fault, ForkServer, Job, Outcome, build_shim
+from faults.fork_server import Fault, ForkServer, Job, Outcome, build_shim, rank_variables
 from helpers import coloured, coloured_labels, write_label_table
 
 RECIPES = 150  # different ones; each is trained once undisturbed and then kept
@@ -356,13 +356,7 @@ class Simulation:
         """A command as rank ``rank``."""
         environment: dict[str, str | None] = {"THUMBNET_CACHE": str(self.folder / "disk" / "cache")}
         if port:
-            environment |= {
-                "RANK": str(rank),
-                "LOCAL_RANK": str(rank),
-                "WORLD_SIZE": str(self.recipe.ranks),
-                "MASTER_ADDR": "127.0.0.1",
-                "MASTER_PORT": str(port),
-            }
+            environment |= rank_variables(rank, self.recipe.ranks, port)
         values = {
             "rank": rank,
             "clock": attempt.clock,

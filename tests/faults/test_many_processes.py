@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 import torch
 
-from faults.fork_server import ForkServer, Job, why_not
+from faults.fork_server import ForkServer, Job, rank_variables, why_not
 from helpers import TINY, write_class_folders
 from kernel_helpers import needs_kernels
 from thumbnet.runs.folder import Run
@@ -92,13 +92,10 @@ def in_forks(
 ) -> Ended:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    several = {"WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        port: int = free.getsockname()[1]
     running = []
     for rank in range(processes):
-        own: dict[str, str] = (
-            {} if processes == 1 else {**several, "RANK": str(rank), "LOCAL_RANK": str(rank)}
-        )
+        own = {} if processes == 1 else rank_variables(rank, processes, port)
         running.append(forks.start(Job(words, environment=variables | own, program=f"{program}:main")))
     outcomes = [one.wait(LIMIT) for one in running]
     errors = "".join(one.errors for one in outcomes)
