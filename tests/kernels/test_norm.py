@@ -22,8 +22,16 @@ CASES = [
 
 
 @needs_kernels
-@pytest.mark.parametrize("shape", [(6, 64, 9, 7), (3, 32, 8, 8), (2, 96, 2, 3)], ids=str)
-@pytest.mark.parametrize(("act", "pool", "adds"), CASES)
+@pytest.mark.parametrize(
+    ("shape", "act", "pool", "adds"),
+    [
+        (shape, act, pool, adds)
+        for shape in [(6, 64, 9, 7), (3, 32, 8, 8), (2, 96, 2, 3), (3, 16, 6, 5), (3, 8, 4, 6)]
+        for act, pool, adds in CASES
+        if shape[1] % 32 == 0 or pool == 1
+    ],
+    ids=str,
+)
 def test_a_fused_normalisation_equals_its_reference(
     act: Activation, pool: int, adds: bool, shape: tuple[int, int, int, int]
 ) -> None:
@@ -80,6 +88,31 @@ def test_the_gradient_that_is_given_stays_as_it_is(act: Activation, adds: bool) 
     for one, again, copied in zip(first, second, kept, strict=True):
         assert torch.equal(one, copied)
         assert torch.equal(again, copied)
+
+
+@needs_kernels
+@pytest.mark.parametrize(
+    ("shape", "pool", "runs"),
+    [
+        ((3, 16, 6, 5), 1, True),
+        ((3, 8, 2, 2), 1, True),
+        ((3, 16, 5, 5), 1, False),  # 25 positions are no whole number of pairs
+        ((3, 16, 6, 6), 2, False),  # a line would be of two windows
+        ((3, 48, 4, 4), 1, False),
+    ],
+    ids=str,
+)
+def test_fewer_channels_than_a_line_share_it(
+    shape: tuple[int, int, int, int], pool: int, runs: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    called, run = [], norm_kernels.call
+    monkeypatch.setattr(norm_kernels, "call", lambda name, *rest: (called.append(name), run(name, *rest)))
+    x = pictures(*shape).requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16):
+        y = norm_act(x, nn.BatchNorm2d(shape[1]), "relu", pool=pool)
+    y.float().sum().backward()
+    kernels = ["pool_and_sum", "scale_and_activate", "backward_sums", "backward"]
+    assert called == (kernels if runs else [])
 
 
 @needs_kernels

@@ -17,7 +17,7 @@ from thumbnet.kernels.winograd import WinogradConv
 
 Activation = Literal["none", "relu", "silu"]
 _ACTIVATIONS: dict[str, int] = {"none": 0, "relu": 1, "silu": 2}  # as in norm.c
-_CHANNELS = 32  # the kernels work on this many channels at a time
+_LINE = 32  # the kernels work on this many channels at a time
 
 
 def conv_norm_act(
@@ -97,8 +97,10 @@ class _NormAct(torch.autograd.Function):
         else:
             pooled = empty(count, channels, height // pool, width // pool)
             which = torch.empty(pooled.numel(), dtype=torch.uint8)
-        sums = torch.empty(2, channels, dtype=torch.float64)
-        call("pool_and_sum", x, pooled, which, sums, count, height, width, channels, pool)
+        shape = _in_lines(x.shape)
+        sums = torch.empty(2, shape[-1], dtype=torch.float64)
+        call("pool_and_sum", x, pooled, which, sums, *shape, pool)
+        sums = _of_channels(sums, channels)
         positions = pooled.numel() // channels
         if isinstance(norm, SyncBatchNorm2d):
             totals = torch.cat([sums.flatten(), sums.new_tensor([positions])])
@@ -119,12 +121,13 @@ class _NormAct(torch.autograd.Function):
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         pooled, which, y, scale, shift, mean, variance = ctx.saved_tensors
         dy = dy.bfloat16().contiguous(memory_format=torch.channels_last)
-        count, channels, height, width = ctx.shape
-        here = pooled.numel() // channels
         dz = dy if ctx.act == "none" else empty(*pooled.shape)
-        sums = torch.empty(2, channels, dtype=torch.float64)
-        positions = (count, here // count, channels)
-        call("backward_sums", dy, pooled, y, dz, scale, shift, sums, *positions, _ACTIVATIONS[ctx.act])
+        count, height, width, lanes = _in_lines(pooled.shape)
+        sums = torch.empty(2, lanes, dtype=torch.float64)
+        factors = _for_lanes(scale, lanes), _for_lanes(shift, lanes)
+        positions = (count, height * width, lanes)
+        call("backward_sums", dy, pooled, y, dz, *factors, sums, *positions, _ACTIVATIONS[ctx.act])
+        sums = _of_channels(sums, len(scale))
         # Let u = (pooled - mean) / deviation, so that weight * u + bias is the activation's argument. Then
         # dx = scale * (dz - mean(dz) - u * mean(dz * u)) = scale * dz + slope * pooled + base.
         inverse = (variance + ctx.eps).rsqrt()
@@ -136,17 +139,18 @@ class _NormAct(torch.autograd.Function):
         # Without pooling, dz can become dx in its place: the memory need not be fetched anew.
         own_dz = ctx.act != "none" and not ctx.adds
         dx = dz if ctx.pool == 1 and own_dz else empty(*ctx.shape)
-        slope, base = slope.float(), base.float()
-        shape = (count, height, width, channels)
-        call("backward", dz, pooled, which, dx, scale, slope, base, *shape, ctx.pool)
+        terms = (_for_lanes(one.float(), lanes) for one in (scale, slope, base))
+        call("backward", dz, pooled, which, dx, *terms, *_in_lines(ctx.shape), ctx.pool)
         return dx, dweight.float(), dbias, dz if ctx.adds else None, None, None, None
 
 
 def _fits(x: Tensor, norm: nn.BatchNorm2d, act: Activation, pool: int, add: Tensor | None) -> bool:
     """Whether the kernels can run. If shapes do not match, PyTorch must report that."""
-    if not applies(x) or x.shape[1] % _CHANNELS or x.shape[1] != norm.num_features:
+    if not applies(x) or x.shape[1] != norm.num_features:
         return False
     count, channels, height, width = x.shape
+    if channels % _LINE and (pool > 1 or _LINE % channels or channels * height * width % _LINE):
+        return False
     result = (count, channels, height // pool, width // pool)
     # A single value has no variance, except together with those of the other processes. The kernels exchange
     # sums of another type than PyTorch, so a process with a single value runs them like all others.
@@ -168,6 +172,29 @@ def _scale_and_activate(
 ) -> Tensor:
     count, channels, height, width = x.shape
     y = empty(count, channels, height // pool, width // pool)
-    shape = (count, height, width, channels)
-    call("scale_and_activate", x, add, y, scale, shift, *shape, pool, _ACTIVATIONS[act])
+    shape = _in_lines(x.shape)
+    factors = _for_lanes(scale, shape[-1]), _for_lanes(shift, shape[-1])
+    call("scale_and_activate", x, add, y, *factors, *shape, pool, _ACTIVATIONS[act])
     return y
+
+
+def _in_lines(shape: torch.Size) -> tuple[int, int, int, int]:
+    """[B, C, H, W] as the kernels see it: B, height, width, and lanes that are a multiple of 32.
+
+    With fewer channels than a line has, 16 for example, each line is of several neighbouring positions. A
+    channel then has several lanes.
+    """
+    count, channels, height, width = shape
+    if channels % _LINE == 0:
+        return count, height, width, channels
+    return count, 1, channels * height * width // _LINE, _LINE
+
+
+def _for_lanes(of_channels: Tensor, lanes: int) -> Tensor:
+    """[C] → [lanes]."""
+    return of_channels.repeat(lanes // len(of_channels))
+
+
+def _of_channels(of_lanes: Tensor, channels: int) -> Tensor:
+    """The sums over the lanes of each channel, [K, lanes] → [K, C]."""
+    return of_lanes.view(len(of_lanes), -1, channels).sum(1)
