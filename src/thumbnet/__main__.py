@@ -16,10 +16,12 @@ def main() -> int:
         if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
             signal.signal(signal.SIGINT, _interrupt)
         from thumbnet import cli
+        from thumbnet.cli.importing import share_cores
         from thumbnet.cli.streams import open_standard_files
         from thumbnet.invocation import processes
 
         open_standard_files()
+        share_cores()
         status = cli.main()
     except BaseException as error:
         if not _is_of_interrupt(error):

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import argparse
 import gc
+import os
 import shutil
 import subprocess
 import sys
@@ -12,7 +13,7 @@ import pytest
 
 from helpers import coloured, write_class_folders, write_picture
 from thumbnet import hardware
-from thumbnet.cli.importing import importing, load_network
+from thumbnet.cli.importing import importing, load_network, share_cores
 from thumbnet.runs.folder import Run
 from thumbnet.runs.provenance import recipe_of
 
@@ -163,3 +164,36 @@ def test_mirrored_views_of_a_network_that_was_trained_without_them_are_warned_ab
     assert said(Path(shutil.copy(run / "model.safetensors", tmp_path)), "mirror") == ""  # no recipe tells
     recipe.write_text("damaged")
     assert said(run, "mirror") == ""
+
+
+@pytest.mark.parametrize(
+    ("chosen", "spins"),
+    [({}, "15000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "active"}, None)],
+    ids=str,
+)
+def test_threads_wait_as_the_user_chooses(
+    chosen: dict[str, str], spins: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):
+        monkeypatch.setenv(name, chosen.get(name, ""))
+        if name not in chosen:
+            monkeypatch.delenv(name)
+    share_cores()
+    assert os.environ.get("GOMP_SPINCOUNT") == spins
+
+
+def test_the_command_says_how_threads_wait_before_torch_is_imported() -> None:
+    """OpenMP reads it when PyTorch loads it."""
+    code = (
+        "import os, sys\n"
+        "from thumbnet import __main__, cli\n"
+        "cli.main = lambda: print(os.environ['GOMP_SPINCOUNT'], 'torch' in sys.modules) or 0\n"
+        "sys.exit(__main__.main())"
+    )
+    environment = {
+        key: value for key, value in os.environ.items() if key not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "15000 False\n"

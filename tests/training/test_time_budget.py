@@ -98,6 +98,8 @@ def simulate(
         (lambda now: 3.0 if now < 150 else 1.0, True),
         (lambda now: 0.9 + 0.2 * (int(now) % 2), False),
         (lambda now: 30.0 if now == 105 else 1.0, False),
+        (lambda now: 100.0 if 105.1 < now < 111 else 1.0, True),
+        (lambda now: 8.0 if int(now) % 11 == 0 else 1.2, True),
     ],
     ids=[
         "as measured",
@@ -107,6 +109,8 @@ def simulate(
         "faster later",
         "noisy",
         "slow first step",
+        "held up at first",
+        "held up now and then",
     ],
 )
 def test_the_training_ends_in_time_and_at_the_end_of_its_schedule(

@@ -16,7 +16,7 @@ import math
 import time
 from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -49,6 +49,9 @@ VIEWS = {"none": 1.0, "mirror": 2.0, "mirror-shift": 6.0, "adaptive": 1.0 + 5 * 
 WATCHING = 0.1  # the most that evaluations on the way take, as a share of the time of the steps
 AT_THE_END = 1.0  # seconds for writing, comparing and the rest after the last evaluation
 CHECK_SECONDS = 1.0  # between two looks at the clock
+MEMORY = 0.1  # of the budget, at least SHORTEST_MEMORY seconds: after it, a look counts for e times less
+SHORTEST_MEMORY = 10.0
+TRUST = 0.3  # of the memory: the seconds for which the measured speed counts at the start
 TOLERANCE = 0.015  # of the budget: how far the end may move before the plan changes
 NOTED = 0.1  # relative change in the number of steps from which the user is told
 SELDOM = 0.04  # of the budget: the least time between two changes of the plan
@@ -233,7 +236,7 @@ class TimeBudget:
     _costs: Costs | None = None
     _expected: float = 0.0  # seconds for the steps since the last look, at the measured speed
     _since: float | None = None  # when the clock was last read; None before the first step
-    _pace: list[tuple[float, float]] = field(default_factory=list)  # (expected, taken) of recent looks
+    _recent: tuple[float, float] = (0.0, 0.0)  # seconds expected and taken, those of late looks counting most
     _changed: float = 0.0  # when the plan was last changed
     _told: int = 0  # the number of steps that the user was last told; 0 for the first plan
     _after_head: bool = False  # whether the next change of the plan is the first one after the head's part
@@ -335,10 +338,17 @@ class TimeBudget:
         now_epochs, then = (steps / state.steps_per_epoch for steps in (new_total, told))
         return f"{why}: {now_epochs:.1f} epochs instead of {then:.1f}, to end in time"
 
-    def _recent_pace(self) -> float:
-        """Seconds taken per second expected."""
-        expected, taken = (sum(column) for column in zip(*self._pace, strict=True))
-        return taken / expected
+    def _pace(self, expected: float, taken: float) -> float:
+        """Seconds taken per second expected, of late, after a look at the clock that found these.
+
+        Beside another program, single steps may take ten times as long as expected. If a plan became as short
+        as the first of them suggests, it would be over before the next look.
+        """
+        memory = max(MEMORY * 60 * self.minutes, SHORTEST_MEMORY)
+        before = self._recent if self._recent[1] else (TRUST * memory, TRUST * memory)
+        kept = math.exp(-taken / memory)
+        self._recent = (kept * before[0] + expected, kept * before[1] + taken)
+        return self._recent[1] / self._recent[0]
 
     def _new_total(self, state: TrainingState) -> int | None:
         """The number of steps with which the training ends in time, after a step; None for no change.
@@ -351,15 +361,11 @@ class TimeBudget:
         assert self._since is not None
         state.hits.item()  # waits for the device
         now = self.clock()
-        self._pace.append((self._expected, now - self._since))
-        # The pace of the last tenth of the budget, or of the last ten seconds, counts.
-        while len(self._pace) > 1 and sum(taken for _, taken in self._pace[1:]) > max(10.0, 6 * self.minutes):
-            self._pace.pop(0)
+        pace = self._pace(self._expected, now - self._since)
         self._expected, self._since = 0.0, now
         done = done_at(state.recipe.schedule, state.step, state.total_steps)
         if done > LAST_CHANGE or now - self._changed < SELDOM * 60 * self.minutes:
             return None
-        pace = self._recent_pace()
         watching = found.per_epoch / state.steps_per_epoch
         step = found.mean_step(done) + watching
         # The evaluation that these steps of the epoch have a share in is still to come.
