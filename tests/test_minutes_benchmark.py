@@ -6,8 +6,10 @@ import json
 import re
 import sys
 from argparse import Namespace
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 
@@ -33,7 +35,7 @@ def test_a_training_is_the_whole_command_with_an_empty_cache(
     cache = tmp_path / "cache"
     monkeypatch.setenv("THUMBNET_CACHE", str(cache))
     folder = write_class_folders(tmp_path / "data", ["train", "test"], per_class=9, side=20)
-    found = benchmark.trained(str(folder), 0.03, 0, "cpu")
+    found = benchmark.trained(str(folder), 0.03, 0, "cpu", "nothing")
     assert 0 <= found["accuracy"] <= 1
     assert 0 < found["seconds_training"] < found["seconds"] < 60
     assert found["epochs"] >= 1
@@ -44,8 +46,8 @@ def test_a_training_is_the_whole_command_with_an_empty_cache(
 def test_every_time_is_measured_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def trained(source: str, minutes: float, seed: int, device: str) -> dict[str, float]:
-        seconds = 60 * minutes + 3 * seed - 2
+    def trained(source: str, minutes: float, seed: int, device: str, beside: str) -> dict[str, float]:
+        seconds = 60 * minutes + 3 * seed - 2 + 10 * (beside == "stays")
         return {
             "accuracy": 0.7 + 0.1 * seed,
             "seconds": seconds,
@@ -54,12 +56,58 @@ def test_every_time_is_measured_once(
             "product_tflops": 2.0,
         }
 
-    words = ["photos/", "pictures/", "--minutes", "0.5", "2", "--seeds", "2"]
+    words = ["photos/", "pictures/", "--minutes", "0.5", "2", "--seeds", "2", "--beside", "nothing", "stays"]
     file = tmp_path / "found.json"
-    assert interrupt_and_continue(benchmark, "trained", trained, words, file, monkeypatch) == 8
+    assert interrupt_and_continue(benchmark, "trained", trained, words, file, monkeypatch) == 16
     table = " ".join(capsys.readouterr().out.split())
     assert "photos 0.5 75.00 ± 7.07 29.5 (28.0 to 31.0) 98 % +1.0 2 0.5 2.00" in table
     assert "pictures 2 75.00 ± 7.07 119.5 (118.0 to 121.0) 100 % +1.0" in table
+    assert "n = 2, another training: stays" in table
+    assert "pictures 2 75.00 ± 7.07 129.5 (128.0 to 131.0) 108 % +11.0" in table
+
+
+@pytest.mark.parametrize(
+    ("moment", "acts"),
+    [
+        ("nothing", ["in", "stop"]),
+        ("begins", ["in", "start", "stop"]),
+        ("ends", ["start", "in", "stop", "stop"]),
+        ("stays", ["start", "in", "stop"]),
+    ],
+)
+def test_another_training_runs_when_it_should(
+    moment: str, acts: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done = []
+
+    class Timer:
+        """One whose time passes within the block."""
+
+        def __init__(self, seconds: float, act: Callable[[], None]) -> None:
+            assert seconds == pytest.approx(0.4 * 120)
+            self.start, self.cancel = lambda: due.append(act), due.clear
+
+    due: list[Callable[[], None]] = []
+    monkeypatch.setattr("threading.Timer", Timer)
+    monkeypatch.setattr("time.sleep", lambda _: None)
+    another = mock.Mock(start=lambda: done.append("start"), stop=lambda: done.append("stop"))
+    with benchmark.other_work(moment, another, 2.0):
+        done.append("in")
+        for act in due:
+            act()
+    assert done == acts
+
+
+def test_another_training_ends_with_its_folder(tmp_path: Path) -> None:
+    another = benchmark.Another(str(tmp_path / "no such data"), "cpu", tmp_path)
+    another.stop()
+    another.start()
+    assert another._process is None, "it was over before it began"
+    another = benchmark.Another(str(tmp_path / "no such data"), "cpu", tmp_path)
+    another.start()
+    another.stop()
+    assert another._process is not None
+    assert another._process.returncode is not None
 
 
 def recorded(folder: str, commit: str) -> dict[str, Any]:
