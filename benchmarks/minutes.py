@@ -2,10 +2,10 @@
 
     python benchmarks/minutes.py cifar10-jpeg.tar.xz --minutes 0.5 1 2 5 10 --seeds 3
     python benchmarks/minutes.py pictures/ --minutes 1
-    python benchmarks/minutes.py cifar10-jpeg.tar.xz --minutes 2 --beside begins ends stays
+    python benchmarks/minutes.py cifar10-jpeg.tar.xz --minutes 2 --other-training begins ends stays
 
 Each training is the command ``thumbnet train DATA --minutes M``, with an empty cache. The clock starts with
-the process, so everything counts. A matrix product is timed right after it. With ``--beside``, another
+the process, so everything counts. A matrix product is timed right after it. With ``--other-training``, a
 training of ``fast`` runs on the same computer: from two fifths of the time on (``begins``), until then
 (``ends``), or all the time (``stays``).
 
@@ -91,12 +91,12 @@ def other_work(moment: str, another: Another, minutes: float) -> Iterator[None]:
         another.stop()
 
 
-def trained(source: str, minutes: float, seed: int, device: str, beside: str) -> dict[str, Any]:
+def trained(source: str, minutes: float, seed: int, device: str, other: str) -> dict[str, Any]:
     """What the command reaches, and the seconds that it takes."""
     with tempfile.TemporaryDirectory() as folder:
         another = Another(source, device, Path(folder))
         words = ["--minutes", f"{minutes:g}", "--seed", str(seed), "--device", device]
-        with other_work(beside, another, minutes):
+        with other_work(other, another, minutes):
             run, seconds = timed_training(source, words, Path(folder) / "run", empty_caches(Path(folder)))
         summary, width = run.summary, run.recipe.model.width
     kept = ("accuracy", "accuracy_plain", "epochs", "seconds_training")
@@ -105,13 +105,13 @@ def trained(source: str, minutes: float, seed: int, device: str, beside: str) ->
 
 
 def rows(
-    found: dict[str, dict[str, Any]], sources: Sequence[str], options: argparse.Namespace, beside: str = ALONE
+    found: dict[str, dict[str, Any]], sources: Sequence[str], options: argparse.Namespace, other: str = ALONE
 ) -> list[list[str]]:
     """For each data set and time: accuracy in percent, seconds, epochs and widths."""
     table_rows = []
     for source in sources:
         for minutes in options.minutes:
-            of = [found[name_of(source, minutes, seed, beside)] for seed in range(options.seeds)]
+            of = [found[name_of(source, minutes, seed, other)] for seed in range(options.seeds)]
             seconds = [one["seconds"] for one in of]
             table_rows.append(
                 [
@@ -129,10 +129,10 @@ def rows(
     return table_rows
 
 
-def name_of(source: str, minutes: float, seed: int, beside: str = ALONE) -> str:
+def name_of(source: str, minutes: float, seed: int, other: str = ALONE) -> str:
     """The name of a training among the results."""
-    other = "" if beside == ALONE else f", another training {beside}"
-    return f"{Path(source).name}, {minutes:g} minute(s), seed {seed}{other}"
+    more = "" if other == ALONE else f", another training {other}"
+    return f"{Path(source).name}, {minutes:g} minute(s), seed {seed}{more}"
 
 
 def arguments() -> argparse.ArgumentParser:
@@ -146,7 +146,7 @@ def arguments() -> argparse.ArgumentParser:
     )
     made.add_argument("--seeds", type=int, default=3, help="number of seeds (default: %(default)s)")
     made.add_argument(
-        "--beside", nargs="+", choices=[ALONE, "begins", "ends", "stays"], default=[ALONE],
+        "--other-training", nargs="+", choices=[ALONE, "begins", "ends", "stays"], default=[ALONE],
         help="what another training does meanwhile (default: %(default)s)",
     )  # fmt: skip
     made.add_argument("--device", default="auto", help="as in thumbnet train (default: %(default)s)")
@@ -161,15 +161,15 @@ def main() -> None:
     for seed in range(options.seeds):
         for source in options.sources:
             for minutes in options.minutes:
-                for beside in options.beside:
+                for other in options.other_training:
                     results.once(
-                        name_of(source, minutes, seed, beside),
-                        lambda: trained(source, minutes, seed, options.device, beside),  # noqa: B023
+                        name_of(source, minutes, seed, other),
+                        lambda: trained(source, minutes, seed, options.device, other),  # noqa: B023
                     )
     head = ["data", "minutes", "accuracy, %", "seconds", "of the time", "most over, s", "epochs", "width"]
-    for beside in options.beside:
-        say(f"thumbnet train --minutes, n = {options.seeds}, another training: {beside}")
-        say(table([*head, "product, TFLOP/s"], rows(results.found, options.sources, options, beside)))
+    for other in options.other_training:
+        say(f"thumbnet train --minutes, n = {options.seeds}, another training: {other}")
+        say(table([*head, "product, TFLOP/s"], rows(results.found, options.sources, options, other)))
 
 
 if __name__ == "__main__":

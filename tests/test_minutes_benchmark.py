@@ -46,8 +46,8 @@ def test_a_training_is_the_whole_command_with_an_empty_cache(
 def test_every_time_is_measured_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def trained(source: str, minutes: float, seed: int, device: str, beside: str) -> dict[str, float]:
-        seconds = 60 * minutes + 3 * seed - 2 + 10 * (beside == "stays")
+    def trained(source: str, minutes: float, seed: int, device: str, other: str) -> dict[str, float]:
+        seconds = 60 * minutes + 3 * seed - 2 + 10 * (other == "stays")
         return {
             "accuracy": 0.7 + 0.1 * seed,
             "seconds": seconds,
@@ -56,7 +56,8 @@ def test_every_time_is_measured_once(
             "product_tflops": 2.0,
         }
 
-    words = ["photos/", "pictures/", "--minutes", "0.5", "2", "--seeds", "2", "--beside", "nothing", "stays"]
+    words = ["photos/", "pictures/", "--minutes", "0.5", "2", "--seeds", "2"]
+    words += ["--other-training", "nothing", "stays"]
     file = tmp_path / "found.json"
     assert interrupt_and_continue(benchmark, "trained", trained, words, file, monkeypatch) == 16
     table = " ".join(capsys.readouterr().out.split())

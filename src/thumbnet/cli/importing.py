@@ -15,16 +15,15 @@ from thumbnet.errors import RecipeError
 if TYPE_CHECKING:
     from thumbnet.classifiers.base import Classifier
 
-_SPINS = "15000"  # about half a millisecond
+_SPINS = "15000"  # 0.2 ms on a Xeon
 
 
 def share_cores() -> None:
-    """Let threads that wait for each other give way to other programs after half a millisecond.
+    """Let threads that wait for each other give way to other programs after 0.2 ms.
 
-    GNU's OpenMP lets them keep their cores for 300,000 turns of a loop, which is 16 ms on a Xeon. Beside
-    another program, a thread then often waits for one that its own waiting keeps from running. With this, two
-    trainings beside each other are a third faster, and one alone is not measurably slower
-    (docs/notebook/speed.md).
+    GNU's OpenMP lets them keep their cores for 300,000 turns of a loop, which is 4 ms on a Xeon. While
+    another program runs, a thread then often waits for one that its own waiting keeps from running. With
+    this, two trainings at a time are a third faster, and one alone is as fast (docs/notebook/speed.md).
 
     It must be called before PyTorch is imported, and changes nothing if the user has chosen.
     """

@@ -341,8 +341,8 @@ class TimeBudget:
     def _pace(self, expected: float, taken: float) -> float:
         """Seconds taken per second expected, of late, after a look at the clock that found these.
 
-        Beside another program, single steps may take ten times as long as expected. If a plan became as short
-        as the first of them suggests, it would be over before the next look.
+        While another program runs, single steps may take ten times as long as expected. If a plan became as
+        short as the first of them suggests, it would be over before the next look.
         """
         memory = max(MEMORY * 60 * self.minutes, SHORTEST_MEMORY)
         before = self._recent if self._recent[1] else (TRUST * memory, TRUST * memory)
