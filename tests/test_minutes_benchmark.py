@@ -23,7 +23,8 @@ from measure import SHARED  # noqa: E402
 
 PAGE = ROOT / "docs" / "notebook" / "minutes.md"
 RECORDS = ROOT / "docs" / "records"
-OLDER, SHORT, LONG = "3906664", "7919ce7", "03b3f67"  # the commits of the records on the page
+# The commits of the records on the page.
+OLDER, SHORT, LONG, SHARED_CORES = "3906664", "7919ce7", "03b3f67", "0e26cd0"
 TIMES = [0.5, 1, 2, 5, 10]
 
 
@@ -118,15 +119,18 @@ def recorded(folder: str, commit: str) -> dict[str, Any]:
     return content
 
 
-def table(commit: str, minutes: list[float]) -> list[list[str]]:
+def table(commit: str, minutes: list[float], other: str = benchmark.ALONE) -> list[list[str]]:
     """The benchmark's rows of a record, without the name of the data."""
     options = Namespace(minutes=minutes, seeds=3)
-    return [row[1:] for row in benchmark.rows(recorded("minutes", commit)["results"], [SHARED.name], options)]
+    found = recorded("minutes", commit)["results"]
+    return [row[1:] for row in benchmark.rows(found, [SHARED.name], options, other)]
 
 
 def test_every_record_is_on_the_page() -> None:
     files = [path.stem.split("-")[3] for path in (RECORDS / "minutes").iterdir()]
-    assert sorted(files) == sorted([OLDER, SHORT, LONG]), "add the new record to the page and to this test"
+    assert sorted(files) == sorted([OLDER, SHORT, LONG, SHARED_CORES]), (
+        "add the new record to the page and to this test"
+    )
     assert all(commit in PAGE.read_text("utf-8") for commit in files)
 
 
@@ -136,6 +140,13 @@ def test_the_table_of_all_times_is_that_of_the_records() -> None:
     for minutes, accuracy, seconds, part, over, epochs, width, _ in found:
         row = f"{minutes} | {seconds} | {part} | {over} | {epochs} | {width} | {accuracy} |"
         assert f"\n| CIFAR-10 (JPEG copy) | {row}\n" in page
+
+
+def test_the_table_with_another_training_is_that_of_the_record() -> None:
+    page = PAGE.read_text("utf-8")
+    for other in ("begins", "ends", "stays"):
+        [(_, accuracy, *found, _)] = table(SHARED_CORES, [2], other)
+        assert f"\n| {other} | {' | '.join(found)} | {accuracy} |\n" in page
 
 
 def test_the_table_of_then_and_now_is_that_of_the_records() -> None:
