@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from kernel_helpers import BF16, FP32, NAN_BITS, assert_close, needs_kernels, pictures
 from thumbnet.distributed import SyncBatchNorm2d
 from thumbnet.kernels import norm as norm_kernels
+from thumbnet.kernels.calls import call
 from thumbnet.kernels.norm import Activation, norm_act, plain_norm_act
 
 CASES = [
@@ -105,8 +106,13 @@ def test_the_gradient_that_is_given_stays_as_it_is(act: Activation, adds: bool) 
 def test_fewer_channels_than_a_line_share_it(
     shape: tuple[int, int, int, int], pool: int, runs: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    called, run = [], norm_kernels.call
-    monkeypatch.setattr(norm_kernels, "call", lambda name, *rest: (called.append(name), run(name, *rest)))
+    called = []
+
+    def note(name: str, *arguments: Tensor | int | None) -> None:
+        called.append(name)
+        call(name, *arguments)
+
+    monkeypatch.setattr(norm_kernels, "call", note)
     x = pictures(*shape).requires_grad_()
     with torch.autocast("cpu", torch.bfloat16):
         y = norm_act(x, nn.BatchNorm2d(shape[1]), "relu", pool=pool)
