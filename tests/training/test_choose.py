@@ -30,6 +30,12 @@ def test_the_default_recipe_changes_right_after_ten_thousand_pictures() -> None:
     assert default_recipe(data_of(10, "digits")) == "digits"
 
 
+@pytest.mark.parametrize(("size", "name"), [(FEW_PICTURES, "small"), (FEW_PICTURES + 1, "fast"), (0, "fast")])
+def test_the_default_recipe_suits_the_subset_that_is_trained_on(size: int, name: str) -> None:
+    overrides = [f"data.subset_size={size}"]
+    assert choose_recipe(data_of(FEW_PICTURES * 2), None, overrides, None, QUIET)[0].name == name
+
+
 def test_without_a_recipe_the_default_one_takes_the_overrides() -> None:
     recipe, data = choose_recipe(data_of(100), None, ["training.epochs=7"], None, QUIET)
     assert (recipe.name, recipe.training.epochs) == ("small", 7)

@@ -78,7 +78,7 @@ def choose_recipe(
             loaded = load_for(data, chosen, data_dir, listener, labels)
     start: str | Path | Recipe
     if recipe is None:
-        start = default_recipe(loaded, chosen.model.name, overrides)
+        start = default_recipe(loaded, chosen.model.name, overrides, chosen.data.subset_size)
         chosen = load_recipe(start, overrides)
         chosen = with_loaded_settings(chosen, data, named)
         # It may evaluate less often than `small`, which the data were loaded for.
@@ -182,17 +182,21 @@ def asked_recipe(recipe: str | Path | Recipe | None, overrides: Sequence[str]) -
     return asked.override(overrides) if isinstance(asked, Recipe) else load_recipe(asked, overrides)
 
 
-def default_recipe(data: Data, network: str = FASTNET, overrides: Sequence[str] = ()) -> str:
+def default_recipe(
+    data: Data, network: str = FASTNET, overrides: Sequence[str] = (), subset_size: int = 0
+) -> str:
     """The name of the recipe for ``data`` and ``network`` if the user names none.
 
     FastNet gets ``digits`` for the digits, ``small`` for up to 10,000 training pictures, otherwise ``fast``.
-    For other networks, see :func:`recipe_for`.
+    For other networks, see :func:`recipe_for`. ``subset_size`` is how many of the pictures it is trained on;
+    0 means all.
     """
     if network != FASTNET:
         return recipe_for(network, overrides)
     if data.source == "digits":
         return "digits"
-    return "small" if len(data.splits["train"]) <= FEW_PICTURES else "fast"
+    pictures = len(data.splits["train"])
+    return "small" if min(pictures, subset_size or pictures) <= FEW_PICTURES else "fast"
 
 
 def recipe_for(network: str, overrides: Sequence[str] = ()) -> str:
