@@ -99,6 +99,7 @@ def simulate(
         (lambda now: 0.9 + 0.2 * (int(now) % 2), False),
         (lambda now: 30.0 if now == 105 else 1.0, False),
         (lambda now: 100.0 if 105.1 < now < 111 else 1.0, True),
+        (lambda now: 1000.0 if 120 < now < 121 else 1.0, True),
         (lambda now: 8.0 if int(now) % 11 == 0 else 1.2, True),
     ],
     ids=[
@@ -110,6 +111,7 @@ def simulate(
         "noisy",
         "slow first step",
         "held up at first",
+        "held up for a minute",
         "held up now and then",
     ],
 )

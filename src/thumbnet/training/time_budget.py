@@ -341,13 +341,15 @@ class TimeBudget:
     def _pace(self, expected: float, taken: float) -> float:
         """Seconds taken per second expected, of late, after a look at the clock that found these.
 
-        While another program runs, single steps may take ten times as long as expected. If a plan became as
-        short as the first of them suggests, it would be over before the next look.
+        While another program runs, single steps may take ten times as long as expected, and a computer may
+        stand still for a minute. If a plan became as short as that suggests, it would be over before the next
+        look. So the measured speed counts at first, and no look counts for more than half of the memory.
         """
         memory = max(MEMORY * 60 * self.minutes, SHORTEST_MEMORY)
         before = self._recent if self._recent[1] else (TRUST * memory, TRUST * memory)
-        kept = math.exp(-taken / memory)
-        self._recent = (kept * before[0] + expected, kept * before[1] + taken)
+        counts = min(taken, memory / 2)
+        kept = math.exp(-counts / memory)
+        self._recent = (kept * before[0] + expected * counts / taken, kept * before[1] + counts)
         return self._recent[1] / self._recent[0]
 
     def _new_total(self, state: TrainingState) -> int | None:
