@@ -87,6 +87,34 @@ def test_a_device_may_be_pytorchs_object_and_anything_else_is_refused() -> None:
             choose_device(wrong)  # type: ignore[arg-type]
 
 
+@pytest.mark.usefixtures("no_gpu")
+def test_a_pytorch_without_cuda_says_that_there_is_a_gpu(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr(torch.version, "cuda", None)
+    monkeypatch.setattr(hardware, "NVIDIA_DRIVERS", (str(tmp_path / "none"), str(tmp_path)))
+    with pytest.warns(FallbackWarning, match=r"^the NVIDIA GPU .* built without CUDA.*: using cpu$"):
+        assert choose_device("auto") == CPU
+    with pytest.raises(
+        ThumbnetError, match="--device gpu: the NVIDIA GPU cannot be used .*built without CUDA"
+    ):
+        choose_device("gpu")
+    assert choose_device("cpu") == CPU  # no warning
+
+
+@pytest.mark.usefixtures("no_gpu")
+@pytest.mark.parametrize("case", ["no driver", "hidden", "built with CUDA"])
+def test_there_is_no_word_of_a_gpu_where_pytorch_should_not_use_one(
+    case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.version, "cuda", "13.0" if case == "built with CUDA" else None)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "" if case == "hidden" else "0")
+    there = tmp_path / "none" if case == "no driver" else tmp_path
+    monkeypatch.setattr(hardware, "NVIDIA_DRIVERS", (str(there),))
+    assert choose_device("auto") == CPU
+
+
 @pytest.fixture
 def broken_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """PyTorch says that there is a CUDA GPU, but the first use of it fails, as with a card that is too old."""

@@ -36,6 +36,8 @@ WRONG_CHANNELS_LAST = {"mps": "2.14"}
 NO_TENSOR_CORES = re.compile(r"\b(GTX 16|T[456]\d\d\b|T1[02]00\b|T2000\b|MX[45]50\b|CMP 30HX\b)")
 _CPU = torch.device("cpu")
 _LARGE_BLOCK = 8 << 20  # bytes; Pillow decodes large pictures into blocks of a little less than 16 MB
+# Linux has one of these if it has a driver for an NVIDIA GPU; the second one is in WSL.
+NVIDIA_DRIVERS = ("/proc/driver/nvidia/version", "/usr/lib/wsl/lib/libcuda.so.1")
 STAGED_BYTES = 64 * 1024  # CUDA copies this much from ordinary memory without making the host wait
 
 
@@ -43,7 +45,8 @@ def choose_device(name: str | torch.device = "auto", number: int = 0) -> torch.d
     """Choose a device by name, and try a convolution and its gradient on it. A device has a name, too.
 
     ``auto`` means the CUDA device ``number``, else Apple's GPU, else the CPU. If one of them is there but
-    does not work, a :class:`FallbackWarning` says why the next one is used. ``gpu`` means the same without
+    does not work, or PyTorch was built without CUDA, a :class:`FallbackWarning` says why the next one is
+    used. ``gpu`` means the same without
     the CPU, and ``cuda`` the CUDA device ``number``. Any other name goes to PyTorch.
 
     Raises:
@@ -108,7 +111,8 @@ def _best_device(name: str, number: int) -> torch.device:
             f"process {number} of this machine (they count from 0) has no GPU of its own: start {count} "
             f"process(es) with --nproc-per-node {count}, or use the CPUs: --device cpu"
         )
-    failures: list[str] = []
+    unusable = None if there else _why_no_cuda()
+    failures = [unusable] if unusable else []
     for device in [*there, *([torch.device("cpu")] if name == "auto" else [])]:
         failure = why_unusable(device)
         if failure is None:
@@ -121,6 +125,20 @@ def _best_device(name: str, number: int) -> torch.device:
             f"--device {name}: {'; '.join(failures)}. Leave --device out, or use the CPU: --device cpu"
         )
     raise _no_gpu(name)
+
+
+def _why_no_cuda() -> str | None:
+    """Why PyTorch cannot use the NVIDIA GPU that is here; None if there is none, or if it is hidden from it.
+
+    If PyTorch was built for CUDA, it warns by itself, for example of a driver that is too old.
+    """
+    hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
+    if hidden or torch.version.cuda or not any(map(os.path.exists, NVIDIA_DRIVERS)):
+        return None
+    return (
+        f"the NVIDIA GPU cannot be used (PyTorch {torch.__version__} was built without CUDA: install another "
+        "build, see https://pytorch.org/get-started/locally/)"
+    )
 
 
 @functools.cache
