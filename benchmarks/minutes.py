@@ -43,16 +43,8 @@ class Another:
     """A training of ``fast`` on ``source``, in a process of its own, which goes on until it is stopped."""
 
     def __init__(self, source: str, device: str, folder: Path) -> None:
-        words = [
-            "--recipe",
-            "fast",
-            "--epochs",
-            "10000",
-            "--device",
-            device,
-            "--out",
-            str(folder / "another"),
-        ]
+        words = ["--recipe", "fast", "--epochs", "10000", "--device", device]
+        words += ["--out", str(folder / "another")]
         self._command = [sys.executable, "-m", "thumbnet", "train", source, *words]
         self._process: subprocess.Popen[bytes] | None = None
         self._over = False

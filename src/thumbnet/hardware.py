@@ -46,8 +46,8 @@ def choose_device(name: str | torch.device = "auto", number: int = 0) -> torch.d
 
     ``auto`` means the CUDA device ``number``, else Apple's GPU, else the CPU. If one of them is there but
     does not work, or PyTorch was built without CUDA, a :class:`FallbackWarning` says why the next one is
-    used. ``gpu`` means the same without
-    the CPU, and ``cuda`` the CUDA device ``number``. Any other name goes to PyTorch.
+    used. ``gpu`` means the same without the CPU, and ``cuda`` the CUDA device ``number``. Any other name goes
+    to PyTorch.
 
     Raises:
         ThumbnetError: the device is not available on this computer, or does not work; or ``name`` is neither

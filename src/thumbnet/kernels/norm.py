@@ -192,7 +192,7 @@ def _in_lines(shape: torch.Size) -> tuple[int, int, int, int]:
 
 def _for_lanes(of_channels: Tensor, lanes: int) -> Tensor:
     """[C] → [lanes]."""
-    return of_channels.repeat(lanes // len(of_channels))
+    return of_channels if len(of_channels) == lanes else of_channels.repeat(lanes // len(of_channels))
 
 
 def _of_channels(of_lanes: Tensor, channels: int) -> Tensor:

@@ -36,6 +36,7 @@ from thumbnet.recipes.settings import (
     ScheduleSettings,
     TrainingSettings,
     check,
+    in_subset,
     kept_per_epoch,
 )
 from thumbnet.recipes.tables import build, by_key, differences, flattened, known_keys, plain, unknown_key
@@ -147,7 +148,7 @@ class Recipe:
         training = self.training
         if not training.min_steps:
             return self
-        an_epoch = kept_per_epoch(min(pictures, self.data.subset_size or pictures), self.data.skip_easy)
+        an_epoch = kept_per_epoch(in_subset(pictures, self.data.subset_size), self.data.skip_easy)
         size = max(training.epochs * an_epoch // training.min_steps, SMALLEST_BATCH)
         return self.with_batch_size(size) if size < training.batch_size else self
 

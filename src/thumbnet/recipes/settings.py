@@ -618,6 +618,11 @@ class CheckpointSettings:
         check(ok, "checkpoint.minutes", "0 (off) or a positive number", self.minutes)
 
 
+def in_subset(pictures: int, subset_size: int) -> int:
+    """How many of ``pictures`` training pictures a training uses: see ``data.subset_size``."""
+    return min(pictures, subset_size or pictures)
+
+
 def kept_per_epoch(pictures: int, skip_easy: float) -> int:
     """How many of ``pictures`` training pictures an epoch keeps: see ``data.skip_easy``."""
     return pictures - int(pictures * skip_easy)

@@ -15,7 +15,7 @@ from thumbnet.errors import DataError, RecipeError, RunError
 from thumbnet.invocation import command
 from thumbnet.recipes.networks import is_timm
 from thumbnet.recipes.recipe import Recipe, load_recipe, read_recipe
-from thumbnet.recipes.settings import DataSettings, GroupSettings
+from thumbnet.recipes.settings import DataSettings, GroupSettings, in_subset
 from thumbnet.runs.any_weights import AnyWeights
 from thumbnet.sources.load import load_data
 from thumbnet.training.listener import Listener
@@ -195,8 +195,7 @@ def default_recipe(
         return recipe_for(network, overrides)
     if data.source == "digits":
         return "digits"
-    pictures = len(data.splits["train"])
-    return "small" if min(pictures, subset_size or pictures) <= FEW_PICTURES else "fast"
+    return "small" if in_subset(len(data.splits["train"]), subset_size) <= FEW_PICTURES else "fast"
 
 
 def recipe_for(network: str, overrides: Sequence[str] = ()) -> str:

@@ -51,7 +51,7 @@ AT_THE_END = 1.0  # seconds for writing, comparing and the rest after the last e
 CHECK_SECONDS = 1.0  # between two looks at the clock
 MEMORY = 0.1  # of the budget, at least SHORTEST_MEMORY seconds: after it, a look counts for e times less
 SHORTEST_MEMORY = 10.0
-TRUST = 0.3  # of the memory: the seconds for which the measured speed counts at the start
+TRUST = 0.3  # of the memory: the time for which the measured speed counts at the start
 TOLERANCE = 0.015  # of the budget: how far the end may move before the plan changes
 NOTED = 0.1  # relative change in the number of steps from which the user is told
 SELDOM = 0.04  # of the budget: the least time between two changes of the plan
@@ -236,7 +236,9 @@ class TimeBudget:
     _costs: Costs | None = None
     _expected: float = 0.0  # seconds for the steps since the last look, at the measured speed
     _since: float | None = None  # when the clock was last read; None before the first step
-    _recent: tuple[float, float] = (0.0, 0.0)  # seconds expected and taken, those of late looks counting most
+    # Time expected and taken of late, in memories.
+    _recent_expected: float = TRUST
+    _recent_taken: float = TRUST
     _changed: float = 0.0  # when the plan was last changed
     _told: int = 0  # the number of steps that the user was last told; 0 for the first plan
     _after_head: bool = False  # whether the next change of the plan is the first one after the head's part
@@ -346,11 +348,11 @@ class TimeBudget:
         look. So the measured speed counts at first, and no look counts for more than half of the memory.
         """
         memory = max(MEMORY * 60 * self.minutes, SHORTEST_MEMORY)
-        before = self._recent if self._recent[1] else (TRUST * memory, TRUST * memory)
-        counts = min(taken, memory / 2)
-        kept = math.exp(-counts / memory)
-        self._recent = (kept * before[0] + expected * counts / taken, kept * before[1] + counts)
-        return self._recent[1] / self._recent[0]
+        counts = min(taken / memory, 0.5)
+        kept = math.exp(-counts)
+        self._recent_expected = kept * self._recent_expected + counts * expected / taken
+        self._recent_taken = kept * self._recent_taken + counts
+        return self._recent_taken / self._recent_expected
 
     def _new_total(self, state: TrainingState) -> int | None:
         """The number of steps with which the training ends in time, after a step; None for no change.
