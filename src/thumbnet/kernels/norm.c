@@ -2,8 +2,8 @@
  * five passes.
  *
  * Normalisation scales and shifts each channel: y = act(scale[c] * pool(x)[c] + shift[c] + add). The kernels
- * work on one cache line of channels at a time, so C must be a multiple of 32: norm.py takes several positions
- * of fewer channels as one of 32. */
+ * work on one cache line of channels at a time, so C must be a multiple of 32: norm.py takes several
+ * positions of fewer channels as one of 32. */
 #include "memory.h"
 #include "vectors.h"
 
