@@ -419,21 +419,23 @@ def test_the_sources_are_these() -> None:
     assert names == [
         "augment.c",
         "memory.h",
+        "muon.c",
         "norm.c",
         "strided.c",
         "tile_conv.c",
         "tile_gradient.c",
         "tiles.h",
         "vectors.h",
+        "whiten.c",
         "winograd.c",
         "winograd.h",
     ]
 
 
 def test_a_processor_with_matrix_tiles_needs_no_winograd_and_one_without_needs_no_tiles() -> None:
-    having = ["augment.c", "norm.c", "tile_conv.c", "tile_gradient.c"]
+    having = ["augment.c", "muon.c", "norm.c", "tile_conv.c", "tile_gradient.c", "whiten.c"]
     assert [path.name for path in library.needed_units(tiles=True)] == having
-    without = ["augment.c", "norm.c", "winograd.c"]
+    without = ["augment.c", "muon.c", "norm.c", "whiten.c", "winograd.c"]
     assert [path.name for path in library.needed_units(tiles=False)] == without
     assert [path.name for path in library.needed_units(tiles=False, strided=True)] == ["strided.c"]
 

@@ -54,17 +54,24 @@ def applies(x: Tensor) -> bool:
     )
 
 
-def call(name: str, *arguments: Tensor | int | None) -> None:
-    """Run a kernel. Tensors are passed as pointers; the last argument, the number of threads, is added here.
+def call(name: str, *arguments: Tensor | int | float | None) -> None:
+    """Run a kernel. Tensors are passed as pointers, numbers as int or float. The last argument, the number of
+    threads, is added here.
 
     Raises:
         MemoryError: the kernel could not allocate its scratch memory. It has written no result.
     """
     library = load_kernels(strided=name.startswith(_STRIDED))
     assert library is not None
-    pointers = [ctypes.c_void_p(a.data_ptr()) if isinstance(a, Tensor) else a for a in arguments]
-    if library[name](*pointers, torch.get_num_threads()):
+    passed = [_as_passed(argument) for argument in arguments]
+    if library[name](*passed, torch.get_num_threads()):
         raise MemoryError(f"not enough memory: the CPU kernel {name} could not allocate its scratch memory")
+
+
+def _as_passed(argument: Tensor | int | float | None) -> ctypes.c_void_p | ctypes.c_float | int | None:
+    if isinstance(argument, Tensor):
+        return ctypes.c_void_p(argument.data_ptr())
+    return ctypes.c_float(argument) if isinstance(argument, float) else argument
 
 
 def empty(*shape: int) -> Tensor:

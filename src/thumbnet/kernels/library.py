@@ -122,7 +122,7 @@ def needed_units(tiles: bool, strided: bool = False) -> tuple[Path, ...]:
         names = {"strided.c"}
     else:
         convolutions = {"tile_conv.c", "tile_gradient.c"} if tiles else {"winograd.c"}
-        names = {"augment.c", "norm.c", *convolutions}
+        names = {"augment.c", "muon.c", "norm.c", "whiten.c", *convolutions}
     return tuple(path for path in UNITS if path.name in names)
 
 

@@ -40,18 +40,6 @@ static inline Line plus(Line a, Line b) {
     return (Line){_mm512_add_ps(a.low, b.low), _mm512_add_ps(a.high, b.high)};
 }
 
-/* 1 / (1 + exp(-x)), with an error of 1.4e-4, which is less than the rounding error of bfloat16. */
-static inline __m512 sigmoid(__m512 x) {
-    const __m512 t = _mm512_mul_ps(x, _mm512_set1_ps(-1.44269504f));
-    const __m512 whole = _mm512_roundscale_ps(t, 0), part = _mm512_sub_ps(t, whole); /* in [-0.5, 0.5] */
-    /* 2^part by a polynomial */
-    __m512 power = _mm512_set1_ps(5.503e-2f);
-    power = _mm512_fmadd_ps(power, part, _mm512_set1_ps(2.42261e-1f));
-    power = _mm512_fmadd_ps(power, part, _mm512_set1_ps(6.93253e-1f));
-    power = _mm512_fmadd_ps(power, part, _mm512_set1_ps(0.999951f));
-    return _mm512_rcp14_ps(_mm512_add_ps(_mm512_set1_ps(1), _mm512_scalef_ps(power, whole)));
-}
-
 static inline __m512 activate(__m512 z, int act) {
     if (act == RELU) return _mm512_max_ps(_mm512_setzero_ps(), z); /* NaN stays NaN: the second operand */
     if (act == SILU) return _mm512_mul_ps(z, sigmoid(z));
@@ -119,8 +107,11 @@ int pool_and_sum(const bf16 *x, bf16 *pooled, uint8_t *which, double *sums, int 
                             line = largest(from, C, (size_t)W * C, &index);
                             _mm512_storeu_si512(pooled + at, line);
                             _mm256_storeu_si256((__m256i *)(which + at), _mm512_cvtepi16_epi8(index));
-                        } else
+                        } else {
+                            /* The other channels of this place will be read when they come next. */
+                            for (int other = 0; c == 0 && other < C; other += 32) fetch_ahead(from + other);
                             line = raw(from);
+                        }
                         const Line value = widen(line);
                         sum = plus(sum, value);
                         square = multiply_add(value, value, square);
@@ -147,6 +138,9 @@ int scale_and_activate(const bf16 *x, const bf16 *add, bf16 *y, const float *sca
             size_t at = ((size_t)n * h + row) * w * C;
             for (int column = 0; column < w; column++, from += (pool - 1) * C)
                 for (int c = 0; c < C; c += 32, at += 32, from += 32) {
+                    fetch_ahead(from);
+                    fetch_ahead(y + at);
+                    if (add) fetch_ahead(add + at);
                     __m512i index;
                     const __m512i line = pool == 2 ? largest(from, C, (size_t)W * C, &index) : raw(from);
                     Line z = multiply_add(widen(line), floats(scale + c), floats(shift + c));
@@ -175,6 +169,10 @@ int backward_sums(const bf16 *dy, const bf16 *pooled, const bf16 *y, bf16 *dz, c
             for (int p = 0; p < positions; p++)
                 for (int c = 0; c < C; c += 32) {
                     const size_t at = ((size_t)n * positions + p) * C + c;
+                    fetch_ahead(dy + at);
+                    fetch_ahead(pooled + at);
+                    if (act == RELU) fetch_ahead(y + at);
+                    if (act != NONE) fetch_ahead(dz + at);
                     const Line value = widen(raw(pooled + at));
                     __m512i line = raw(dy + at);
                     if (act == RELU) /* the bits of y are > 0 where z > 0, and not for 0 and -0 */
@@ -213,6 +211,9 @@ int backward(const bf16 *dz, const bf16 *pooled, const uint8_t *which, bf16 *dx,
             size_t at = ((size_t)n * h + row) * w * C;
             for (int column = 0; column < w; column++, to += (pool - 1) * C)
                 for (int c = 0; c < C; c += 32, at += 32, to += 32) {
+                    fetch_ahead(dz + at);
+                    fetch_ahead(pooled + at);
+                    fetch_ahead(to);
                     const Line rest =
                         multiply_add(floats(slope + c), widen(raw(pooled + at)), floats(base + c));
                     const __m512i g = narrow(multiply_add(floats(scale + c), widen(raw(dz + at)), rest));

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from thumbnet.kernels.conv import Conv3x3
 from thumbnet.kernels.norm import conv_norm_act, norm_act
+from thumbnet.kernels.whiten import whiten_act
 from thumbnet.models.registry import register_model
 from thumbnet.models.resnet import scaled
 
@@ -64,13 +65,10 @@ class FastNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, in_channels, H, W] → logits [B, num_classes]."""
-        x = self.blocks(F.silu(self.whiten(x), inplace=True))
-        if self.training and torch.compiler.is_compiling():
-            # The compiled gradient of amax compares the result, rounded to bfloat16, with inputs that are not
-            # rounded. No input matches, so the gradient would be 0 / 0.
-            largest = x.flatten(2).max(dim=2).values
-        else:
-            largest = x.amax(dim=(2, 3))
+        x = self.blocks(whiten_act(x, self.whiten))
+        # Not amax, whose gradient takes twice as long. Compiled, it would be 0 / 0: it compares the result,
+        # rounded to bfloat16, with inputs that are not rounded, so none matches.
+        largest = F.max_pool2d(x, x.shape[2:]).flatten(1)
         return self.head(largest) * HEAD_SCALE
 
     @torch.no_grad()

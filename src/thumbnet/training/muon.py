@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from thumbnet.hardware import has_fast_bf16
+from thumbnet.kernels.muon import add_momentum, descend, plain_momentum, rescale_and_step
 
 # Coefficients of the quintic a x + b x^3 + c x^5. Jordan chose them for the steepest slope at 0. Singular
 # values end between 0.7 and 1.2 instead of at 1, which costs no accuracy.
@@ -45,33 +46,28 @@ class Muon(torch.optim.Optimizer):
             filters = [parameter for parameter in learning if parameter.ndim == 4]
             others = [parameter for parameter in learning if parameter.ndim != 4]
             if filters:
-                updates = self._updates(filters, group["momentum"])
+                updates = add_momentum(_gradients(filters), self._buffers(filters), group["momentum"])
                 # Columns in the memory order of channels-last filters, so that nothing has to be copied.
                 rows = [update.permute(0, 2, 3, 1) for update in updates]
                 steps = orthogonalise([row.flatten(1) for row in rows])
-                sizes = _norms(filters)
-                torch._foreach_div_(sizes, [len(bank) ** 0.5 for bank in filters])
-                torch._foreach_div_(filters, sizes)
-                updates = [s.view_as(row).permute(0, 3, 1, 2) for s, row in zip(steps, rows, strict=True)]
-                _descend(filters, updates, group["lr"])
+                steps = [s.view_as(row).permute(0, 3, 1, 2) for s, row in zip(steps, rows, strict=True)]
+                rescale_and_step(filters, steps, group["lr"])
             if others:
-                updates = self._updates(others, group["momentum"], group["weight_decay"])
-                _descend(others, updates, group["lr"])
+                gradients = _gradients(others)
+                if group["weight_decay"]:
+                    gradients = list(torch._foreach_add(gradients, others, alpha=group["weight_decay"]))
+                updates = plain_momentum(gradients, self._buffers(others), group["momentum"])
+                descend(others, updates, group["lr"])
 
-    def _updates(self, parameters: list[Tensor], momentum: float, decay: float = 0.0) -> list[Tensor]:
-        """Updates by Nesterov momentum, for all parameters at once because each call costs a GPU time."""
-        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-        if decay:
-            gradients = list(torch._foreach_add(gradients, parameters, alpha=decay))
+    def _buffers(self, parameters: list[Tensor]) -> list[Tensor]:
+        """The momentum of each parameter, 0 before its first step."""
         buffers = []
         for parameter in parameters:
             state = self.state[parameter]
             if not state:
                 state["momentum_buffer"] = torch.zeros_like(parameter)
             buffers.append(state["momentum_buffer"])
-        torch._foreach_mul_(buffers, momentum)
-        torch._foreach_add_(buffers, gradients)
-        return list(torch._foreach_add(gradients, buffers, alpha=momentum))
+        return buffers
 
 
 # torch.optim.Optimizer wraps some methods for torch.compile, and the wrappers import it, which takes a
@@ -83,39 +79,30 @@ for _name, _method in vars(torch.optim.Optimizer).items():
 
 
 def orthogonalise(matrices: list[Tensor]) -> list[Tensor]:
-    """For each of ``matrices`` ([M, N], float32), roughly the nearest with orthonormal rows or columns.
+    """For each of ``matrices`` [M, N], roughly the nearest with orthonormal rows or columns.
 
     It computes in bfloat16 on devices where that is fast. The iteration tolerates the rounding errors.
     """
-    scaled = torch._foreach_div(matrices, _norms(matrices))  # no singular value above 1
     precision = torch.bfloat16 if has_fast_bf16(matrices[0].device) else matrices[0].dtype
-    wide = [(x.T if len(x) > x.shape[1] else x).to(precision) for x in scaled]
+    wide = [(x.T if len(x) > x.shape[1] else x).to(precision) for x in matrices]
     orthogonal = list(wide)
     # Each iteration multiplies x by a polynomial of x x^T. So the product of all these factors follows from
     # the small matrix x x^T alone, and x is multiplied only once. That takes half the time for [256, 2304],
     # and matrices of different lengths can share a batch.
     for side in {len(x) for x in wide}:
         members = [number for number, x in enumerate(wide) if len(x) == side]
-        products = _iterate(torch.stack([wide[number] @ wide[number].T for number in members]))
+        gram = torch.stack([wide[number] @ wide[number].T for number in members])
+        # The iteration is for x divided by its norm, which leaves no singular value above 1.
+        squares = gram.diagonal(dim1=1, dim2=2).sum(1, dtype=torch.float32)[:, None, None].clamp(min=1e-24)
+        products = (_iterate((gram / squares).to(precision)) / squares.sqrt()).to(precision)
         for number, product in zip(members, products, strict=True):
             orthogonal[number] = product @ wide[number]
     pairs = zip(orthogonal, matrices, strict=True)
-    return [(x if x.shape == matrix.shape else x.T).to(matrix.dtype) for x, matrix in pairs]
+    return [(x if x.shape == matrix.shape else x.T.contiguous()).to(matrix.dtype) for x, matrix in pairs]
 
 
-def _descend(parameters: list[Tensor], updates: list[Tensor], lr: float | Tensor) -> None:
-    """Subtract ``lr`` times ``updates`` from ``parameters``, in place in both."""
-    if isinstance(lr, Tensor):  # on the device; ``alpha`` would have to be a number on the host
-        torch._foreach_mul_(updates, -lr)
-        torch._foreach_add_(parameters, updates)
-    else:
-        torch._foreach_add_(parameters, updates, alpha=-lr)
-
-
-def _norms(tensors: list[Tensor]) -> list[Tensor]:
-    norms = list(torch._foreach_norm(tensors))
-    torch._foreach_clamp_min_(norms, 1e-12)
-    return norms
+def _gradients(parameters: list[Tensor]) -> list[Tensor]:
+    return [parameter.grad for parameter in parameters if parameter.grad is not None]
 
 
 def _iterate(gram: Tensor) -> Tensor:

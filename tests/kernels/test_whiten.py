@@ -1,0 +1,92 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from kernel_helpers import BF16, assert_close, needs_kernels, on_threads, pictures
+from thumbnet.kernels import whiten
+from thumbnet.kernels.calls import call
+from thumbnet.kernels.whiten import plain_whiten_act, whiten_act
+
+
+def layer(channels: int, outputs: int, *, learns: bool = False) -> nn.Conv2d:
+    torch.manual_seed(0)
+    return nn.Conv2d(channels, outputs, 2).requires_grad_(learns)
+
+
+def runs(x: Tensor, conv: nn.Conv2d, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """Whether the kernel takes this layer; the result is compared with the reference in any case."""
+    calls: list[str] = []
+
+    def noting(name: str, *arguments: Tensor | int | float | None) -> None:
+        calls.append(name)
+        call(name, *arguments)
+
+    with monkeypatch.context() as changed, torch.autocast("cpu", torch.bfloat16):
+        changed.setattr(whiten, "call", noting)
+        y = whiten_act(x, conv)
+    assert_close(y, plain_whiten_act(x.detach().double(), copy_in_double(conv)), 2 * BF16)
+    return calls == ["whiten_and_activate"]
+
+
+def copy_in_double(conv: nn.Conv2d) -> nn.Conv2d:
+    """The layer with filters that are rounded to bfloat16, as autocast does."""
+    other = nn.Conv2d(conv.in_channels, conv.out_channels, 2, bias=conv.bias is not None).double()
+    other.weight.data.copy_(conv.weight.detach().bfloat16())
+    if conv.bias is not None and other.bias is not None:
+        other.bias.data.copy_(conv.bias.detach())
+    return other
+
+
+@needs_kernels
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize(
+    ("shape", "outputs"),
+    [((5, 3, 32, 32), 24), ((2, 1, 7, 9), 8), ((3, 4, 2, 2), 32), ((1, 3, 16, 1), 24), ((2, 2, 5, 20), 16)],
+    ids=str,
+)
+def test_whitening_equals_its_reference(
+    shape: tuple[int, int, int, int], outputs: int, threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if shape[3] == 1:  # a single column has no patch, and PyTorch says so
+        with pytest.raises(RuntimeError), torch.autocast("cpu", torch.bfloat16):
+            whiten_act(pictures(*shape).float(), layer(shape[1], outputs))
+        return
+    with on_threads(threads):
+        assert runs(pictures(*shape, scale=2).float(), layer(shape[1], outputs), monkeypatch)
+
+
+@needs_kernels
+def test_nothing_is_written_after_the_result(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last patch has 24 values, and a vector 32."""
+    room = torch.full((4 * 15 * 15 * 24 + 64,), 7.0, dtype=torch.bfloat16)
+
+    def empty(*shape: int) -> Tensor:
+        return room[:-64].view(4, 15, 15, 24).permute(0, 3, 1, 2)
+
+    monkeypatch.setattr(whiten, "empty", empty)
+    assert runs(pictures(4, 3, 16, 16).float(), layer(3, 24), monkeypatch)
+    assert torch.equal(room[-64:], torch.full((64,), 7.0, dtype=torch.bfloat16))
+
+
+@needs_kernels
+def test_filters_that_learn_and_pictures_with_a_gradient_get_it_from_pytorch(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    x = pictures(4, 3, 8, 8).float()
+    learning = layer(3, 24, learns=True)
+    assert not runs(x, learning, monkeypatch)
+    with torch.no_grad():
+        assert runs(x, learning, monkeypatch)
+    assert not runs(x.clone().requires_grad_(), layer(3, 24), monkeypatch)
+
+
+@needs_kernels
+def test_what_the_kernel_was_not_made_for_runs_in_pytorch(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert not runs(pictures(2, 5, 8, 8).float(), layer(5, 16), monkeypatch)
+    assert not runs(pictures(2, 3, 8, 8).float(), layer(3, 40), monkeypatch)
+    assert not runs(pictures(2, 4, 2, 1100).float(), layer(4, 32), monkeypatch)  # a row of 4,400 values
+    without = nn.Conv2d(3, 24, 2, bias=False).requires_grad_(False)
+    assert not runs(pictures(2, 3, 8, 8).float(), without, monkeypatch)
+    assert runs(pictures(2, 4, 2, 1024).float(), layer(4, 32), monkeypatch)
