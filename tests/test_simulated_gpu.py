@@ -25,6 +25,7 @@ from thumbnet.classifiers.load import load_classifier
 from thumbnet.classifiers.logits import collect_views
 from thumbnet.errors import InterruptedRunError
 from thumbnet.hardware import has_fast_bf16, send
+from thumbnet.kernels import library
 from thumbnet.recipes.recipe import load_recipe, recipe_names
 from thumbnet.runs.folder import Run
 from thumbnet.training import session as session_module
@@ -109,6 +110,13 @@ class Recorder(Listener):
 def _no_probe(monkeypatch: pytest.MonkeyPatch) -> None:
     """No second training, which looks for mirrored classes, in the tests of the first."""
     monkeypatch.setattr(session_module, "find_mirrored", lambda *_: [])
+
+
+@pytest.fixture(autouse=True)
+def _no_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """PyTorch's operations on the CPU, as on the GPU: Muon's kernel rounds in another place."""
+    monkeypatch.setattr(library, "_loaded", {})
+    library.switch_off("for a test")
 
 
 @pytest.fixture

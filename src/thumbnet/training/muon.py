@@ -46,7 +46,8 @@ class Muon(torch.optim.Optimizer):
             filters = [parameter for parameter in learning if parameter.ndim == 4]
             others = [parameter for parameter in learning if parameter.ndim != 4]
             if filters:
-                updates = add_momentum(_gradients(filters), self._buffers(filters), group["momentum"])
+                add = add_momentum if has_fast_bf16(filters[0].device) else plain_momentum
+                updates = add(_gradients(filters), self._buffers(filters), group["momentum"])
                 # Columns in the memory order of channels-last filters, so that nothing has to be copied.
                 rows = [update.permute(0, 2, 3, 1) for update in updates]
                 steps = orthogonalise([row.flatten(1) for row in rows])
