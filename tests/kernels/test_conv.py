@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from kernel_helpers import needs_kernels, pictures
+from kernel_helpers import BF16, assert_close, needs_kernels, pictures
 from thumbnet.kernels import calls, norm, strided, tiles, winograd
 from thumbnet.kernels.conv import Conv1x1, Conv3x3, uses_winograd
 from thumbnet.kernels.library import load_kernels
@@ -139,7 +139,46 @@ def test_a_narrow_projection_with_a_stride_does_not_write_past_its_memory() -> N
     assert done.stdout == "alive\n", done.stderr
 
 
-@pytest.mark.parametrize(("channels", "stride"), [(8, 2), (8, 1), (16, 2), (3, 3)])
+@needs_kernels
+@pytest.mark.parametrize("learns", [True, False])
+@pytest.mark.parametrize(("height", "width", "stride"), [(8, 8, 2), (9, 7, 2), (1, 2, 2), (7, 8, 3)])
+def test_a_wide_projection_with_a_stride_and_its_gradients_are_those_of_a_convolution(
+    height: int, width: int, stride: int, learns: bool
+) -> None:
+    conv = Conv1x1(64, 96, stride)
+    x = pictures(5, 64, height, width).requires_grad_(learns)
+    with torch.autocast("cpu", torch.bfloat16):
+        y = conv(x)
+    assert y.grad_fn is not None
+    assert "Selected" in y.grad_fn.name()
+    assert y.is_contiguous(memory_format=torch.channels_last)
+    x64 = x.detach().double().requires_grad_()
+    weight = conv.weight.detach().bfloat16().double().requires_grad_()
+    y64 = F.conv2d(x64, weight, stride=stride)
+    dy = pictures(*y.shape, seed=1)
+    y.backward(dy)
+    y64.backward(dy.double())
+    assert_close(y, y64, BF16)
+    assert_close(conv.weight.grad, weight.grad, BF16)
+    if learns:
+        assert_close(x.grad, x64.grad, BF16)
+    else:
+        assert x.grad is None
+
+
+@needs_kernels
+def test_a_projection_that_does_not_learn_or_is_narrow_is_pytorchs() -> None:
+    with torch.autocast("cpu", torch.bfloat16):
+        for channels, learns in ((64, False), (32, True)):
+            conv = Conv1x1(channels, 32, 2).requires_grad_(learns)
+            y = conv(pictures(2, channels, 8, 8).requires_grad_())
+            assert y.grad_fn is not None
+            assert "Selected" not in y.grad_fn.name()
+        with pytest.raises(RuntimeError, match="channels"):
+            Conv1x1(64, 32, 2)(pictures(2, 32, 8, 8))
+
+
+@pytest.mark.parametrize(("channels", "stride"), [(8, 2), (8, 1), (16, 2), (64, 2), (3, 3)])
 def test_a_projection_is_a_plain_convolution(channels: int, stride: int) -> None:
     conv = Conv1x1(channels, 5, stride)
     x = torch.randn(2, channels, 9, 7, generator=torch.Generator().manual_seed(0))

@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from kernel_helpers import BF16, FP32, NAN_BITS, assert_close, needs_kernels, pictures
+from kernel_helpers import BF16, FP32, NAN_BITS, assert_close, needs_kernels, on_threads, pictures
 from thumbnet.distributed import SyncBatchNorm2d
 from thumbnet.kernels import norm as norm_kernels
 from thumbnet.kernels.calls import call
-from thumbnet.kernels.norm import Activation, norm_act, plain_norm_act
+from thumbnet.kernels.norm import Activation, for_two, norm_act, plain_norm_act
 
 CASES = [
     (act, pool, adds)
@@ -237,3 +237,61 @@ def test_a_process_with_a_single_value_sends_the_same_sums_as_one_with_two(
     for ours, whole in zip(found, expected, strict=True):
         assert_close(ours, whole, BF16)
     assert torch.equal(first[3], second[3])
+
+
+@needs_kernels
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("shape", [(6, 64, 9, 7), (2, 96, 2, 3), (3, 16, 6, 5), (3, 8, 4, 6)], ids=str)
+def test_the_gradients_of_two_uses_are_added_as_pytorch_adds_them(
+    shape: tuple[int, int, int, int], threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x = pictures(*shape).requires_grad_()
+    first, second = pictures(*shape, seed=1, scale=100), pictures(*shape, seed=2)
+    kept = first.clone(), second.clone()
+    names: list[str] = []
+
+    def noting(name: str, *arguments: Tensor | int | float | None) -> None:
+        names.append(name)
+        call(name, *arguments)
+
+    with on_threads(threads), torch.autocast("cpu", torch.bfloat16), monkeypatch.context() as changed:
+        changed.setattr(norm_kernels, "call", noting)
+        one, other = for_two(x)
+        assert torch.equal(one, x)
+        assert torch.equal(other, x)
+        torch.autograd.backward([one, other], [first, second])
+    assert names == ["scale_and_activate"]
+    assert x.grad is not None
+    assert torch.equal(x.grad, first + second)
+    assert torch.equal(first, kept[0])
+    assert torch.equal(second, kept[1])
+
+
+@needs_kernels
+def test_one_of_two_uses_may_have_no_gradient_and_a_second_pass_gives_the_same() -> None:
+    x = pictures(3, 32, 4, 4).requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16):
+        one, other = for_two(x)
+    one.backward(pictures(3, 32, 4, 4, seed=1))
+    assert x.grad is not None
+    assert torch.equal(x.grad, pictures(3, 32, 4, 4, seed=1))
+    again = pictures(3, 32, 4, 4).requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16):
+        one, other = for_two(again)
+    for _ in range(2):
+        other.backward(pictures(3, 32, 4, 4, seed=2), retain_graph=True)
+    assert again.grad is not None
+    assert torch.equal(again.grad, 2 * pictures(3, 32, 4, 4, seed=2))
+
+
+@needs_kernels
+def test_pictures_without_a_gradient_or_in_float32_are_used_twice_as_they_are() -> None:
+    plain = pictures(3, 32, 4, 4)
+    exact = plain.float().requires_grad_()
+    learning = pictures(3, 32, 4, 4).requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert all(one is plain for one in for_two(plain))
+        assert all(one is exact for one in for_two(exact))
+        with torch.no_grad():
+            assert all(one is learning for one in for_two(learning))
+    assert all(one is learning for one in for_two(learning))

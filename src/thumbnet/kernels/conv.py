@@ -9,15 +9,20 @@ multiplications, with stride 1 (:mod:`~thumbnet.kernels.winograd`) and with stri
 
 from __future__ import annotations
 
+from typing import Any
+
+import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from thumbnet.kernels.calls import MAX_CHANNELS, applies, strided_available
+from thumbnet.kernels.calls import MAX_CHANNELS, applies, empty, strided_available
 from thumbnet.kernels.library import has_tiles
 from thumbnet.kernels.strided import StridedConv, strided_pays
 from thumbnet.kernels.tiles import MIN_PICTURES, TileConv
 from thumbnet.kernels.winograd import WinogradConv, winograd_pays
 
+_MIN_MULTIPLIED = 64  # channels from which a 1x1 convolution with a stride is faster as a matrix product
 _MIN_TILE_INPUTS = 16  # with fewer channels, more than half of a tile would be zeros, and oneDNN is faster
 
 
@@ -48,9 +53,9 @@ class Conv3x3(nn.Conv2d):
 class Conv1x1(nn.Conv2d):
     """A 1x1 convolution without bias, [B, in_channels, H, W] → [B, out_channels, ceil(H / s), ceil(W / s)].
 
-    With fewer than 16 input channels, it selects the positions before it convolves. Otherwise oneDNN 3.12
-    writes past its memory when it computes the filters' gradient in float32 with a stride other than 1
-    (https://github.com/uxlfoundation/oneDNN/issues/6035).
+    With a stride and fewer than 16 input channels, it selects the positions before it convolves. Otherwise
+    oneDNN 3.12 writes past its memory when it computes the filters' gradient in float32 with a stride other
+    than 1 (https://github.com/uxlfoundation/oneDNN/issues/6035).
     """
 
     def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
@@ -58,9 +63,58 @@ class Conv1x1(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, in_channels, H, W] → [B, out_channels, ceil(H / s), ceil(W / s)]."""
-        if self.in_channels >= 16 or self.stride[0] == 1:
+        stride = self.stride[0]
+        if stride == 1:
             return super().forward(x)
-        return F.conv2d(x[:, :, :: self.stride[0], :: self.stride[1]], self.weight)
+        if self._multiplies(x):
+            multiplied: Tensor = _Selected.apply(x, self.weight, stride)  # type: ignore[no-untyped-call]
+            return multiplied
+        if self.in_channels >= 16:
+            return super().forward(x)
+        return F.conv2d(x[:, :, ::stride, ::stride], self.weight)
+
+    def _multiplies(self, x: Tensor) -> bool:
+        """Whether this is faster as matrix products of the selected positions: in a training on the CPU."""
+        wide = x.shape[1] == self.in_channels >= _MIN_MULTIPLIED
+        return wide and torch.is_grad_enabled() and self.weight.requires_grad and applies(x)
+
+
+class _Selected(torch.autograd.Function):
+    """``_Selected.apply(x, weight, stride)``: a 1x1 convolution as three matrix products, in bfloat16.
+
+    oneDNN takes two to three times as long for the two gradients.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, stride: int) -> Tensor:
+        """[B, CI, H, W] → bfloat16 [B, CO, ceil(H / stride), ceil(W / stride)]."""
+        selected = x[:, :, ::stride, ::stride].bfloat16()
+        pixels, filters = _pixels(selected), weight.flatten(1).bfloat16()
+        ctx.save_for_backward(pixels, filters)
+        ctx.shape, ctx.stride = x.shape, stride
+        return _maps(pixels @ filters.T, selected.shape)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        """The gradients of x and weight."""
+        pixels, filters = ctx.saved_tensors
+        gradients = _pixels(dy.bfloat16())
+        dx = None
+        if ctx.needs_input_grad[0]:
+            dx = empty(*ctx.shape).zero_()
+            dx[:, :, :: ctx.stride, :: ctx.stride] = _maps(gradients @ filters, dy.shape)
+        return dx, (gradients.T @ pixels).float()[:, :, None, None], None
+
+
+def _pixels(maps: Tensor) -> Tensor:
+    """[B, C, H, W] → [B H W, C]."""
+    return maps.permute(0, 2, 3, 1).reshape(-1, maps.shape[1])
+
+
+def _maps(pixels: Tensor, shape: torch.Size) -> Tensor:
+    """[B H W, C] → [B, C, H, W], for the B, H and W of ``shape``."""
+    return pixels.view(shape[0], shape[2], shape[3], -1).permute(0, 3, 1, 2)
 
 
 def uses_winograd(x: Tensor, conv: Conv3x3, pool: int = 1) -> bool:

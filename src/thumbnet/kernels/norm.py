@@ -79,6 +79,31 @@ def plain_norm_act(
     return F.relu(x) if act == "relu" else F.silu(x) if act == "silu" else x
 
 
+def for_two(x: Tensor) -> tuple[Tensor, Tensor]:
+    """``x`` twice, [B, C, H, W], for two operations whose gradients a kernel adds up.
+
+    The reference is ``(x, x)``. PyTorch then adds up the gradients, which takes three times as long.
+    """
+    learns = torch.is_grad_enabled() and x.requires_grad
+    if not learns or x.dtype != torch.bfloat16 or not _comes_in_lines(x):
+        return x, x
+    both: tuple[Tensor, Tensor] = _ForTwo.apply(x)  # type: ignore[no-untyped-call]
+    return both
+
+
+class _ForTwo(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> tuple[Tensor, Tensor]:
+        return x.view_as(x), x.view_as(x)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, one: Tensor, other: Tensor) -> Tensor:
+        one, other = (dy.bfloat16().contiguous(memory_format=torch.channels_last) for dy in (one, other))
+        ones, zeros = torch.ones(one.shape[1]), torch.zeros(one.shape[1])
+        return _scale_and_activate(one, other, ones, zeros, "none", 1)
+
+
 class _NormAct(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -146,10 +171,10 @@ class _NormAct(torch.autograd.Function):
 
 def _fits(x: Tensor, norm: nn.BatchNorm2d, act: Activation, pool: int, add: Tensor | None) -> bool:
     """Whether the kernels can run. If shapes do not match, PyTorch must report that."""
-    if not applies(x) or x.shape[1] != norm.num_features:
+    if not _comes_in_lines(x) or x.shape[1] != norm.num_features:
         return False
     count, channels, height, width = x.shape
-    if channels % _LINE and (pool > 1 or _LINE % channels or channels * height * width % _LINE):
+    if channels % _LINE and pool > 1:
         return False
     result = (count, channels, height // pool, width // pool)
     # A single value has no variance, except together with those of the other processes. The kernels exchange
@@ -159,6 +184,14 @@ def _fits(x: Tensor, norm: nn.BatchNorm2d, act: Activation, pool: int, add: Tens
     adds = add is None or (act != "silu" and add.shape == result)
     standard = norm.affine and norm.track_running_stats and norm.momentum is not None
     return varies and adds and standard and norm.bias is not None
+
+
+def _comes_in_lines(x: Tensor) -> bool:
+    """Whether kernels can run, and ``x`` is a whole number of lines, see :func:`_in_lines`."""
+    if not applies(x):
+        return False
+    _, channels, height, width = x.shape
+    return channels % _LINE == 0 or (_LINE % channels == 0 and channels * height * width % _LINE == 0)
 
 
 def _scale_and_shift(norm: nn.BatchNorm2d, mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:

@@ -17,7 +17,7 @@ from typing import cast
 from torch import Tensor, nn
 
 from thumbnet.kernels.conv import Conv1x1, Conv3x3
-from thumbnet.kernels.norm import norm_act
+from thumbnet.kernels.norm import for_two, norm_act
 from thumbnet.models.registry import register_model
 
 
@@ -42,9 +42,10 @@ class ResidualBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, in_channels, H, W] → [B, out_channels, H', W']."""
+        x, same = for_two(x)
         out = norm_act(self.conv1(x), self.norm1, "relu")
         # This is relu(norm2(conv2(out)) + shortcut(x)), in one pass over memory where a kernel can.
-        return norm_act(self.conv2(out), self.norm2, "relu", add=self.shortcut(x))
+        return norm_act(self.conv2(out), self.norm2, "relu", add=self.shortcut(same))
 
 
 class Projection(nn.Sequential):
