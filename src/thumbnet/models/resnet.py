@@ -42,6 +42,7 @@ class ResidualBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, in_channels, H, W] → [B, out_channels, H', W']."""
+        # The same tensor under two names, so that a kernel can add up the gradients of its two uses.
         x, same = for_two(x)
         out = norm_act(self.conv1(x), self.norm1, "relu")
         # This is relu(norm2(conv2(out)) + shortcut(x)), in one pass over memory where a kernel can.
