@@ -405,7 +405,7 @@ def test_if_one_file_cannot_be_compiled_the_other_compilers_are_ended(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pids = tmp_path / "pids"
-    script = f'case "$last" in *augment.c) echo bad >&2; exit 1;; esac; echo $$ >> {pids}; exec sleep 60'
+    script = f'case "$last" in *whiten.c) echo bad >&2; exit 1;; esac; echo $$ >> {pids}; exec sleep 60'
     fake_gcc(tmp_path, monkeypatch, script)
     assert str(library.why_off()).endswith("gcc cannot compile them: bad")
     assert kept(folder) == []

@@ -35,6 +35,7 @@ _VECTORS = {"avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_bf16"}
 _TILES = {"amx_tile", "amx_bf16"}
 FLAGS = ("-O3", "-fPIC", "-fopenmp", "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512bf16")
 _TILE_FLAGS = ("-mamx-tile", "-mamx-bf16")  # only for tile_*.c, because gcc 10 does not know them
+_SHORT = {"augment.c", "muon.c", "norm.c", "whiten.c"}
 _SEAL = 32  # bytes of a SHA-256
 _COMPILING = ".compiling-"  # prefix of the folders of unfinished compilations
 _LONGEST = 120  # seconds that gcc may take
@@ -129,19 +130,27 @@ def needed_units(tiles: bool, strided: bool = False) -> tuple[Path, ...]:
 def compile_library(compiler: str, target: Path, units: Sequence[Path] = UNITS) -> None:
     """Compile kernels into the shared library ``target``: all of them, or those in ``units``.
 
-    The files are compiled at the same time, in a temporary folder beside ``target``.
+    They are compiled at the same time, in a temporary folder beside ``target``. The short files are one unit,
+    because gcc takes most of its time for each of them to read its own header.
 
     Raises:
         subprocess.SubprocessError: the compiler fails, or takes more than two minutes.
         OSError: the compiler cannot be started, or the folder cannot be written.
     """
     with tempfile.TemporaryDirectory(dir=target.parent, ignore_cleanup_errors=True) as place:
-        objects = [str(Path(place) / f"{unit.stem}.o") for unit in units]
+        short = [unit for unit in units if unit.name in _SHORT]
+        together = [[unit] for unit in units if unit not in short] + ([short] if short else [])
+        objects = [str(Path(place) / f"{group[-1].stem}.o") for group in together]
         _run_together(
-            [compiler, *_flags_of(unit), "-c", "-o", made, str(unit)]
-            for made, unit in zip(objects, units, strict=True)
+            [compiler, *_flags_of(last), *_included(before), "-c", "-o", made, str(last)]
+            for made, (*before, last) in zip(objects, together, strict=True)
         )
         _run_together([[compiler, *FLAGS, "-shared", "-o", str(target), *objects]])
+
+
+def _included(units: Sequence[Path]) -> list[str]:
+    """How gcc is told to compile files as the beginning of another one."""
+    return [word for unit in units for word in ("-include", str(unit))]
 
 
 def _flags_of(unit: Path) -> tuple[str, ...]:
