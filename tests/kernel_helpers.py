@@ -13,12 +13,13 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from thumbnet.kernels import library
+from thumbnet.kernels import calls, library
 from thumbnet.kernels.library import load_kernels
 
 # Tolerances, relative to the largest value. Results stored as bfloat16 are rounded; float32 sums are not.
@@ -72,6 +73,19 @@ def loaded(kernels: ctypes.CDLL, has_tiles: bool) -> Iterator[None]:
     finally:
         library._loaded.clear()
         library._loaded.update(before)
+
+
+def watched(monkeypatch: pytest.MonkeyPatch, *modules: ModuleType) -> list[str]:
+    """The names of the kernels that ``modules`` run from now on, in this order."""
+    names: list[str] = []
+
+    def watch(name: str, *arguments: Tensor | int | float | None) -> None:
+        names.append(name)
+        calls.call(name, *arguments)
+
+    for module in modules:
+        monkeypatch.setattr(module, "call", watch)
+    return names
 
 
 def pictures(*shape: int, seed: int = 0, scale: float = 1.0, shift: float = 0.0) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from kernel_helpers import BF16, assert_close, needs_kernels, pictures
+from kernel_helpers import BF16, assert_close, needs_kernels, pictures, watched
 from thumbnet.kernels import calls, norm, strided, tiles, winograd
 from thumbnet.kernels.conv import Conv1x1, Conv3x3, uses_winograd
 from thumbnet.kernels.library import load_kernels
@@ -20,15 +20,7 @@ from thumbnet.recipes.settings import ModelSettings
 @pytest.fixture
 def called(monkeypatch: pytest.MonkeyPatch, no_tiles: None) -> list[str]:
     """The names of the kernels that run; the processor appears to have no tiles."""
-    names: list[str] = []
-
-    def watch(name: str, *arguments: Tensor | int | None) -> None:
-        names.append(name)
-        calls.call(name, *arguments)
-
-    for module in (norm, strided, tiles, winograd):
-        monkeypatch.setattr(module, "call", watch)
-    return names
+    return watched(monkeypatch, norm, strided, tiles, winograd)
 
 
 @needs_kernels

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from kernel_helpers import BF16, FP32, NAN_BITS, assert_close, needs_kernels, on_threads, pictures
+from kernel_helpers import BF16, FP32, NAN_BITS, assert_close, needs_kernels, on_threads, pictures, watched
 from thumbnet.distributed import SyncBatchNorm2d
 from thumbnet.kernels import norm as norm_kernels
 from thumbnet.kernels.calls import call
@@ -248,14 +248,8 @@ def test_the_gradients_of_two_uses_are_added_as_pytorch_adds_them(
     x = pictures(*shape).requires_grad_()
     first, second = pictures(*shape, seed=1, scale=100), pictures(*shape, seed=2)
     kept = first.clone(), second.clone()
-    names: list[str] = []
-
-    def noting(name: str, *arguments: Tensor | int | float | None) -> None:
-        names.append(name)
-        call(name, *arguments)
-
-    with on_threads(threads), torch.autocast("cpu", torch.bfloat16), monkeypatch.context() as changed:
-        changed.setattr(norm_kernels, "call", noting)
+    names = watched(monkeypatch, norm_kernels)
+    with on_threads(threads), torch.autocast("cpu", torch.bfloat16):
         one, other = for_two(x)
         assert torch.equal(one, x)
         assert torch.equal(other, x)

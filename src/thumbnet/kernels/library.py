@@ -35,7 +35,7 @@ _VECTORS = {"avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_bf16"}
 _TILES = {"amx_tile", "amx_bf16"}
 FLAGS = ("-O3", "-fPIC", "-fopenmp", "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512bf16")
 _TILE_FLAGS = ("-mamx-tile", "-mamx-bf16")  # only for tile_*.c, because gcc 10 does not know them
-_SHORT = {"augment.c", "muon.c", "norm.c", "whiten.c"}
+_SHORT = {"augment.c", "muon.c", "norm.c", "whiten.c"}  # for every processor, compiled together
 _SEAL = 32  # bytes of a SHA-256
 _COMPILING = ".compiling-"  # prefix of the folders of unfinished compilations
 _LONGEST = 120  # seconds that gcc may take
@@ -123,7 +123,7 @@ def needed_units(tiles: bool, strided: bool = False) -> tuple[Path, ...]:
         names = {"strided.c"}
     else:
         convolutions = {"tile_conv.c", "tile_gradient.c"} if tiles else {"winograd.c"}
-        names = {"augment.c", "muon.c", "norm.c", "whiten.c", *convolutions}
+        names = {*_SHORT, *convolutions}
     return tuple(path for path in UNITS if path.name in names)
 
 
@@ -139,7 +139,9 @@ def compile_library(compiler: str, target: Path, units: Sequence[Path] = UNITS) 
     """
     with tempfile.TemporaryDirectory(dir=target.parent, ignore_cleanup_errors=True) as place:
         short = [unit for unit in units if unit.name in _SHORT]
-        together = [[unit] for unit in units if unit not in short] + ([short] if short else [])
+        together = [[unit] for unit in units if unit not in short]
+        if short:
+            together.append(short)
         objects = [str(Path(place) / f"{group[-1].stem}.o") for group in together]
         _run_together(
             [compiler, *_flags_of(last), *_included(before), "-c", "-o", made, str(last)]

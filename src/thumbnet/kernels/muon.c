@@ -13,12 +13,6 @@ static inline __m512 load_floats(__mmask16 mask, const float *from) {
     return _mm512_maskz_loadu_ps(mask, from);
 }
 
-static inline __m512 load_halves(__mmask16 mask, const bf16 *from) {
-    fetch_ahead(from);
-    return _mm512_castsi512_ps(
-        _mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, from)), 16));
-}
-
 /* Adds the gradient to the momentum, and looks ahead (Nesterov): buffer = momentum * buffer + gradient, and
  * update = gradient + momentum * buffer, rounded. All are [count]. Returns DONE. */
 int muon_momentum(const float *gradient, float *buffer, bf16 *update, int count, float momentum,
@@ -64,7 +58,8 @@ int muon_step(float *filters, const bf16 *step, double *squares, int rows, int c
             for (int at = 0; at < columns; at += LINE) {
                 const __mmask16 mask = channel_mask(at, columns);
                 const __m512 scaled = _mm512_mul_ps(scale, load_floats(mask, to + at));
-                const __m512 moved = _mm512_fnmadd_ps(rate, load_halves(mask, with + at), scaled);
+                fetch_ahead(with + at);
+                const __m512 moved = _mm512_fnmadd_ps(rate, load_bf16(mask, with + at), scaled);
                 _mm512_mask_storeu_ps(to + at, mask, moved);
             }
         }

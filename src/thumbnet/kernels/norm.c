@@ -42,7 +42,7 @@ static inline Line plus(Line a, Line b) {
 
 static inline __m512 activate(__m512 z, int act) {
     if (act == RELU) return _mm512_max_ps(_mm512_setzero_ps(), z); /* NaN stays NaN: the second operand */
-    if (act == SILU) return _mm512_mul_ps(z, sigmoid(z));
+    if (act == SILU) return silu(z);
     return z;
 }
 

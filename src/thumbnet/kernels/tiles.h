@@ -72,12 +72,6 @@ static inline Pixel pixel_at(Maps maps, long picture, int row, int column) {
                    row % 2 * 2 + column % 2};
 }
 
-/* One bit for each of the 32 channels from `first` on, 1 if the channel exists. */
-static inline __mmask32 wide_mask(int first, int channels) {
-    const int left = channels - first;
-    return left >= 32 ? 0xffffffff : left <= 0 ? 0 : ((__mmask32)1 << left) - 1;
-}
-
 /* Loads 32 channels of a pixel, from `first` on. */
 INLINE __m512i load_wide(Maps maps, Pixel pixel, int first) {
     __mmask32 mask = wide_mask(first, maps.channels);

@@ -28,6 +28,21 @@ static inline __mmask16 channel_mask(int first, int channels) {
     return left >= 16 ? 0xffff : left <= 0 ? 0 : (__mmask16)((1 << left) - 1);
 }
 
+/* One bit for each of the 32 channels from `first` on, 1 if the channel exists. */
+static inline __mmask32 wide_mask(int first, int channels) {
+    const int left = channels - first;
+    return left >= 32 ? 0xffffffff : left <= 0 ? 0 : ((__mmask32)1 << left) - 1;
+}
+
+/* Loads 16 bfloat16 values as floats. Each goes to the upper half of 32 bits. */
+static inline __m512 load_bf16(__mmask16 mask, const bf16 *from) {
+    const __m512i places =
+        _mm512_set_epi32(15 << 16, 14 << 16, 13 << 16, 12 << 16, 11 << 16, 10 << 16, 9 << 16, 8 << 16,
+                         7 << 16, 6 << 16, 5 << 16, 4 << 16, 3 << 16, 2 << 16, 1 << 16, 0);
+    const __m512i values = _mm512_castsi256_si512(_mm256_maskz_loadu_epi16(mask, from));
+    return _mm512_castsi512_ps(_mm512_maskz_permutexvar_epi16(0xaaaaaaaa, places, values));
+}
+
 /* Where the sign bit is set, flips all other bits: bfloat16 become 16-bit integers with the same order. It is
  * its own inverse. 0x6c is the truth table of line ^ (sign & 0x7fff). */
 static inline __m512i flip_negative(__m512i line) {
@@ -64,6 +79,8 @@ static inline __m512 sigmoid(__m512 x) {
     power = _mm512_fmadd_ps(power, part, _mm512_set1_ps(0.999951f));
     return _mm512_rcp14_ps(_mm512_add_ps(_mm512_set1_ps(1), _mm512_scalef_ps(power, whole)));
 }
+
+static inline __m512 silu(__m512 x) { return _mm512_mul_ps(x, sigmoid(x)); }
 
 /* Fetches what lies one page (4,096 bytes) after `here` into the L2 cache, whether it will be read or
  * written: a processor fetches ahead by itself, but not beyond the end of a page. An address outside is no

@@ -36,16 +36,15 @@ static inline void multiply_row(const bf16 *patch, const uint32_t *packed, int C
     }
 }
 
-static inline __m512 silu(__m512 x) { return _mm512_mul_ps(x, sigmoid(x)); }
-
-/* y = silu(filters * x + bias): x float32 [N, H, W, C], filters [outputs, 2, 2, C], bias float32 [32] (the
- * last ones do not count), y [N, H - 1, W - 1, outputs]. W * C must not exceed MAX_CHANNELS. Returns DONE. */
+/* y = silu(filters * x + bias): x float32 [N, H, W, C], filters [outputs, 2, 2, C], bias float32
+ * [outputs], y [N, H - 1, W - 1, outputs]. W * C must not exceed MAX_CHANNELS. Returns DONE. */
 int whiten_and_activate(const float *x, const bf16 *filters, const float *bias, bf16 *y, int N, int H, int W,
                         int C, int outputs, int threads) {
     uint32_t packed[2 * MAX_INPUTS * MAX_OUTPUTS];
     pack_filters(filters, packed, C, outputs);
-    const __mmask32 mask = outputs == 32 ? 0xffffffff : ((__mmask32)1 << outputs) - 1;
-    const __m512 bias0 = _mm512_loadu_ps(bias), bias1 = _mm512_loadu_ps(bias + 16);
+    const __mmask32 mask = wide_mask(0, outputs);
+    const __m512 bias0 = _mm512_maskz_loadu_ps(channel_mask(0, outputs), bias);
+    const __m512 bias1 = _mm512_maskz_loadu_ps(channel_mask(16, outputs), bias + 16);
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (int n = 0; n < N; n++) {
         bf16 rows[2][MAX_CHANNELS]; /* an even row and an odd one */

@@ -23,15 +23,6 @@ static inline __m512 plus_times(__m512 a, __m512 b, float c) {
     return _mm512_fmadd_ps(b, _mm512_set1_ps(c), a);
 }
 
-/* Loads 16 bfloat16 values as floats. Each goes to the upper half of 32 bits. */
-static inline __m512 load_bf16(__mmask16 mask, const bf16 *from) {
-    const __m512i places =
-        _mm512_set_epi32(15 << 16, 14 << 16, 13 << 16, 12 << 16, 11 << 16, 10 << 16, 9 << 16, 8 << 16,
-                         7 << 16, 6 << 16, 5 << 16, 4 << 16, 3 << 16, 2 << 16, 1 << 16, 0);
-    const __m512i values = _mm512_castsi256_si512(_mm256_maskz_loadu_epi16(mask, from));
-    return _mm512_castsi512_ps(_mm512_maskz_permutexvar_epi16(0xaaaaaaaa, places, values));
-}
-
 /* Rounds two vectors of 16 floats to bfloat16, and interleaves them: a[0], b[0], a[1], b[1], ... */
 static inline __m512i side_by_side(__m512 a, __m512 b) {
     const __m512i places =
