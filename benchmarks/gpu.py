@@ -83,8 +83,8 @@ class Part:
 PARTS = (
     Part("machine", "versions, the card, and its rate of a bf16 matrix product", 120),
     Part("checks", "PASS or FAIL: what must hold on a device", 180),
-    Part("command", "`thumbnet train` from start to end, with a cold and a warm cache", 120),
     Part("turns", "fast and its rivals in turns on the same pictures, warm", 420),
+    Part("command", "`thumbnet train` from start to end, with a cold and a warm cache", 120),
     Part("speed", "pictures per second, fraction of the bf16 peak, peak memory, kernels of a step", 120),
     Part("compiled", "PASS or FAIL: fast trains with torch.compile", 180),
     Part("budgets", "fast for 3, 8 and 20 times the work: the 95 % and 96 % classes", 240),

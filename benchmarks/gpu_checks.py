@@ -38,6 +38,7 @@ from thumbnet.runs.weights import read_weights
 from thumbnet.training import graphed as graphed_module
 from thumbnet.training.fit import LOOK_EVERY, StepResult, fit
 from thumbnet.training.listener import Listener
+from thumbnet.training.range_test import learning_rate_range_test
 from thumbnet.training.recording import Recorder
 from thumbnet.training.train import resume, train
 
@@ -47,6 +48,8 @@ FIRST = 4  # steps whose losses are compared with the CPU's; later, rounding err
 CLOSE = 5e-3  # relative
 STEPS_LEFT = 4  # where a training is stopped, within its last epoch: fewer than are worth recording
 EAGER = "training.graph=off"
+MINUTES = 0.1
+LATE = 15.0  # seconds that a training for a given time may take longer
 TINY_MEMORY = 0.004  # of the card's memory: 0.3 of 80 GB
 BLOCK = 1 << 30  # bytes
 GRAPHS = "fast runs as CUDA graphs, with the losses of single operations"
@@ -210,6 +213,8 @@ VARIANTS = {
     "micro-batches": ("training.micro_batch=25",),
     "AdamW": ("optimizer.name=adamw", "optimizer.lr=0.001", "optimizer.groups=[]"),
     "class-balanced sampling": ("data.sampling=balanced", "data.skip_easy=0"),
+    "mixed pictures (mixup, CutMix)": ("augment.mixup=0.4", "augment.cutmix=1.0", "data.skip_easy=0"),
+    "float16 with loss scaling": ("training.precision=fp16",),
     "pictures decoded by workers": ("data.engine=workers", "training.epochs=1"),
     "resnet18": ("model.name=resnet18", "optimizer.name=sgd", "optimizer.lr=0.05", "optimizer.groups=[]"),
     COMPILED: ("training.compile=true",),
@@ -230,6 +235,39 @@ def learns(bench: Bench, name: str) -> str:
         f"accuracy {summary['accuracy']:.3f}, by chance {chance:.3f}"
     )
     return f"accuracy {summary['accuracy']:.3f} in {summary['seconds_training']:.1f} s"
+
+
+@check("a training plans for a given time, and ends in time")
+def in_time(bench: Bench) -> str:
+    settings = [one for one in bench.settings if not one.startswith("training.epochs=")]
+    started = time.perf_counter()
+    run = train(
+        bench.data, "fast", overrides=settings, out=bench.folder / "minutes", device=str(bench.device),
+        minutes=MINUTES,
+    )  # fmt: skip
+    seconds = time.perf_counter() - started
+    assert seconds < 60 * MINUTES + LATE, f"{seconds:.1f} s instead of {60 * MINUTES:.0f}"
+    return f"{seconds:.1f} of {60 * MINUTES:.0f} s, {run.summary['epochs']} epochs"
+
+
+@check("the range test finds a learning rate")
+def finds_rate(bench: Bench) -> str:
+    trainer = bench.trainer()
+    found = learning_rate_range_test(trainer.state, trainer.prepared.train)
+    return f"steepest at {found.suggestion:.2g}, lowest at {found.least:.2g}"
+
+
+@check("a last layer on frozen features is fitted")
+def fits_last_layer(bench: Bench) -> str:
+    start = bench.train("start")
+    settings = [f'training.init="{start.path}"', *(one for one in bench.settings if one.startswith("data."))]
+    run = train(
+        bench.data, "linear", overrides=settings, out=bench.folder / "linear", device=str(bench.device)
+    )
+    found, before = run.summary["accuracy"], start.summary["accuracy"]
+    few = bench.settings == FEWER  # too few to learn from
+    assert few or found > before - 0.05, f"accuracy {found:.3f} after {before:.3f}"
+    return f"accuracy {found:.3f} after {before:.3f}"
 
 
 for _name in VARIANTS:

@@ -346,7 +346,7 @@ def note_run(notes: Notes, entry: dict[str, Any], name: str, run: Trained, seed:
 
 
 PARTS: dict[str, Callable[[Options, Notes, Path], None]] = {
-    "machine": machine, "checks": checks, "command": command, "turns": turns, "speed": speed,
+    "machine": machine, "checks": checks, "turns": turns, "command": command, "speed": speed,
     "compiled": compiled, "budgets": budgets, "resnet18": resnet18,
 }  # fmt: skip
 

@@ -1,4 +1,7 @@
-"""Measures every headline number of README and docs from the current commit, and keeps them as a record.
+"""Measures the headline numbers of README and docs from the current commit, and keeps them as a record.
+
+These are accuracy and time of ``fast``, of its reference, of ``digits`` and, with ``--resnet18 3``, of
+``resnet18``. Speeds, starting times and exports have programs of their own, which docs/results.md names.
 
     git clone https://github.com/KellerJordan/cifar10-airbench
     python benchmarks/records.py --reference cifar10-airbench/airbench94_muon.py
@@ -99,7 +102,9 @@ class Summary:
         return f"{seconds // 60}:{seconds % 60:02d}"
 
 
-def jobs(seeds: int, references: int, short: tuple[int, ...], short_seeds: int) -> Iterator[Job]:
+def jobs(
+    seeds: int, references: int, short: tuple[int, ...], short_seeds: int, resnets: int = 0
+) -> Iterator[Job]:
     """The runs in turns: the reference is spread evenly among the seeds of ``fast``."""
     every = max(1, seeds // max(1, references))
     left = references
@@ -112,6 +117,8 @@ def jobs(seeds: int, references: int, short: tuple[int, ...], short_seeds: int) 
         for seed in range(short_seeds):
             yield Job("fast", epochs, seed)
     yield Job("digits", 20, 0)
+    for seed in range(resnets):
+        yield Job("resnet18", 15, seed)
 
 
 def run(job: Job, data: str, reference: Path | None) -> dict[str, Any]:
@@ -254,6 +261,9 @@ def main() -> None:
     arguments.add_argument("--references", type=int, default=3, metavar="N", help="runs of the reference")
     arguments.add_argument("--epochs", type=int, nargs="*", default=[1, 4], help="of shorter trainings")
     arguments.add_argument("--short-seeds", type=int, default=3, help="seeds of the shorter trainings")
+    arguments.add_argument(
+        "--resnet18", type=int, default=0, metavar="N", help="seeds of resnet18, each half an hour"
+    )
     arguments.add_argument("--busy", action="store_true", help="other work is running: times do not count")
     arguments.add_argument("--show", action="store_true", help="print the newest numbers, measure nothing")
     options = arguments.parse_args()
@@ -271,7 +281,8 @@ def main() -> None:
     check_processor(record, path)
     done = {Job(one["what"], one["epochs"], one["seed"]) for one in record["runs"]}
     references = options.references if options.reference else 0
-    for job in jobs(options.seeds, references, tuple(options.epochs), options.short_seeds):
+    short = tuple(options.epochs)
+    for job in jobs(options.seeds, references, short, options.short_seeds, options.resnet18):
         if job in done:
             continue
         measured = run(job, options.data, options.reference)

@@ -654,6 +654,22 @@ def test_the_check_of_resuming_stops_where_fewer_steps_are_left_than_are_worth_r
     assert total - stopped == gpu_checks.STEPS_LEFT < graphed.FEWEST_STEPS
 
 
+@pytest.mark.parametrize(
+    ("check", "says"),
+    [
+        (gpu_checks.in_time, r"[\d.]+ of 2 s, \d+ epochs"),
+        (gpu_checks.finds_rate, r"steepest at [\d.e+-]+, lowest at [\d.e+-]+"),
+        (gpu_checks.fits_last_layer, r"accuracy [\d.]+ after [\d.]+"),
+    ],
+)
+def test_checks_of_other_kinds_of_training_pass_on_a_cpu(
+    check: Callable[[gpu_checks.Bench], str], says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gpu_checks, "MINUTES", 0.03)
+    bench = gpu_checks.Bench(coloured_data(count=240, side=32), CPU, gpu_checks.FEWER, tmp_path)
+    assert re.fullmatch(says, check(bench))
+
+
 def test_the_check_that_compiles_takes_its_time_in_a_part_of_its_own() -> None:
     assert list(gpu_checks.COMPILE_CHECKS) == ["trains: torch.compile"]
     assert not gpu_checks.COMPILE_CHECKS.keys() & gpu_checks.CHECKS.keys()

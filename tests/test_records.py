@@ -74,6 +74,35 @@ CLAIMS = [
 ]
 
 
+# Sentences about the time and accuracy of `fast` and of the reference.
+COMPARISONS = [
+    (
+        "docs/results.md",
+        XEON,
+        r"`fast` takes\s+(?P<share>\d+) % of the reference's time, and is (?P<below>[\d.]+) points below it, "
+        r"which is uncertain by (?P<error>[\d.]+)\.",
+    ),
+    (
+        "docs/results.md",
+        EPYC,
+        r"So `fast` takes \*\*(?P<share>\d+) %\*\* of the reference's time (?s:.{1,200}?)its accuracy is\s+"
+        r"\*\*(?P<below>[\d.]+) ± (?P<error>[\d.]+) points below",
+    ),
+    (
+        "docs/notebook/references.md",
+        EPYC,
+        r"`fast` takes \*\*(?P<share>\d+) %\*\* of the\s+time of these runs, (?s:.{1,200}?)its accuracy is\s+"
+        r"\*\*(?P<below>[\d.]+) ± (?P<error>[\d.]+) points below",
+    ),
+    (
+        "docs/notebook/references.md",
+        XEON,
+        r"`fast` takes \*\*(?P<share>\d+) %\*\* of the reference's time (?s:.{1,200}?)Its mean accuracy\s+"
+        r"is (?P<below>[\d.]+) points below the reference's, uncertain by (?P<error>[\d.]+)\.",
+    ),
+]
+
+
 def rounded(value: float, like: str) -> str:
     """``value`` with as many decimals as ``like`` has."""
     return f"{value:.{len(like.partition('.')[2])}f}"
@@ -96,6 +125,44 @@ def test_published_numbers_agree_with_the_newest_record(
             "minutes": f"{median(found.seconds) / 60:.0f}",
         }[name]
         assert text == measured, f"{file} says {name} {text}, but the record says {measured}"
+
+
+@pytest.mark.parametrize(("file", "processor", "sentence"), COMPARISONS)
+def test_published_comparisons_agree_with_the_newest_records(
+    file: str, processor: str, sentence: str
+) -> None:
+    ours, reference = (records.newest(processor)[runs] for runs in (FAST, REFERENCE))
+    matches = list(re.finditer(sentence, (ROOT / file).read_text("utf-8")))
+    assert len(matches) == 1, f"{file}: expected one sentence like {sentence}"
+    assert matches[0].groupdict() == {
+        "share": f"{100 * median(ours.seconds) / median(reference.seconds):.0f}",
+        "below": f"{reference.mean - ours.mean:.2f}",
+        "error": f"{(ours.error**2 + reference.error**2) ** 0.5:.2f}",
+    }
+
+
+def test_the_notebooks_table_of_the_reference_agrees_with_the_newest_record() -> None:
+    page = (ROOT / "docs" / "notebook" / "references.md").read_text("utf-8")
+    found = [records.newest(XEON)[runs] for runs in (REFERENCE, FAST)]
+
+    def cells(bold: list[str], runs: list[str]) -> str:
+        return " | ".join(f"**{one}**{every}" for one, every in zip(bold, runs, strict=True))
+
+    means = cells(
+        [f"{one.mean:.2f} ± {one.error:.2f} %" for one in found],
+        [": " + ", ".join(f"{value:.2f}" for value in one.accuracies) for one in found],
+    )
+    seconds = cells(
+        [f"{median(one.seconds):,.0f}" for one in found],
+        [": " + ", ".join(f"{value:.0f}" for value in one.seconds) for one in found],
+    )
+    work = cells([f"{median(one.work):,.0f}" for one in found], ["", ""])
+    for name, row in (
+        ("test accuracy with TTA", means),
+        ("seconds in all, median", seconds),
+        ("machine work, TFLOP, median", work),
+    ):
+        assert f"| {name} | {row} |" in page
 
 
 def test_the_results_tables_agree_with_the_records() -> None:
@@ -208,3 +275,4 @@ def test_the_reference_runs_alternate_with_the_seeds() -> None:
     assert order.count(records.REFERENCE) == 3
     assert len(order) == 10 + 3 + 2 * 3 + 1
     assert records.REFERENCE not in [job.what for job in records.jobs(10, 0, (), 0)]
+    assert [job.what for job in records.jobs(0, 0, (), 0, 2)] == ["digits", "resnet18", "resnet18"]

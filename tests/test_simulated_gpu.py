@@ -6,6 +6,7 @@ with a wait, leaves the GPU idle. The numbers below are the copies and waits tha
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,9 +19,10 @@ from helpers import TURNED, coloured_data
 from simulated_device import CUDA, STAGED, Copy, Log, Wait, gpu_tensor, simulated_gpu
 from thumbnet.batches import prepare as prepare_module
 from thumbnet.batches.augment import translate
-from thumbnet.batches.engines import fits_in_memory
+from thumbnet.batches.engines import MemoryEngine, fits_in_memory
 from thumbnet.batches.prepare import prepare
 from thumbnet.batches.selection import Selection
+from thumbnet.classifiers import torch_classifier as torch_classifier_module
 from thumbnet.classifiers.load import load_classifier
 from thumbnet.classifiers.logits import collect_views
 from thumbnet.errors import InterruptedRunError
@@ -31,8 +33,9 @@ from thumbnet.runs.folder import Run
 from thumbnet.training import session as session_module
 from thumbnet.training.build import build_state
 from thumbnet.training.epochs import EpochResult
-from thumbnet.training.fit import LOOK_EVERY, StepResult
+from thumbnet.training.fit import LOOK_EVERY, StepResult, fit
 from thumbnet.training.listener import Listener
+from thumbnet.training.mirrored import _probe
 from thumbnet.training.range_test import learning_rate_range_test
 from thumbnet.training.state import TrainingState
 from thumbnet.training.train import resume, train
@@ -152,8 +155,29 @@ def learn(recipe: str, overrides: Sequence[str], out: Path) -> tuple[Run, Run, R
     return on_cpu, *learn_on_gpu(recipe, overrides, out)
 
 
-def assert_no_step_waits(recorder: Recorder, sent: int = PER_STEP, waits: int = 0) -> None:
-    """Check that every step has up to ``sent`` copies without waits, and ``waits`` waits."""
+def assert_resumes(recipe: str, overrides: Sequence[str], out: Path, expected: Run) -> None:
+    """Check that a training that is stopped and resumed on the GPU has the weights of ``expected``."""
+    with simulated_gpu(fast_bf16=has_fast_bf16(CPU)) as log:
+        settings = [*TINY, *overrides]
+        with pytest.raises(InterruptedRunError):
+            train(
+                DATA,
+                recipe,
+                overrides=settings,
+                out=out / "part",
+                device="cuda",
+                listener=Recorder(log, stop_at=5),
+            )
+        assert_equal_weights(resume(out / "part", device="cuda", data=DATA), expected)
+
+
+def assert_no_step_waits(
+    recorder: Recorder, sent: int = PER_STEP, waits: int = 0, largest: float = STAGED
+) -> None:
+    """Check that every step has up to ``sent`` copies of ``largest`` bytes without waits, and ``waits`` waits."""
+    assert recorder.inner
+    for span in [*recorder.inner, *recorder.first]:
+        assert all(copy.bytes <= largest for copy in span.copies), span.copies
     for span in recorder.inner:
         assert len(span.waits) == waits, span.waits
         assert len(span.copies) <= sent + waits, span.copies
@@ -182,17 +206,13 @@ def test_a_recipe_trains_resumes_and_predicts_as_on_the_cpu_and_no_step_waits(
     assert len(recorder.inner) >= 4
     assert_no_step_waits(recorder)
 
-    with simulated_gpu(fast_bf16=has_fast_bf16(CPU)) as log:
-        out, stopped = tmp_path / "part", Recorder(log, stop_at=5)
-        with pytest.raises(InterruptedRunError):
-            train(DATA, recipe, overrides=TINY, out=out, device="cuda", listener=stopped)
-        assert_equal_weights(resume(out, device="cuda", data=DATA), on_cpu)
-
+    with simulated_gpu(fast_bf16=has_fast_bf16(CPU)):
         classifier, expected = load_classifier(on_gpu.path, "cuda"), load_classifier(on_cpu.path, "cpu")
         picture = [DATA.splits["test"].load(0)]
         assert classifier.predict(picture) == expected.predict(picture)
         found = classifier.evaluate(DATA, "test").loss
         assert found == pytest.approx(expected.evaluate(DATA, "test").loss, rel=1e-5)
+    assert_resumes(recipe, [], tmp_path, on_cpu)
 
 
 def test_a_last_layer_on_frozen_features_is_the_same_as_on_the_cpu(tiny_run: Run, tmp_path: Path) -> None:
@@ -202,8 +222,13 @@ def test_a_last_layer_on_frozen_features_is_the_same_as_on_the_cpu(tiny_run: Run
         "training.precision=fp32",
     ]
     on_cpu = train(DATA, "linear", overrides=settings, out=tmp_path / "cpu", device="cpu")
-    with simulated_gpu(fast_bf16=has_fast_bf16(CPU)):
-        on_gpu = train(DATA, "linear", overrides=settings, out=tmp_path / "gpu", device="cuda")
+    waits: list[int] = []
+    for size in (50, 10):
+        with simulated_gpu(fast_bf16=has_fast_bf16(CPU)) as log:
+            own = [*settings, f"training.batch_size={size}"]
+            on_gpu = train(DATA, "linear", overrides=own, out=tmp_path / str(size), device="cuda")
+        waits.append(sum(wait.place.startswith("training/linear.py") for wait in log.waits))
+    assert waits[0] == waits[1], waits  # not one per batch
     assert_equal_weights(on_gpu, on_cpu)
 
 
@@ -232,10 +257,13 @@ def test_a_last_layer_on_frozen_features_is_the_same_as_on_the_cpu(tiny_run: Run
     ],
     ids=lambda overrides: overrides[0],
 )
-def test_a_setting_trains_as_on_the_cpu_and_no_step_waits(overrides: list[str], tmp_path: Path) -> None:
+def test_a_setting_trains_and_resumes_as_on_the_cpu_and_no_step_waits(
+    overrides: list[str], tmp_path: Path
+) -> None:
     on_cpu, on_gpu, recorder = learn("fast", overrides, tmp_path)
     assert_equal_weights(on_gpu, on_cpu)
     assert_no_step_waits(recorder)
+    assert_resumes("fast", overrides, tmp_path, on_cpu)
 
 
 def test_skipping_steps_that_are_not_finite_costs_one_wait_per_step(tmp_path: Path) -> None:
@@ -250,7 +278,7 @@ def test_pictures_from_workers_are_sent_from_pinned_memory(tmp_path: Path) -> No
     settings += ["training.batch_size=32", "data.image_size=32"]
     on_cpu, on_gpu, recorder = learn("fast", settings, tmp_path)
     assert_equal_weights(on_gpu, on_cpu)
-    assert_no_step_waits(recorder, sent=2)
+    assert_no_step_waits(recorder, sent=2, largest=math.inf)
     assert max(copy.bytes for span in recorder.inner for copy in span.copies) > STAGED
 
 
@@ -283,23 +311,69 @@ def test_a_training_in_bfloat16_does_not_wait_either(tmp_path: Path, log: Log) -
     assert all(bool(tensor.isfinite().all()) for tensor in weights(run).values())
 
 
-def test_training_begins_from_another_runs_weights(tmp_path: Path, tiny_run: Run, log: Log) -> None:
-    settings = [*TINY, f"training.init={tiny_run.path}", "model.name=resnet20", "model.width=0.5"]
-    runs = [
-        train(DATA, "tutorial", overrides=settings, out=tmp_path / device, device=device)
-        for device in ("cpu", "cuda")
-    ]
-    assert_equal_weights(*runs)
+def test_training_begins_from_another_runs_weights(tmp_path: Path, tiny_run: Run) -> None:
+    settings = [f"training.init={tiny_run.path}", "model.name=resnet20", "model.width=0.5"]
+    on_cpu, on_gpu, recorder = learn("tutorial", settings, tmp_path)
+    assert_equal_weights(on_gpu, on_cpu)
+    assert_no_step_waits(recorder)
+    assert_resumes("tutorial", settings, tmp_path, on_cpu)
 
 
-def test_the_range_test_finds_the_rate_that_it_finds_on_the_cpu(log: Log) -> None:
+def test_the_range_test_finds_the_rate_that_it_finds_on_the_cpu_and_reads_few_losses(log: Log) -> None:
+    recipe = load_recipe("fast", TINY)
+    found, steps = [], LOOK_EVERY + 1
+    for device in (CPU, CUDA):
+        prepared = prepare(DATA, recipe, device)
+        state = build_state(recipe, prepared, DATA.class_names, device)
+        log.clear()
+        found.append(learning_rate_range_test(state, prepared.train, steps=steps, highest=1.0))
+    assert found[0] == found[1]
+    assert len(found[0].losses) == steps
+    assert len(log.waits) == 2
+
+
+def test_a_range_test_whose_loss_blows_up_between_looks_is_that_of_the_cpu(log: Log) -> None:
     recipe = load_recipe("fast", TINY)
     found = []
     for device in (CPU, CUDA):
         prepared = prepare(DATA, recipe, device)
         state = build_state(recipe, prepared, DATA.class_names, device)
-        found.append(learning_rate_range_test(state, prepared.train, steps=20, highest=1.0))
+        found.append(learning_rate_range_test(state, prepared.train, steps=35, highest=1e8))
     assert found[0] == found[1]
+    assert len(found[0].losses) % LOOK_EVERY
+
+
+def test_the_probe_for_mirrored_classes_finds_on_the_gpu_what_it_finds_on_the_cpu(log: Log) -> None:
+    found = []
+    for device in (CPU, CUDA):
+        recipe = load_recipe("fast", [*TINY, "training.batch_size=100"])
+        prepared = prepare(DATA, recipe, device)
+        found.append(_probe(recipe, prepared, "test", (0, 1), device))
+    assert found[0] == found[1]
+    assert found[0][0] > 0.9
+
+
+def test_a_step_of_fast_has_a_bounded_number_of_launches(log: Log) -> None:
+    """Without CUDA graphs, each costs the host more time than the GPU needs for it."""
+    recipe = load_recipe("fast", TINY)
+    prepared = prepare(DATA, recipe, CUDA)
+    state = build_state(recipe, prepared, DATA.class_names, CUDA)
+    launched: list[int] = []
+    of_optimizer: list[int] = []
+
+    def on_step(step: StepResult) -> None:
+        launched.append(sum(log.launches.values()))
+        log.launches.clear()
+
+    before: list[int] = []
+    state.optimizer.register_step_pre_hook(lambda *_: before.append(sum(log.launches.values())))
+    state.optimizer.register_step_post_hook(
+        lambda *_: of_optimizer.append(sum(log.launches.values()) - before.pop())
+    )
+    for _ in fit(state, prepared.train, on_step=on_step):
+        pass
+    assert 100 < launched[1] <= 225
+    assert 50 < of_optimizer[1] <= 100
 
 
 # --- parts -------------------------------------------------------------------------------------------------
@@ -384,6 +458,25 @@ def test_pictures_that_a_gpu_has_no_room_for_reach_it_from_pinned_memory(
         assert len(span.waits) <= 2
 
 
+def test_pictures_to_classify_that_a_gpu_has_no_room_for_stay_with_the_host(
+    tiny_run: Run, log: Log, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    classifier = load_classifier(tiny_run.path, "cuda")
+    expected = classifier.evaluate(DATA, "test")
+    engine = classifier.engine(DATA.splits["test"])
+    assert isinstance(engine, MemoryEngine)
+    assert engine.images.device == CUDA
+    monkeypatch.setattr(
+        torch_classifier_module,
+        "fits_in_memory",
+        lambda splits, size, device=CPU: device == CPU and fits_in_memory(splits, size),
+    )
+    engine = classifier.engine(DATA.splits["test"])
+    assert isinstance(engine, MemoryEngine)
+    assert engine.images.device == CPU
+    assert classifier.evaluate(DATA, "test") == expected
+
+
 def test_a_step_in_float16_does_not_wait_to_know_whether_gradients_overflowed(tmp_path: Path) -> None:
     on_gpu, recorder = learn_on_gpu("small", ["training.precision=fp16"], tmp_path)
     assert on_gpu.summary["skipped_steps"] == []
@@ -393,11 +486,13 @@ def test_a_step_in_float16_does_not_wait_to_know_whether_gradients_overflowed(tm
 
 
 def test_finetune_trains_a_network_of_thumbnets_own_as_on_the_cpu_and_no_step_waits(tmp_path: Path) -> None:
-    on_cpu, on_gpu, recorder = learn("finetune", ["model.name=fastnet"], tmp_path)
+    settings = ["model.name=fastnet"]
+    on_cpu, on_gpu, recorder = learn("finetune", settings, tmp_path)
     assert_equal_weights(on_gpu, on_cpu)
     assert on_gpu.summary["loss"] == pytest.approx(on_cpu.summary["loss"], rel=1e-5)
     assert len(recorder.inner) >= 4
     assert_no_step_waits(recorder)
+    assert_resumes("finetune", settings, tmp_path, on_cpu)
 
 
 def test_a_last_layer_on_frozen_features_predicts_as_on_the_cpu(tiny_run: Run, tmp_path: Path) -> None:

@@ -28,7 +28,8 @@ def train(task: Task) -> dict[str, Any]:
     rate = summary["pictures_per_second"]
     shown = round(rate * summary["seconds_training"])
     planned = Plan(summary["epochs"], shown // summary["epochs"])
-    return result(seconds, summary["accuracy"], planned, f"thumbnet {__version__}", 1 / rate)
+    found = result(seconds, summary["accuracy"], planned, f"thumbnet {__version__}", 1 / rate)
+    return {**found, "accuracy_plain": summary["accuracy_plain"]}  # without test-time augmentation
 
 
 if __name__ == "__main__":

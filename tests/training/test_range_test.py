@@ -1,13 +1,14 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from helpers import TINY, coloured_data
 from thumbnet.batches.batches import Batch
@@ -69,9 +70,11 @@ def first_losses(*overrides: str) -> tuple[list[float], list[float]]:
     raw: list[float] = []
     step = range_module._step
 
-    def remember(state: TrainingState, batch: Batch, factor: float) -> float:
-        raw.append(step(state, batch, factor))
-        return raw[-1]
+    def remember(state: TrainingState, batch: Batch, factor: float) -> Tensor | None:
+        loss = step(state, batch, factor)
+        assert loss is not None
+        raw.append(float(loss))
+        return loss
 
     prepared = prepare(data, recipe, CPU)
     state = build_state(recipe, prepared, data.class_names, CPU)
@@ -99,6 +102,23 @@ def test_the_range_test_has_the_very_losses_of_a_training(overrides: list[str]) 
     assert tested == trained
     plain, _ = first_losses()
     assert plain != trained  # the setting matters here
+
+
+@pytest.mark.parametrize("width", [0.2, 0.5])  # of the fall, in decades
+@pytest.mark.parametrize("steepest", [-2.5, -1.5, -0.5])  # power of ten
+@pytest.mark.parametrize("ends", [3.0, 1e8])  # the last loss
+def test_the_suggestion_is_where_a_known_curve_is_steepest(
+    width: float, steepest: float, ends: float
+) -> None:
+    curve = range_module._Curve()
+    rates = [10 ** (-4 + 6 * step / 99) for step in range(100)]
+    for rate in rates:
+        place = (math.log10(rate) - steepest) / width
+        loss = ends if rate > 30 else 2.3 - 2 / (1 + math.exp(-place))
+        if not curve.read([(rate, torch.tensor(loss))]):
+            break
+    found = range_module._judge(curve.rates, curve.smoothed())
+    assert math.log10(found.suggestion) == pytest.approx(steepest, abs=0.15)
 
 
 class Spoilt:

@@ -40,7 +40,13 @@ from thumbnet.errors import NetworkError, RecipeError, RunError, memory_guard
 from thumbnet.hardware import seeded
 from thumbnet.models.registry import head_name, is_of_head
 from thumbnet.recipes.recipe import Recipe
-from thumbnet.recipes.settings import AUTO, AugmentSettings, OptimizerSettings, ScheduleSettings
+from thumbnet.recipes.settings import (
+    AUTO,
+    AugmentSettings,
+    OptimizerSettings,
+    ScheduleSettings,
+    TrainingSettings,
+)
 from thumbnet.runs.any_weights import AnyWeights
 from thumbnet.runs.weights import weights_digest
 from thumbnet.seeds import derive_seed
@@ -56,6 +62,7 @@ L2 = tuple(10 ** (-exponent / 2) for exponent in range(11))  # 1 to 1e-5
 WORSE_BEFORE_END = 2  # candidates in a row that are worse than the best: weaker ones are worse still
 HELD_OUT = 5  # a fifth of the pictures
 ITERATIONS = 200  # of L-BFGS per candidate; each starts where the last one ended
+AT_ONCE = 64 << 20  # bytes of features that are copied from the device together
 
 # Settings that a frozen training does not use, and why.
 _NO_RATES = "the last layer is the minimum of a convex loss, found without a learning rate"
@@ -328,7 +335,7 @@ def features(
 
     def reaching_head(images: Tensor) -> Tensor:
         found: list[Tensor] = []
-        hook = head.register_forward_pre_hook(lambda layer, inputs: found.append(inputs[0].float().cpu()))
+        hook = head.register_forward_pre_hook(lambda layer, inputs: found.append(inputs[0].float()))
         try:
             predict_logits(model, images, dtype=state.dtype)
         finally:
@@ -337,15 +344,26 @@ def features(
 
     def compute() -> np.ndarray:
         made, start = torch.empty(shape), 0
+        waiting: list[Tensor] = []  # [views, B, features] of each batch, on the device
+
+        def keep() -> None:
+            nonlocal start
+            together = torch.cat(waiting, dim=1).cpu()  # makes the host wait for a GPU
+            made[:, start : start + together.shape[1]] = together
+            start += together.shape[1]
+            waiting.clear()
+
         for batch in EvalBatches(engine, prepared.train.normalise, batch_size=size).epoch():
-            for view, flip in enumerate(flips):
-                images = batch.images.flip(-1) if flip else batch.images
-                made[view, start : start + len(batch.labels)] = reaching_head(images)
-            start += len(batch.labels)
+            views = [batch.images.flip(-1) if flip else batch.images for flip in flips]
+            waiting.append(torch.stack([reaching_head(view) for view in views]))
+            if sum(one.nbytes for one in waiting) >= AT_ONCE:
+                keep()
             on_batch(len(batch.labels))
+        if waiting:
+            keep()
         return made.numpy()
 
-    probe = reaching_head(_first_pictures(engine, prepared.train.normalise)).numpy().tobytes()
+    probe = reaching_head(_first_pictures(engine, prepared.train.normalise)).cpu().numpy().tobytes()
     depends = (
         f"{_body_digest(model)} {state.recipe.model} {hashlib.blake2b(probe, digest_size=16).hexdigest()} "
         f"{prepared.preprocessing} {flips} {state.dtype} {state.device.type} {size}"
@@ -370,7 +388,8 @@ class Problem:
     Attributes:
         inputs: the features of all views of all pictures, float32 [M, features], each with variance 1.
         labels: of each row of ``inputs``, as in :func:`summed_loss`.
-        state: gives the label smoothing, the class weights and the seed.
+        settings: for the label smoothing.
+        class_weights: float32 [classes], or None for 1.
         centre, spread: what was subtracted from each feature and what it was divided by, float32 [features].
             Without a bias nothing is subtracted, because it could not be added again.
         has_bias: whether the layer has a bias.
@@ -379,7 +398,8 @@ class Problem:
 
     inputs: Tensor
     labels: Tensor
-    state: TrainingState
+    settings: TrainingSettings
+    class_weights: Tensor | None
     centre: Tensor
     spread: Tensor
     has_bias: bool
@@ -395,7 +415,9 @@ class Problem:
         head = state.model.get_submodule(head_name(state.model))
         assert isinstance(head, nn.Linear)
         start = torch.zeros(head.out_features, rows.shape[1]), torch.zeros(head.out_features)
-        return cls((rows - centre) / spread, labels, state, centre, spread, has_bias, start)
+        weights = None if state.class_weights is None else state.class_weights.cpu()
+        settings = state.recipe.training
+        return cls((rows - centre) / spread, labels, settings, weights, centre, spread, has_bias, start)
 
     def part(self, rows: Tensor) -> Problem:
         """The same with only these rows, bool [M]."""
@@ -403,9 +425,7 @@ class Problem:
 
     def loss(self, logits: Tensor) -> Tensor:
         """The mean loss of the rows, float32 []."""
-        weights = self.state.class_weights
-        weights = None if weights is None else weights.cpu()
-        return summed_loss(logits, self.labels, self.state.recipe.training, weights) / len(self.labels)
+        return summed_loss(logits, self.labels, self.settings, self.class_weights) / len(self.labels)
 
     def solve(self, l2: float) -> tuple[Tensor, Tensor]:
         """The minimum for scaled features. The next call starts there."""

@@ -8,20 +8,26 @@ rate is the one at which the loss falls fastest. The test takes the same steps a
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from itertools import accumulate
+
+import torch
+from torch import Tensor
 
 from thumbnet.batches.batches import Batch, Batches
 from thumbnet.batches.cores import within_quota
 from thumbnet.errors import DivergedError, ThumbnetError, memory_guard
 from thumbnet.hardware import deterministic
+from thumbnet.training.fit import LOOK_EVERY
 from thumbnet.training.state import TrainingState
 from thumbnet.training.step import train_step
 
-SMOOTHING = 0.95
+SMOOTHING = 0.9  # the weight of a loss one step away in the mean that is judged; two steps away, its square
+RUNNING = 0.95  # of the running mean, which decides when the test ends
 FEWEST = 10  # losses; fewer suggest nothing
 LIMITS = (1e-30, 1e30)  # of the rates; float32 can express their products with gradients
-# The test ends when the smoothed loss exceeds its minimum by this factor. A loss of one's own may be negative
+# The test ends when the running mean exceeds its minimum by this factor. A loss of one's own may be negative
 # and has no such end.
 BLOW_UP = 3.0
 
@@ -32,7 +38,7 @@ class RangeTest:
 
     Attributes:
         rates: learning rate of each step, for the recipe's main ``lr``; groups keep their ratio to it.
-        losses: loss of each step, smoothed and bias-corrected like Adam's moments.
+        losses: loss of each step, smoothed over the steps before and after it.
         suggestion: the rate at which the loss falls fastest.
         least: the rate at which the loss is lowest, which is already too high for a training.
     """
@@ -84,9 +90,10 @@ def learning_rate_range_test(
         OutOfMemoryError: a step does not fit into the device's memory.
     """
     base = state.recipe.optimizer.lr
-    rates: list[float] = []
-    losses: list[float] = []
-    average, least = 0.0, math.inf
+    curve = _Curve()
+    unread: list[tuple[float, Tensor]] = []  # rates and losses that are still on the device
+    # Reading a loss makes the host wait for a GPU. The steps that are taken after the end do not count.
+    look_every = 1 if state.device.type == "cpu" else LOOK_EVERY
     state.model.train()
     size = state.recipe.training.batch_size
     advice = f"Use a smaller batch: --batch-size {max(2, size // 2)}"
@@ -94,29 +101,75 @@ def learning_rate_range_test(
     with deterministic(), within_quota(), guard:
         for step, batch in zip(range(steps), _endless(batches), strict=False):
             rate = lowest * (highest / lowest) ** (step / max(1, steps - 1))
-            value = _step(state, batch, rate / base)
+            loss = _step(state, batch, rate / base)
             if progress:
                 progress(step + 1, steps)
-            if not math.isfinite(value):
+            if loss is None:
                 break
-            average = SMOOTHING * average + (1 - SMOOTHING) * value
-            smoothed = average / (1 - SMOOTHING ** (step + 1))
-            rates.append(rate)
-            losses.append(smoothed)
-            least = min(least, smoothed)
-            if step > 10 and smoothed > BLOW_UP * least >= 0:
+            unread.append((rate, loss))
+            if len(unread) == look_every and not curve.read(unread):
                 break
-    return _judge(rates, losses)
+        curve.read(unread)
+    return _judge(curve.rates, curve.smoothed())
 
 
-def _step(state: TrainingState, batch: Batch, factor: float) -> float:
-    """The loss of one training step; nan if the step was skipped."""
+@dataclass
+class _Curve:
+    """The losses by rate, up to where the loss blows up."""
+
+    rates: list[float] = field(default_factory=list)
+    losses: list[float] = field(default_factory=list)
+    _average: float = 0.0
+    _least: float = math.inf  # of the running mean
+
+    def read(self, steps: list[tuple[float, Tensor]]) -> bool:
+        """Add the rates and losses of ``steps``, which becomes empty; return whether the test goes on."""
+        values = torch.stack([loss for _, loss in steps]).tolist() if steps else []
+        rates = [rate for rate, _ in steps]
+        steps.clear()
+        return all(self._add(rate, value) for rate, value in zip(rates, values, strict=True))
+
+    def _add(self, rate: float, value: float) -> bool:
+        if not math.isfinite(value):
+            return False
+        self.rates.append(rate)
+        self.losses.append(value)
+        self._average = RUNNING * self._average + (1 - RUNNING) * value
+        running = self._average / (1 - RUNNING ** len(self.losses))  # the first value was 0
+        self._least = min(self._least, running)
+        return not (len(self.losses) > 11 and running > BLOW_UP * self._least >= 0)
+
+    def smoothed(self) -> list[float]:
+        """The mean of the losses around each step: a running mean would place the fall too late.
+
+        After the lowest loss, none counts more than the highest before it: a single huge one would hide all
+        others.
+        """
+        lowest = self.losses.index(min(self.losses)) if self.losses else 0
+        most = max(self.losses[: lowest + 1], default=0.0)
+        sums = _decaying_sums([min(loss, most) for loss in self.losses])
+        weights = _decaying_sums([1.0] * len(self.losses))
+        return [loss / weight for loss, weight in zip(sums, weights, strict=True)]
+
+
+def _decaying_sums(values: list[float]) -> list[float]:
+    """For each value the sum of all, each weighted by ``SMOOTHING`` to the power of its distance."""
+
+    def until(values: Iterable[float]) -> list[float]:
+        return list(accumulate(values, lambda total, value: SMOOTHING * total + value))
+
+    both = zip(until(values), reversed(until(reversed(values))), values, strict=True)
+    return [before + after - value for before, after, value in both]
+
+
+def _step(state: TrainingState, batch: Batch, factor: float) -> Tensor | None:
+    """The loss of one training step, float32 [] on the device; None if the step was skipped."""
     try:
-        loss = float(train_step(state, batch, factor))
+        loss = train_step(state, batch, factor)
     except DivergedError:
-        return math.nan
+        return None
     state.step += 1
-    return math.nan if state.skipped else loss
+    return None if state.skipped else loss
 
 
 def _judge(rates: list[float], losses: list[float]) -> RangeTest:
@@ -127,7 +180,7 @@ def _judge(rates: list[float], losses: list[float]) -> RangeTest:
         )
     bottom = min(range(len(losses)), key=losses.__getitem__)
     # Slopes over a window, because single steps are noisy. The first tenth does not count, because the
-    # running mean covers too few batches there.
+    # mean covers too few batches there.
     reach = max(2, len(losses) // 20)
     slopes = {
         i: (losses[i + reach] - losses[i - reach]) / math.log(rates[i + reach] / rates[i - reach])
