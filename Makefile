@@ -54,7 +54,7 @@ table: $(VENV)/.installed-dev  ## try out every recipe x network x device x prec
 TIMM_VENV := .venv-timm
 TIMM_TESTS := tests/models/test_from_timm.py tests/training/test_pretrained.py
 test-timm: $(VENV)/.installed-dev  ## run the tests of timm's networks, in .venv-timm
-	test -x $(TIMM_VENV)/bin/python || $(BIN)/python -m venv $(TIMM_VENV)
+	$(call environment,$(TIMM_VENV),$(BIN)/python)
 	$(TIMM_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps \
 		--constraint constraints.txt timm torchvision
 	$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' > \
@@ -69,7 +69,7 @@ TORCH_PIP = $(TORCH_VENV)/bin/python -m pip install --quiet --disable-pip-versio
 TESTS ?= --ignore=tests/faults tests
 test-torch:  ## run the tests with another version of torch, in build/torch-VERSION
 	@test -n "$(TORCH)" || { echo "which version? for example: make test-torch TORCH=2.11.0" >&2; exit 2; }
-	test -x $(TORCH_VENV)/bin/python || $(PYTHON) -m venv $(TORCH_VENV)
+	$(call environment,$(TORCH_VENV),$(PYTHON))
 	grep -v -e '^torch==' -e '^setuptools==' constraints.txt > $(TORCH_VENV)/constraints.txt
 	$(TORCH_PIP) --no-deps $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) "torch==$(TORCH)"
 	$(TORCH_PIP) --constraint $(TORCH_VENV)/constraints.txt "torch==$(TORCH)" --editable '.[dev]'
@@ -80,7 +80,7 @@ test-torch:  ## run the tests with another version of torch, in build/torch-VERS
 # importlib_metadata than constraints.txt. The last line of the recipe is all that connects the two.
 TRACKERS_VENV ?= build/trackers
 test-trackers: $(VENV)/.installed-dev  ## run the trackers' tests with MLflow and W&B themselves, in build/trackers
-	test -x $(TRACKERS_VENV)/bin/python || $(PYTHON) -m venv $(TRACKERS_VENV)
+	$(call environment,$(TRACKERS_VENV),$(BIN)/python)
 	test -e $(TRACKERS_VENV)/.installed || \
 		$(TRACKERS_VENV)/bin/python -m pip install --quiet --disable-pip-version-check 'mlflow>=3.9' 'wandb>=0.31'
 	$(BIN)/python -c 'import sysconfig; print("import site; site.addsitedir(%r)" % sysconfig.get_path("purelib"))' \
@@ -95,7 +95,7 @@ test-trackers: $(VENV)/.installed-dev  ## run the trackers' tests with MLflow an
 EXTRAS ?= all
 VERSIONS_VENV = build/$*$(if $(filter-out all,$(EXTRAS)),-$(EXTRAS))
 test-oldest test-newest: test-%: $(TOOLS)/.installed  ## run the tests with the oldest or newest versions allowed
-	test -x $(VERSIONS_VENV)/bin/python || $(PYTHON) -m venv $(VERSIONS_VENV)
+	$(call environment,$(VERSIONS_VENV),$(PYTHON))
 	$(TOOLS)/bin/python tools/lock.py --resolve $* --extras $(EXTRAS) --out $(VERSIONS_VENV)/pins.txt \
 		$(if $(TORCH),--torch $(TORCH))
 	$(VERSIONS_VENV)/bin/python $(PIP_INSTALL) --no-deps "$$(grep '^torch==' $(VERSIONS_VENV)/pins.txt)"
@@ -107,8 +107,8 @@ FUZZ_SECONDS ?= 120
 fuzz: $(VENV)/.installed-dev  ## fuzz everything that reads bytes from others; findings are files crash-*
 	$(PIP) atheris
 	mkdir -p build/fuzz
-	cd build/fuzz && for target in $$($(CURDIR)/$(BIN)/python $(CURDIR)/tests/faults/fuzz.py); do \
-		$(CURDIR)/$(BIN)/python $(CURDIR)/tests/faults/fuzz.py $$target $(FUZZ_SECONDS) || exit; \
+	cd build/fuzz && for target in $$(../../$(BIN)/python ../../tests/faults/fuzz.py); do \
+		../../$(BIN)/python ../../tests/faults/fuzz.py $$target $(FUZZ_SECONDS) || exit; \
 	done
 
 check: $(VENV)/.installed-dev  ## linter, formatters and type checker
@@ -192,12 +192,22 @@ upgrade: $(TOOLS)/.installed  ## renew constraints.txt and the locks
 clean:
 	rm -rf $(VENV) $(TIMM_VENV) build dist .mypy_cache .ruff_cache .pytest_cache
 
+# Makes the environment $(1) with the Python $(2). An existing one stays if its Python is new enough and has pip, which
+# is missing if its making was interrupted. --clear empties an environment, but no folder that is something else.
+CHECK_VERSION = import sys; sys.exit(sys.version_info < (3, 11) and "thumbnet needs Python 3.11 or newer, and $(PYTHON) is \
+	%d.%d: add PYTHON=python3.12, for example, to the command" % sys.version_info[:2])
+define environment
+	@$(1)/bin/python -c '$(CHECK_VERSION)' 2> /dev/null && $(1)/bin/python -m pip --version > /dev/null 2>&1 || { \
+		$(2) -c '$(CHECK_VERSION)' && $(2) -m venv $(if $(wildcard $(1)/pyvenv.cfg),--clear) $(1); }
+endef
+
 # Installs locks/$(1).txt and thumbnet itself. torch for the CPU comes first and by itself: pip prefers a file whose
 # hash the index states, which a folder of wheels (PIP_FIND_LINKS) cannot. Where there is no such build, the lock
 # brings the index's own; the one for CUDA needs more packages.
 define install-lock
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python $(FROM_LOCK) locks/torch-cpu.txt 2> /dev/null || echo "no CPU build of torch here; taking the index's"
+	$(call environment,$(VENV),$(PYTHON))
+	why=$$($(BIN)/python $(FROM_LOCK) locks/torch-cpu.txt 2>&1) || \
+		echo "no CPU build of torch here; taking the index's. pip said: $$(echo "$$why" | grep '^ERROR' | tail -n 1)" >&2
 	$(BIN)/python $(FROM_LOCK) locks/$(1).txt
 	! $(BIN)/python -m pip show torch | grep -q '^Requires:.*cuda' || $(BIN)/python $(FROM_LOCK) locks/cuda.txt
 	$(PIP) --no-deps --no-build-isolation --editable .
@@ -206,7 +216,7 @@ endef
 # The way without hashes: torch first and by itself, because pip takes the build for the CPU, where there is one, only
 # before another package asks for torch.
 define install-constrained
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(call environment,$(VENV),$(PYTHON))
 	$(PIP) "$$(grep '^torch==' constraints.txt)"
 	$(PIP) --editable '.[$(1)]'
 endef
@@ -224,6 +234,6 @@ $(VENV)/.installed-dev: locks/test.txt pyproject.toml
 	touch $@ $(VENV)/.installed
 
 $(TOOLS)/.installed: locks/tools.txt
-	test -x $(TOOLS)/bin/python || $(PYTHON) -m venv $(TOOLS)
+	$(call environment,$(TOOLS),$(PYTHON))
 	$(TOOLS)/bin/python $(FROM_LOCK) locks/tools.txt
 	touch $@

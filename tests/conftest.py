@@ -83,7 +83,7 @@ def _seeded() -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def _quick_runs() -> Iterator[None]:
-    """Spare each training what only takes time here: two processes of git, and waiting for the disk at each file.
+    """Spare each training what only takes time here: processes of git, and waiting for the disk at each file.
 
     The tests in ``faults`` that cut the power, and those of whole commands, have processes of their own, in which
     nothing is replaced. In this one, a test that replaces ``os.fsync`` or ``subprocess.run`` gets its own function.

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import dataclasses
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,7 +20,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from thumbnet.kernels import calls, library
+from thumbnet.kernels import augment, calls, library, muon, norm, strided, tiles, whiten, winograd
 from thumbnet.kernels.library import load_kernels
 
 # Tolerances, relative to the largest value. Results stored as bfloat16 are rounded; float32 sums are not.
@@ -34,6 +35,11 @@ CAN_RUN = library._obstacle() is None and shutil.which("gcc") is not None
 needs_kernels = pytest.mark.skipif(
     load_kernels() is None, reason="no AVX-512 BF16 or no gcc here: only the reference implementations run"
 )
+
+
+def kernel_names() -> list[str]:
+    """The functions of the C files that Python calls."""
+    return [name for unit in library.UNITS for name in re.findall(r"^int (\w+)\(", unit.read_text(), re.M)]
 
 
 def gcc() -> str:
@@ -76,14 +82,14 @@ def loaded(kernels: ctypes.CDLL, has_tiles: bool) -> Iterator[None]:
 
 
 def watched(monkeypatch: pytest.MonkeyPatch, *modules: ModuleType) -> list[str]:
-    """The names of the kernels that ``modules`` run from now on, in this order."""
+    """The names of the kernels that ``modules`` run from now on, in this order; by default all modules."""
     names: list[str] = []
 
     def watch(name: str, *arguments: Tensor | int | float | None) -> None:
         names.append(name)
         calls.call(name, *arguments)
 
-    for module in modules:
+    for module in modules or (augment, muon, norm, strided, tiles, whiten, winograd):
         monkeypatch.setattr(module, "call", watch)
     return names
 

@@ -125,7 +125,9 @@ def served(
         log,
         *options,
     ]
-    environment = {**os.environ, "THUMBNET_API_KEY": key or ""}
+    environment = {name: value for name, value in os.environ.items() if name != "THUMBNET_API_KEY"}
+    if key is not None:
+        environment["THUMBNET_API_KEY"] = key
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
     )

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import get_args, get_type_hints
 
 from thumbnet.errors import MissingExtraError, RecipeError, ThumbnetError
-from thumbnet.models.registry import model_names
 from thumbnet.publish.export import SUFFIXES
 from thumbnet.recipes.networks import MODEL_NAMES
 from thumbnet.recipes.recipe import recipe_names
@@ -123,7 +122,7 @@ def registered() -> dict[str, set[str]]:
     engines = get_args(get_type_hints(DataSettings)["engine"])
     return {
         "recipe": set(recipe_names()),
-        "network": set(model_names()) & set(MODEL_NAMES) | {OWN, TIMM},
+        "network": set(MODEL_NAMES) | {OWN, TIMM},
         "precision": set(PRECISIONS) - {AUTO},
         "engine": set(engines) - {AUTO},
         "format": set(SUFFIXES),
@@ -175,6 +174,8 @@ REFUSALS = (
             "needs one class per picture"),
     Refusal("balanced sampling with several labels per picture", "LABELS --set data.sampling=balanced", RecipeError,
             "needs one class per picture"),
+    Refusal("balanced sampling with balanced class weights",
+            "DATA --set data.sampling=balanced --set training.class_weights=balanced", RecipeError, "both make up for"),
     Refusal("a GPU that is not there", "DATA --device cuda", ThumbnetError, "Leave --device out"),
     Refusal("an unknown recipe", "DATA --recipe fastest", RecipeError, "there is no recipe 'fastest'"),
     Refusal("an unknown network", "DATA --set model.name=resnet50", RecipeError, "recipe key 'model.name' is 'resnet50'"),

@@ -307,6 +307,9 @@ def plain_optimizer(
             del one["momentum"]
         return torch.optim.AdamW(groups, betas=(wanted.betas[0], wanted.betas[1]), fused=fused), rates
     if wanted.name == "muon":
+        filters = {one.weight for one in model.modules() if isinstance(one, nn.Conv2d) and one.bias is None}
+        for one in groups:
+            one["filter"] = one["params"][0] in filters
         return PlainMuon(groups, {}), rates
     return torch.optim.SGD(groups, lr=wanted.lr, momentum=wanted.momentum, nesterov=wanted.nesterov), rates
 
@@ -321,12 +324,12 @@ class PlainMuon(torch.optim.Optimizer):
             if parameter.grad is None:
                 continue
             gradient = parameter.grad
-            if parameter.ndim != 4:
+            if not group["filter"]:
                 gradient = gradient + group["weight_decay"] * parameter
             kept = self.state[parameter].setdefault("momentum", torch.zeros_like(parameter))
             kept.mul_(group["momentum"]).add_(gradient)
             update = gradient + group["momentum"] * kept
-            if parameter.ndim == 4:
+            if group["filter"]:
                 x = update.flatten(1) / update.norm().clamp(min=1e-12)
                 for _ in range(3):
                     square = x @ x.T

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from program_helpers import run_here
 from thumbnet.recipes.recipe import Recipe, load_recipe, recipe_names
 from thumbnet.recipes.tables import known_keys
 
@@ -254,6 +255,14 @@ def test_the_page_for_users_of_other_libraries_names_what_is_there() -> None:
             parser().parse_args(["train", "DATA", *words])
         else:
             assert code.partition("=")[0] in known_keys(Recipe), code
+
+
+def test_the_program_with_an_optimizer_of_ones_own_runs(tmp_path: Path) -> None:
+    page = (ROOT / "docs" / "howto" / "coming-from.md").read_text("utf-8")
+    printed = run_here(re.findall(r"```python\n(.*?)```", page, re.DOTALL), tmp_path)
+    losses = [float(loss) for loss in re.findall(r"loss ([\d.]+)", printed)]
+    assert len(losses) == 2
+    assert losses == sorted(losses, reverse=True)
 
 
 def test_the_page_of_commands_has_what_help_prints_below_the_options() -> None:

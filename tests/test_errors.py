@@ -20,6 +20,7 @@ from thumbnet.errors import (
     UnreadableImageError,
     UnreadableImagesError,
     is_out_of_memory,
+    is_printable,
     memory_guard,
     nearest,
     printable,
@@ -40,6 +41,37 @@ def test_every_error_derives_from_thumbnet_error_and_has_an_exit_status() -> Non
 def test_control_characters_in_messages_are_escaped() -> None:
     assert str(ThumbnetError("a\x1b[31mb\nsecond\tline")) == "a\\x1b[31mb\nsecond\\tline"
     assert printable("caf\xe9 \u4e2d \x07 \udcff") == "caf\xe9 \u4e2d \\x07 \\udcff"
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "\u0633\u06af\u200c\u0647\u0627",  # dogs in Persian
+        "\u0dc1\u0dca\u200d\u0dbb\u0dd3",  # Sri in Sinhala
+        "\u0915\u094d\u200c\u0937",  # in Hindi
+        "\U0001f469\u200d\U0001f52c",  # a woman who is a scientist
+        "\u2764\ufe0f\u200d\U0001f525",  # a heart on fire
+        "\u72ac\u3000\u5927",
+        "golden\xa0retriever",
+        "caf\xe9 \u4e2d",
+    ],
+)
+def test_joiners_that_spelling_needs_and_unusual_spaces_are_printable(name: str) -> None:
+    assert is_printable(name)
+    assert printable(name) == name
+
+
+@pytest.mark.parametrize(
+    "character",
+    # a tabulator, a line separator, a soft hyphen, an invisible space, joiners, a byte order mark, overrides and
+    # isolates of direction, a tag, a private and an undecodable character
+    "\t\u2028\xad\u200b\u200c\u200d\u2060\ufeff\u202a\u202e\u2066\u200f\U000e0061\ue000\ud800",
+)
+@pytest.mark.parametrize("around", ["ca{}t", "{}cat", "cat{}", "\u72ac{}\u5927", "\U0001f469{}"])
+def test_characters_that_hide_are_escaped(character: str, around: str) -> None:
+    name = around.format(character)
+    assert not is_printable(name)
+    assert printable(name) == around.format(character.encode("unicode_escape").decode())
 
 
 ARGUMENTS: dict[type[ThumbnetError], Sequence[Any]] = {

@@ -197,6 +197,28 @@ def test_the_calibration_error_agrees_with_one_computed_by_hand() -> None:
     assert sure.calibration_error == pytest.approx(0, abs=1e-9)
 
 
+def test_a_picture_that_gets_nan_is_wrong_whatever_its_class(
+    sample: tuple[torch.Tensor, torch.Tensor],
+) -> None:
+    logits, labels = (part.numpy() for part in sample)
+    silent = evaluate_logits(np.full_like(logits, np.nan), labels, NAMES)
+    assert (silent.accuracy, silent.balanced_accuracy, silent.top5) == (0.0, 0.0, 0.0)
+    assert np.sum(silent.confusion) == 0
+    assert np.isnan([silent.loss, silent.calibration_error]).all()
+    broken = labels == 0  # argmax would put NaN into this class
+    for wrong in (np.nan, np.inf):
+        partly = logits.copy()
+        partly[broken, 3] = wrong
+        found = evaluate_logits(partly, labels, NAMES)
+        rest = evaluate_logits(logits[~broken], labels[~broken], NAMES)
+        assert found.pictures == 500
+        assert found.accuracy == pytest.approx(rest.accuracy * (~broken).mean())
+        assert found.classes[0].recall == 0.0
+        assert [one.pictures for one in found.classes] == np.bincount(labels, minlength=8).tolist()
+        assert found.confusion == rest.confusion
+        assert found.top5 == pytest.approx(rest.top5 * (~broken).mean())
+
+
 def test_top5_needs_more_than_five_classes(sample: tuple[torch.Tensor, torch.Tensor]) -> None:
     logits, labels = sample
     assert evaluate_logits(logits[:, :5].numpy(), labels.clamp(max=4).numpy(), NAMES[:5]).top5 is None

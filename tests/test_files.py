@@ -8,6 +8,7 @@ import stat
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import IO, Any
@@ -56,6 +57,27 @@ def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
     return mask
+
+
+def test_threads_that_write_files_leave_the_umask_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The umask belongs to the process: whatever changes it to read it, changes it for all threads."""
+
+    def change(mask: int) -> int:
+        changed.append(mask)
+        return 0o027
+
+    changed: list[int] = []
+    before = os.umask(0o027)
+    try:
+        with monkeypatch.context() as patch, ThreadPoolExecutor(3) as threads:
+            patch.setattr(os, "umask", change)
+            list(threads.map(lambda number: write_file(tmp_path / f"{number}.txt", "text"), range(9)))
+    finally:
+        left = os.umask(before)
+    assert (changed, left) == ([], 0o027)
+    assert {path.stat().st_mode & 0o777 for path in tmp_path.iterdir()} == {0o640}
 
 
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), RuntimeError("disk full")])

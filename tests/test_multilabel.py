@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from thumbnet.evaluation import calibration_error, evaluate_logits, wilson_interval
 from thumbnet.multilabel import (
+    FEWEST_POSITIVES,
     average_precisions,
     binary_cross_entropy,
     bootstrap_interval,
@@ -192,11 +193,35 @@ def best_f1(probabilities: np.ndarray, truth: np.ndarray) -> float:
 def test_no_threshold_has_a_higher_f1_than_the_chosen_one(seed: int) -> None:
     generator = np.random.default_rng(seed)
     probabilities, targets = generator.random((40, 2)).round(1), generator.random((40, 2)) < 0.4
+    assert_best(probabilities, targets)
+
+
+@pytest.mark.parametrize(
+    "probabilities",
+    [
+        1 - np.arange(2, 42) / 1e8,  # all of their cuts are 1 with six digits
+        1 - np.arange(40) / 2**53,  # next to each other: halfway is a neighbour
+        np.arange(40) / 1e12,
+        np.zeros(40),
+        np.ones(40),
+    ],
+)
+def test_no_threshold_has_a_higher_f1_however_close_the_probabilities_are(probabilities: np.ndarray) -> None:
+    for positives in (6, 7, 20, 40):
+        order = np.argsort(-probabilities, kind="stable")
+        targets = np.isin(np.arange(40), order[:positives])
+        assert_best(probabilities[:, None], targets[:, None])
+        assert_best(np.stack([probabilities] * 2, axis=1), np.stack([targets, targets & False], axis=1))
+
+
+def assert_best(probabilities: np.ndarray, targets: np.ndarray) -> None:
+    """Check the F1 of each label that has enough pictures."""
     for label, threshold in enumerate(choose_label_thresholds(probabilities, targets)):
         own, truth = probabilities[:, label], targets[:, label]
-        hits = ((own >= threshold) & truth).sum()
-        assert 2 * hits / ((own >= threshold).sum() + truth.sum()) == pytest.approx(best_f1(own, truth))
         assert 0 <= threshold <= 1
+        if truth.sum() >= FEWEST_POSITIVES:
+            hits = ((own >= threshold) & truth).sum()
+            assert 2 * hits / ((own >= threshold).sum() + truth.sum()) == pytest.approx(best_f1(own, truth))
 
 
 def test_a_label_with_few_pictures_takes_the_threshold_of_all_labels_together() -> None:
@@ -215,6 +240,22 @@ def test_without_finite_probabilities_no_threshold_is_chosen() -> None:
     assert choose_label_thresholds(probabilities, targets) != (0.5, 0.5)
     probabilities[3, 1] = np.nan
     assert choose_label_thresholds(probabilities, targets) == (0.5, 0.5)
+
+
+def test_a_logit_of_nan_gives_no_label_and_is_a_wrong_decision() -> None:
+    logits, targets = example()
+    silent = evaluate_labels(np.full_like(logits, np.nan), targets, NAMES)
+    for decisions in (silent.at_half, silent.at_thresholds):
+        assert (decisions.exact_match, decisions.micro_f1, decisions.hamming_loss) == (0.0, 0.0, 1.0)
+    assert silent.accuracy == 0.0
+    assert silent.map == pytest.approx(targets.mean(axis=0)[targets.any(axis=0)].mean()), "no ranking"
+    assert np.isnan(silent.loss)
+    one = logits.copy()
+    one[0, 0] = np.nan
+    before, after = (evaluate_labels(values, targets, NAMES) for values in (logits, one))
+    assert after.accuracy <= before.accuracy
+    assert after.at_half.hamming_loss >= before.at_half.hamming_loss
+    assert after.interval[0] <= before.interval[0]
 
 
 def test_extreme_logits_give_finite_numbers() -> None:

@@ -15,6 +15,9 @@ def main() -> int:
         # Jobs that a shell script starts in the background ignore SIGINT: leave that as it is.
         if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
             signal.signal(signal.SIGINT, _interrupt)
+        if not _is_somewhere():
+            _say("thumbnet: the current folder has been deleted: cd to one that exists")
+            return 2
         from thumbnet import cli
         from thumbnet.cli.importing import share_cores
         from thumbnet.cli.streams import open_standard_files
@@ -86,9 +89,22 @@ def _is_of_interrupt(error: BaseException | None) -> bool:
     return error is not None
 
 
+def _is_somewhere() -> bool:
+    """Whether the current folder is still there. Without it, libraries fail or end the process."""
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        return False
+    return True
+
+
 def _say_stopped() -> None:
+    _say("\nthumbnet: stopped")
+
+
+def _say(text: str) -> None:
     with contextlib.suppress(OSError):  # nobody reads it any more
-        print("\nthumbnet: stopped", file=sys.stderr, flush=True)
+        print(text, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

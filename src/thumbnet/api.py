@@ -78,8 +78,8 @@ def train(
         auto_resume: resume the run in ``out`` if it has begun, and return it unchanged if it is complete. A
             scheduler can then repeat the same call as often as it likes. A call with other data or settings,
             which would have another result, is an error.
-        minutes: train the best network that this computer can in this wall time, which includes decoding and
-            the final evaluation. What was chosen for it is in the run's recipe.
+        minutes: choose the number of steps and the network's width so that everything ends within this wall
+            time, decoding and the final evaluation included. What was chosen is in the run's recipe.
         labels: corrections of the data's labels: the ``labels.csv`` that ``thumbnet review`` writes, a list
             of such files, or a list of :class:`~thumbnet.data.corrections.Correction`. They relabel and drop
             pictures, and add new ones to train. The last one about a picture counts. The run keeps a copy,

@@ -372,9 +372,32 @@ def _whose_memory(error: BaseException, device: str) -> str:
     return "this computer" if on_host and device.startswith(tuple(_GPU_MEMORY)) else device
 
 
+# Spaces of any width, as between ideographs. Unlike the invisible characters, they cannot hide.
+_SPACES = frozenset(
+    "\u00a0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a\u202f\u205f\u3000"
+)
+# Joiners where spelling needs them: between Arabic letters, as in Persian; after the sign of Indian scripts
+# that a consonant has no vowel; between emoji. Elsewhere, names that differ in a joiner would look the same.
+_VIRAMAS = "\u094d\u09cd\u0a4d\u0acd\u0b4d\u0bcd\u0c4d\u0ccd\u0d4d\u0dca"
+_EMOJI = "\u2190-\u2bff\ufe0f\U0001f000-\U0001faff"
+_JOINERS = re.compile(
+    f"(?<=[\u0600-\u08ff])\u200c(?=[\u0600-\u08ff])|(?<=[{_VIRAMAS}])[\u200c\u200d]|(?<=[{_EMOJI}])\u200d(?=[{_EMOJI}])"
+)
+
+
 def printable(name: str) -> str:
-    r"""Escape control characters and undecodable bytes in a file name, as in ``\x1b``."""
-    return "".join(c if c.isprintable() else _escape(c) for c in name)
+    r"""Escape control characters, invisible ones and undecodable bytes in a name, as in ``\x1b``."""
+    if name.isprintable():
+        return name
+    joiners = {found.start() for found in _JOINERS.finditer(name)}
+    return "".join(
+        c if c.isprintable() or c in _SPACES or at in joiners else _escape(c) for at, c in enumerate(name)
+    )
+
+
+def is_printable(name: str) -> bool:
+    """Whether :func:`printable` has nothing to escape, so that a person sees all of a name."""
+    return printable(name) == name
 
 
 # Control characters, ends of lines, marks and overrides of a text's direction, and bytes that are not text.
@@ -384,8 +407,8 @@ _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-
 def harmless(text: str, keep: str = "") -> str:
     r"""Escape what a terminal obeys, as in ``\x1b``, except the characters in ``keep``.
 
-    Unlike :func:`printable`, it leaves unusual spaces and joined emoji as they are, so that most names of
-    files stay usable.
+    Unlike :func:`printable`, it leaves other invisible characters as they are, so that most names of files
+    stay usable.
     """
     return _CONTROL.sub(lambda one: one.group() if one.group() in keep else _escape(one.group()), text)
 

@@ -70,6 +70,9 @@ class Evaluation:
         confusion: counts, one row per true class and one column per predicted class.
         classes: the scores of each class.
         groups: the number of groups; None if the pictures have none.
+
+    If the probabilities of a picture are NaN, it has no predicted class: it is wrong, and in no column of
+    ``confusion``. ``loss`` and ``calibration_error`` are then nan.
     """
 
     pictures: int
@@ -108,16 +111,19 @@ def evaluate_logits(
     count, classes = logits.shape
     log_probabilities = log_softmax(logits)
     predicted = logits.argmax(axis=1)
-    right = predicted == labels
-    pairs = labels * classes + predicted
+    answered = ~np.isnan(log_probabilities).any(axis=1)  # argmax takes a NaN for the largest logit
+    right = (predicted == labels) & answered
+    pairs = (labels * classes + predicted)[answered]
     confusion = np.bincount(pairs, minlength=classes * classes).reshape(classes, classes)
     top5 = None
     if classes > 5:
-        top5 = float(
-            (np.argsort(-logits, axis=1, kind="stable")[:, :5] == labels[:, None]).any(axis=1).mean()
-        )
+        most_probable = np.argsort(-logits, axis=1, kind="stable")[:, :5]
+        top5 = float(((most_probable == labels[:, None]).any(axis=1) & answered).mean())
     correct = int(right.sum())
-    scores = [_class_score(name, confusion, label) for label, name in enumerate(class_names)]
+    counts = np.bincount(labels, minlength=classes)
+    scores = [
+        _class_score(name, int(counts[label]), confusion, label) for label, name in enumerate(class_names)
+    ]
     return Evaluation(
         pictures=count,
         accuracy=correct / count,
@@ -351,9 +357,8 @@ def group_scores(right: np.ndarray, groups: np.ndarray) -> list[GroupScore]:
     return [GroupScore(str(names[at]), int(sizes[at]), int(hits[at])) for at in order.tolist()]
 
 
-def _class_score(name: str, confusion: np.ndarray, label: int) -> ClassScore:
-    hits = int(confusion[label, label])
-    pictures, predicted = int(confusion[label].sum()), int(confusion[:, label].sum())
+def _class_score(name: str, pictures: int, confusion: np.ndarray, label: int) -> ClassScore:
+    hits, predicted = int(confusion[label, label]), int(confusion[:, label].sum())
     precision = hits / predicted if predicted else 0.0
     recall = hits / pictures if pictures else 0.0
     f1 = 2 * hits / (pictures + predicted) if pictures + predicted else 0.0

@@ -10,9 +10,9 @@ import io
 import json
 import math
 import os
+import secrets
 import shutil
 import stat
-import tempfile
 import time
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
@@ -206,17 +206,61 @@ def write_private(path: Path, content: bytes) -> None:
     write_with(path, lambda file: file.write(content), private=True)
 
 
-def check_output(path: Path) -> None:
+def check_output(path: Path, *, named: bool = True) -> None:
     """Check that a file can be written at ``path``. Call this before long work.
 
+    Args:
+        path: the file.
+        named: whether the user named it. Otherwise, see :func:`check_inside`.
+
     Raises:
-        RunError: there is no such folder, it is not writable, or ``path`` is no file.
+        RunError: there is no such folder, it is not writable, or ``path`` is no file, or a link that is not
+            followed.
     """
+    if not named:
+        check_inside(path)
     folder = _to_replace(path).parent
     if not folder.is_dir():
         raise RunError(f"cannot write {path}: there is no folder {folder}")
     if not os.access(folder, os.W_OK):
         raise RunError(f"cannot write {path}: the folder {folder} is not writable")
+
+
+def check_inside(path: Path) -> None:
+    """Check that ``path`` is not a symbolic link that leads out of its folder.
+
+    A folder may come from a stranger, who knows which files thumbnet writes in it. A link in place of one of
+    them could lead to any file of the user's. Links that the user names are followed.
+
+    Raises:
+        RunError: it is such a link.
+    """
+    target = Path(os.path.realpath(path))
+    if not target.is_relative_to(os.path.realpath(path.parent)):
+        raise RunError(
+            f"cannot write {path}: it is a link that leads out of its folder, to {target}. Remove the link, "
+            "or put what it leads to in its place"
+        )
+
+
+def check_links(folder: Path) -> None:
+    """Check that no symbolic link in ``folder`` leads out of it; see :func:`check_inside`.
+
+    Only links directly in the folder count: deeper down, W&B makes links to its logs. The folder may be
+    missing.
+
+    Raises:
+        RunError: there is such a link, or the folder cannot be listed.
+    """
+    try:
+        with os.scandir(folder) as entries:
+            links = [Path(entry.path) for entry in entries if entry.is_symlink()]
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    except OSError as error:
+        raise RunError(f"cannot look into {folder}: {reason(error)}") from None
+    for link in links:
+        check_inside(link)
 
 
 def check_folder(path: Path) -> None:
@@ -278,15 +322,14 @@ def write_with(path: Path, write: Callable[[IO[bytes]], object], *, private: boo
     temporary: Path | None = None
     renamed = False
     try:
-        with tempfile.NamedTemporaryFile(
-            dir=real.parent, prefix=f".{real.name}.", suffix=".tmp", delete=False
-        ) as file:
-            temporary = Path(file.name)
+        # The system applies the umask. A file from tempfile is private: opening it to others takes the umask,
+        # and a process can read its umask only by changing it for a moment, for all of its threads.
+        name = real.with_name(f".{real.name}.{secrets.token_hex(4)}.tmp")
+        with open(name, "x+b", opener=_private_opener if private else None) as file:
+            temporary = name
             write(file)
             file.flush()
             os.fsync(file.fileno())
-        if not private:  # the temporary file is
-            temporary.chmod(0o666 & ~_umask())
         temporary.replace(real)
         temporary, renamed = None, True
         sync_folder(real.parent)
@@ -406,10 +449,8 @@ def clear_leftovers(folder: Path, prefix: str) -> None:
                 shutil.rmtree(path)
 
 
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+def _private_opener(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)
 
 
 def sync_folder(folder: Path) -> None:

@@ -156,6 +156,9 @@ def evaluate_labels(
 ) -> LabelEvaluation:
     """Measure logits against labels.
 
+    A logit of NaN gives no label and is a wrong decision, whether the picture has the label or not. In the
+    ranking of mAP, it comes last.
+
     Args:
         logits: float [N, labels]; N is at least 1.
         targets: whether each picture has each label: bool, or 0 and 1, [N, labels].
@@ -166,11 +169,12 @@ def evaluate_labels(
         quick: leave out the interval of mAP and the pairs of labels.
     """
     truth = targets.astype(bool)
-    probabilities = sigmoid(logits)
+    probabilities, unknown = sigmoid(logits), np.isnan(logits)
+    ranking = np.where(unknown, -1.0, probabilities)
     cuts = as_thresholds(thresholds, len(class_names))
-    precisions = average_precisions(probabilities, truth)
-    counts, half = truth.sum(axis=0), probabilities >= HALF
-    given = probabilities >= cuts
+    precisions = average_precisions(ranking, truth)
+    counts, half = truth.sum(axis=0), ranking >= HALF
+    given = ranking >= cuts
     scores = [
         LabelScore(
             name,
@@ -183,16 +187,17 @@ def evaluate_labels(
         )
         for i, name in enumerate(class_names)
     ]
-    exact = (given == truth).all(axis=1)
+    wrong = (given != truth) | unknown
+    exact = ~wrong.any(axis=1)
     ones = np.zeros((0, 0)) if quick else truth.astype(np.float64)
     return LabelEvaluation(
         pictures=len(truth),
         map=_mean(precisions),
-        map_interval=None if quick else bootstrap_interval(probabilities, truth, groups),
+        map_interval=None if quick else bootstrap_interval(ranking, truth, groups),
         loss=float(binary_cross_entropy(logits, truth).sum(axis=1).mean()),
         calibration_error=calibration_error(probabilities.ravel(), truth.ravel()),
-        at_half=_decisions(half, truth),
-        at_thresholds=_decisions(given, truth),
+        at_half=_decisions(half, truth, (half != truth) | unknown),
+        at_thresholds=_decisions(given, truth, wrong),
         labels=scores,
         together=(ones.T @ ones).astype(np.int64).tolist(),
         interval=(
@@ -342,9 +347,14 @@ def _best_threshold(probabilities: np.ndarray, truth: np.ndarray) -> float:
     if int(truth.sum()) < FEWEST_POSITIVES:
         return HALF
     curve = curve_of(probabilities, truth)
-    cuts = (curve.thresholds + np.append(curve.thresholds[1:], 0.0)) / 2
+    below = np.append(curve.thresholds[1:], -1.0)  # the next lower probability; none for the lowest
+    cuts = (curve.thresholds + np.maximum(below, 0.0)) / 2
     best = np.flatnonzero(curve.f1 >= curve.f1.max() - 1e-12)
-    return float(f"{cuts[best[np.abs(cuts[best] - HALF).argmin()]]:.6g}")
+    place = best[np.abs(cuts[best] - HALF).argmin()]
+    cut, reached, missed = (float(values[place]) for values in (cuts, curve.thresholds, below))
+    # Six digits are enough, unless they move the threshold past a neighbour: a label that needs a probability
+    # of 1 is never given. Halfway between two numbers that follow each other is one of them.
+    return next(one for one in (float(f"{cut:.6g}"), cut, reached) if missed < one <= reached)
 
 
 def _mean(precisions: np.ndarray) -> float:
@@ -362,7 +372,7 @@ def _rates(given: np.ndarray, truth: np.ndarray) -> tuple[float, float, float]:
     )
 
 
-def _decisions(given: np.ndarray, truth: np.ndarray) -> Decisions:
+def _decisions(given: np.ndarray, truth: np.ndarray, wrong: np.ndarray) -> Decisions:
     precision, recall, micro = _rates(given, truth)
     known = np.flatnonzero(truth.any(axis=0))
     each = [_rates(given[:, i], truth[:, i])[2] for i in known]
@@ -371,6 +381,6 @@ def _decisions(given: np.ndarray, truth: np.ndarray) -> Decisions:
         recall=recall,
         micro_f1=micro,
         macro_f1=float(np.mean(each)) if each else 0.0,
-        exact_match=float((given == truth).all(axis=1).mean()),
-        hamming_loss=float((given != truth).mean()),
+        exact_match=float((~wrong.any(axis=1)).mean()),
+        hamming_loss=float(wrong.mean()),
     )

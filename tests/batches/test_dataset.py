@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,18 @@ def test_a_subset_is_random_seeded_and_has_the_given_size(root: Path) -> None:
     assert names == [same.name(i) for i in range(6)]
     assert names != [other.name(i) for i in range(6)]
     assert len(ImageDataset(root, subset_size=0)) == 18
+
+
+def test_a_subset_without_a_class_says_which_one(root: Path) -> None:
+    with pytest.warns(DataWarning, match=r"subset_size=1 leaves no picture of 2 of 3 classes: "):
+        dataset = ImageDataset(root, subset_size=1)
+    label = int(dataset[0][1])
+    lost = ", ".join(name for number, name in enumerate(dataset.class_names) if number != label)
+    assert any(f"2 of 3 classes: {lost}. Take more pictures" in note for note in dataset.notes)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert not [note for note in ImageDataset(root, subset_size=17).notes if "subset_size" in note]
+        assert ImageDataset(load_data(root).splits["train"], subset_size=1).notes == ()
 
 
 @pytest.mark.parametrize("size", [-1, 19, 10**9])

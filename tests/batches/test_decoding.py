@@ -3,6 +3,7 @@ from __future__ import annotations
 import math
 import os
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import numpy as np
 import psutil
 import pytest
 import torch
+from PIL import Image
 
 from helpers import coloured, coloured_data, noise, write_class_folders, write_picture
 from thumbnet.batches import decoding, forked
@@ -135,6 +137,35 @@ def test_a_changed_split_is_decoded_again(cache: Path, pictures: Path, change: s
     decoded = decode_split(train_split(pictures), size, fit)  # type: ignore[arg-type]
     assert len(list(cache.iterdir())) == 2
     assert decoded.images.shape == (len(train_split(pictures)), 3, *size)
+
+
+def test_other_pictures_of_the_same_size_and_time_are_decoded_again(cache: Path, tmp_path: Path) -> None:
+    """As ``rsync -t`` leaves them, and archives that are built reproducibly."""
+    for label, name in enumerate(("red", "green")):
+        (tmp_path / name).mkdir()
+        for number in range(6):
+            Image.fromarray(coloured(label, number, 8)).save(tmp_path / name / f"{number}.bmp")
+    first = decode_split(load_data(tmp_path).splits["train"], (8, 8), "pad")
+    for path in tmp_path.rglob("*.bmp"):
+        before = path.stat()
+        with Image.open(path) as picture:
+            picture.rotate(180).save(path)
+        os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+        assert (path.stat().st_size, path.stat().st_mtime_ns) == (before.st_size, before.st_mtime_ns)
+    again = decode_split(load_data(tmp_path).splits["train"], (8, 8), "pad")
+    assert torch.equal(again.images, first.images.flip(2, 3))
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no umask")
+def test_other_users_may_read_an_entry_if_the_umask_allows_that(cache: Path, pictures: Path) -> None:
+    for umask, fit in ((0o022, "pad"), (0o077, "crop")):
+        before = os.umask(umask)
+        try:
+            decode_split(train_split(pictures), (20, 20), fit)  # type: ignore[arg-type]
+        finally:
+            os.umask(before)
+    modes = sorted(entry.stat().st_mode & 0o777 for entry in cache.iterdir())
+    assert modes == [0o700, 0o755]
 
 
 @pytest.mark.parametrize("damage", ["truncated", "empty", "other shape", "pickle", "no counts"])

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from helpers import coloured_data, write_class_folders
+from helpers import coloured_data, coloured_labels, write_class_folders
 from thumbnet.batches import prepare as preparing
 from thumbnet.batches.prepare import prepare, resolve_preprocessing, without_unreadable
 from thumbnet.data.splits import ArraySplit, FileSplit, Split
@@ -191,6 +191,20 @@ def test_a_subset_is_drawn_by_its_own_seed_if_it_has_one() -> None:
         return [train.name(at) for at in range(len(train))]
 
     assert names("seed=3") == names("seed=4", "data.subset_seed=3") != names("seed=4")
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_a_warning_names_the_classes_that_a_subset_loses(several: bool) -> None:
+    data = coloured_labels(60) if several else coloured_data(60)
+    counts = data.splits["train"].class_counts(3)
+    assert (counts > 0).all()
+    for size in (1, 50):
+        prepared = prepare(data, load_recipe("tutorial", [f"data.subset_size={size}"]), CPU)
+        left = prepared.splits["train"].class_counts(3)
+        lost = [name for name, count in zip(data.class_names, left, strict=True) if not count]
+        told = [note for note in prepared.notes if "subset_size" in note]
+        assert len(told) == bool(lost) == (size == 1)
+        assert all(note.startswith("warning: ") and f"classes: {', '.join(lost)}. " in note for note in told)
 
 
 def test_groups_stay_with_the_pictures_of_a_random_subset(tmp_path: Path) -> None:

@@ -29,6 +29,7 @@ from thumbnet.errors import DataError, RunError
         ("../../etc", "_.._.._etc"), (".git", "_.git"), ("con", "_con"), ("NUL.txt", "_NUL.txt"), ("com1", "_com1"),
         ("console", "console"), ("end.", "end"), (" x ", "x"), ("a\\b:c*?", "a_b_c__"), ("a\x00b\n", "a_b_"),
         ("\udc80", "_"), ("unsure", "unsure-class"), ("Unlike", "Unlike-class"),
+        ("سگ\u200cها", "سگ\u200cها"), ("a\u3000b", "a\u3000b"), ("a\u200cb", "a_b"),
     ],
 )  # fmt: skip
 def test_a_class_gets_a_folder_name_that_every_system_accepts(name: str, folder: str) -> None:

@@ -152,3 +152,18 @@ def test_what_the_system_refuses_gets_a_message(
     monkeypatch.setattr(Path, "is_dir", refuse)
     assert main(["evaluate", "run"]) == 2
     assert capsys.readouterr().err == f"thumbnet: evaluate {told}\n"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows does not delete the current folder")
+def test_a_current_folder_that_was_deleted_is_named(tmp_path: Path) -> None:
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    source = Path(thumbnet.__file__).parents[1]
+    program = (
+        f"import os, sys; sys.path.insert(0, {str(source)!r}); os.chdir({str(gone)!r}); os.rmdir({str(gone)!r})\n"
+        f"sys.argv = ['thumbnet', 'data', {str(tmp_path)!r}]\n"
+        "from thumbnet.__main__ import main; sys.exit(main())"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "thumbnet: the current folder has been deleted: cd to one that exists\n"

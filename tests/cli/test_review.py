@@ -26,6 +26,7 @@ from thumbnet.sources.load import load_data
 
 httpx = pytest.importorskip("httpx")
 testclient = pytest.importorskip("starlette.testclient")
+Tokens = pytest.importorskip("thumbnet.reviewing.service").Tokens
 
 Visit = Callable[[Any, Any], None]
 QUICK = ["--folds", "0", "--port", "0", "--no-browser"]
@@ -38,18 +39,26 @@ def run(trained: tuple[Path, str, str], tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def visiting(monkeypatch: pytest.MonkeyPatch) -> Callable[[Visit], None]:
+def tokens(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """What opens the page of every review."""
+    tokens = Tokens()
+    monkeypatch.setattr("thumbnet.reviewing.service.Tokens", lambda: tokens)
+    return tokens
+
+
+@pytest.fixture
+def visiting(tokens: Any, monkeypatch: pytest.MonkeyPatch) -> Callable[[Visit], None]:
     """Replaces the server: the function that is set visits the page with a client."""
 
     def set_visit(visit: Visit) -> None:
         def serve(app: Any, listener: socket.socket, greet: Callable[[str], None]) -> None:
             greet("http://127.0.0.1:1")
             with testclient.TestClient(app, base_url="http://localhost") as client:
-                token = re.findall('name="token" content="(.+?)"', client.get("/").text)[0]
+                assert client.get(f"/?token={tokens.printed}").status_code == 200
 
                 def decide(picture: int, decision: str, label: int | None = None) -> None:
                     sent = {"picture": picture, "decision": decision, "label": label}
-                    answer = client.post("/decide", json=sent, headers={"X-Review-Token": token})
+                    answer = client.post("/decide", json=sent)
                     assert answer.status_code == 200, answer.text
 
                 visit(client, decide)
@@ -60,7 +69,11 @@ def visiting(monkeypatch: pytest.MonkeyPatch) -> Callable[[Visit], None]:
 
 
 def test_a_review_writes_labels_that_train_takes_and_the_next_one_continues(
-    run: Path, folder: Path, visiting: Callable[[Visit], None], capsys: pytest.CaptureFixture[str]
+    run: Path,
+    folder: Path,
+    tokens: Any,
+    visiting: Callable[[Visit], None],
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     names: list[str] = []
 
@@ -76,7 +89,7 @@ def test_a_review_writes_labels_that_train_takes_and_the_next_one_continues(
     visiting(first)
     assert main(["review", str(run), "--first", "10", *QUICK]) == 0
     out = capsys.readouterr().out
-    assert "review at http://127.0.0.1:1   0 of 10 decided" in out
+    assert f"review at http://127.0.0.1:1/?token={tokens.printed}   0 of 10 decided" in out
     assert f"2 of 10 decided, written to {run / 'labels.csv'}" in out
     assert re.search(rf"train with these labels: .* train {folder} --labels {run / 'labels.csv'}\n", out)
     written = read_corrections(run / "labels.csv")
@@ -305,14 +318,15 @@ def test_a_browser_is_opened_only_where_it_can_open_a_window(
     from review_helpers import made_review
 
     opened: list[str] = []
+    tokens = Tokens()
     monkeypatch.setattr("webbrowser.open", opened.append)
     monkeypatch.setattr("threading.Thread.start", lambda thread: thread.run())
     monkeypatch.setattr(sys, "platform", "linux")
     monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
     for display, no_browser in (("", False), (":0", True), (":0", False)):
         monkeypatch.setenv("DISPLAY", display)
-        command._greet("http://127.0.0.1:1", made_review(tmp_path), [], no_browser)
-    assert opened == ["http://127.0.0.1:1"]
+        command._greet("http://127.0.0.1:1", tokens, made_review(tmp_path), [], no_browser)
+    assert opened == [f"http://127.0.0.1:1/?token={tokens.once}"]
 
 
 def test_a_review_that_is_killed_loses_nothing(run: Path) -> None:
@@ -320,12 +334,13 @@ def test_a_review_that_is_killed_loses_nothing(run: Path) -> None:
     process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
         assert process.stdout
-        address = re.findall(r"http://\S+", process.stdout.readline())[0]
-        token = re.findall('name="token" content="(.+?)"', httpx.get(address).text)[0]
-        for position in range(3):
-            decision = {"picture": position, "decision": "drop"}
-            answer = httpx.post(f"{address}/decide", json=decision, headers={"X-Review-Token": token})
-            assert answer.json()["done"] == position + 1
+        page = httpx.URL(re.findall(r"http://\S+", process.stdout.readline())[0])
+        with httpx.Client(base_url=page.join("/")) as client:
+            assert client.get("/state").status_code == 403
+            assert client.get(page).status_code == 200
+            for position in range(3):
+                decision = {"picture": position, "decision": "drop"}
+                assert client.post("/decide", json=decision).json()["done"] == position + 1
     finally:
         process.kill()
         process.communicate()

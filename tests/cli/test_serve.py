@@ -65,6 +65,17 @@ def test_the_api_key_is_the_first_line_of_the_file_or_else_comes_from_the_enviro
     assert command._api_key(None) is None
 
 
+@pytest.mark.parametrize("value", ["", " ", "\n"])
+def test_an_empty_api_key_does_not_start_an_open_service(
+    value: str, tiny_run: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("THUMBNET_API_KEY", value)
+    assert main(["serve", str(tiny_run.path), "--port", "0", "--data", "none"]) == 2
+    error = capsys.readouterr().err
+    assert "THUMBNET_API_KEY is empty: it must hold the API key" in error
+    assert "unset the variable" in error
+
+
 def test_a_full_pipe_on_standard_error_delays_neither_requests_nor_the_end_of_the_process() -> None:
     pytest.importorskip("starlette", reason="the extra 'serve' is not installed")
     code = """

@@ -303,7 +303,7 @@ def test_a_picture_whose_state_the_system_cannot_tell_is_not_a_missing_one(
     right = work[what]()
     again = FileSplit(tmp_path, ["x.png"], np.array([0]))
     split.__dict__.update({"_root": again.__dict__["_root"]})
-    split.__dict__.pop("_states", None)
+    split.__dict__.pop("_versions", None)
     split.__dict__.pop("_content_key", None)
     with monkeypatch.context() as patch:
         patch.setattr(os, "stat", failing(errno.EIO))

@@ -9,9 +9,10 @@ from thumbnet.data.spelling import file_key, name_key, nfc
 
 @pytest.mark.parametrize(
     ("first", "second"),
-    [("cat", "Cat"), ("caf\u00e9", "cafe\u0301"), ("CAFE\u0301 ", "caf\u00e9"), (" dog", "dog"), ("ß", "SS")],
-)
-def test_names_that_differ_in_form_case_or_outer_spaces_are_alike(first: str, second: str) -> None:
+    [("cat", "Cat"), ("caf\u00e9", "cafe\u0301"), ("CAFE\u0301 ", "caf\u00e9"), (" dog", "dog"), ("ß", "SS"),
+        ("golden  retriever", "golden retriever"), ("golden\xa0retriever", "Golden retriever"), ("a\u3000b", "a b")],
+)  # fmt: skip
+def test_names_that_differ_in_form_case_or_spaces_are_alike(first: str, second: str) -> None:
     assert name_key(first) == name_key(second)
 
 

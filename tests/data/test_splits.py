@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -82,6 +83,23 @@ def test_a_split_that_is_not_there_is_refused_with_those_that_are() -> None:
     with pytest.raises(DataError, match="no split 'nothing'"):
         data.split("nothing")
     assert data.measured_split() == "test"
+
+
+@pytest.mark.parametrize(
+    ("name", "refused"),
+    [
+        ("\u0633\u06af\u200c\u0647\u0627", False),
+        ("\U0001f469\u200d\U0001f52c", False),
+        ("\u72ac\u3000\u5927", False),
+        ("c\u200bat", True),
+        ("cat\u200d", True),
+        ("cat\u202e", True),
+    ],
+)
+def test_only_names_of_classes_that_hide_something_are_refused(name: str, refused: bool) -> None:
+    split = ArraySplit(np.zeros((2, 4, 4, 3), np.uint8), np.array([0, 1]), "train")
+    with pytest.raises(DataError, match="invisible or control characters") if refused else nullcontext():
+        assert Data("x", "", ("a", name), {"train": split}, (name,)).class_names == ("a", name)
 
 
 def test_data_of_one_class_cannot_be_trained_on() -> None:

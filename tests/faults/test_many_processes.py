@@ -199,6 +199,22 @@ def test_several_processes_learn_like_one_and_only_one_of_them_writes(
     assert json.loads(done.output)["accuracy"] == Run(outs[1]).summary["accuracy"]
 
 
+@pytest.mark.parametrize("watched", [False, True])
+def test_all_processes_measure_and_calibrate_with_the_network_that_is_saved(
+    launch: Launcher, tmp_path: Path, watched: bool
+) -> None:
+    """Without synchronised statistics, each process has its own until they are sent."""
+    data = write_class_folders(tmp_path / "data", ["train", "test"] if watched else ["train"], per_class=17)
+    settings = [*TINY, "training.sync_batchnorm=false", *([] if watched else ["data.test_fraction=0"])]
+    done = launch(2, data, tmp_path / "run", tmp_path, *settings, program="faults.final_network")
+    assert done.status == 0, done.errors
+    saved = read_weights(tmp_path / "run" / "model.safetensors")[0]
+    for rank in range(2):
+        own = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
+        assert own.keys() == saved.keys()
+        assert all(torch.equal(tensor, saved[name]) for name, tensor in own.items())
+
+
 def test_shares_that_differ_by_a_picture_go_through_the_network_in_as_many_parts(
     launch: Launcher, folder: Path, tmp_path: Path
 ) -> None:

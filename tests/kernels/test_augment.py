@@ -45,3 +45,9 @@ def test_the_kernel_moves_only_rgb_bytes_stored_channels_last() -> None:
     assert not can_move(images.float())
     assert not can_move(images[:, :1])
     assert not can_move(images[:0])
+    assert not can_move(images.to("meta"))
+    assert not can_move(images.as_subclass(Marked))
+
+
+class Marked(Tensor):
+    """A subclass may keep its values elsewhere."""

@@ -12,16 +12,21 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.autograd import forward_ad
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils.flop_counter import FlopCounterMode
 
 from helpers import TINY, coloured_data
-from kernel_helpers import loaded, needs_kernels, on_threads, pictures
+from kernel_helpers import kernel_names, loaded, needs_kernels, on_threads, pictures, watched
 from kernels.summed import sums
 from thumbnet.distributed import World
 from thumbnet.errors import OutOfMemoryError, is_out_of_memory
 from thumbnet.kernels import library
-from thumbnet.kernels.augment import mirror_and_translate
+from thumbnet.kernels.augment import can_move, mirror_and_translate
 from thumbnet.kernels.calls import agree_on_kernels, applies, available, strided_available
 from thumbnet.kernels.conv import Conv3x3
+from thumbnet.kernels.muon import _fit as fit_muon
 from thumbnet.kernels.norm import conv_norm_act, norm_act
 from thumbnet.kernels.strided import strided, strided_weight_gradient
 from thumbnet.kernels.tiles import conv3x3, conv3x3_pooled, weight_gradient
@@ -195,19 +200,45 @@ def test_a_process_at_its_memory_limit_gets_the_error_and_continues(test_kernels
         assert f"CPU kernel {name} could not allocate" in error
 
 
-def test_fewer_threads_than_requested_give_the_same_bits(test_kernels: ctypes.CDLL) -> None:
+@pytest.mark.parametrize(
+    ("threads", "device"),
+    [
+        pytest.param("3", "cpu", id="fewer threads than requested"),
+        pytest.param("4", "meta", id="tensors have no memory by default"),
+    ],
+)
+def test_the_bits_depend_only_on_the_number_of_threads_that_are_requested(
+    threads: str, device: str, test_kernels: ctypes.CDLL
+) -> None:
     """OpenMP may start fewer because of OMP_THREAD_LIMIT, or inside another parallel region."""
     with loaded(test_kernels, has_tiles=False), on_threads(4):
         expected = sums()
     done = subprocess.run(
-        [sys.executable, str(SUMMED), test_kernels._name],
-        env={**os.environ, "OMP_NUM_THREADS": "4", "OMP_THREAD_LIMIT": "3"},
+        [sys.executable, str(SUMMED), test_kernels._name, device],
+        env={**os.environ, "OMP_NUM_THREADS": "4", "OMP_THREAD_LIMIT": threads},
         check=True,
         capture_output=True,
         text=True,
         timeout=120,
     )
     assert json.loads(done.stdout) == expected
+
+
+def test_these_bits_are_of_every_kernel(test_kernels: ctypes.CDLL, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = watched(monkeypatch)
+    with loaded(test_kernels, has_tiles=False):
+        sums()
+    assert set(names) == set(kernel_names())
+
+
+def test_the_default_type_of_tensors_changes_no_bit(test_kernels: ctypes.CDLL) -> None:
+    with loaded(test_kernels, has_tiles=False):
+        expected = sums()
+        torch.set_default_dtype(torch.float64)
+        try:
+            assert sums() == expected
+        finally:
+            torch.set_default_dtype(torch.float32)
 
 
 def state_of_the_process() -> dict[str, Any]:
@@ -268,6 +299,141 @@ def test_kernels_run_only_under_bfloat16_autocast_on_pictures_stored_channels_la
         assert not applies(x[:0])
         assert not applies(pictures(1, 4100, 2, 2))
         assert not applies(None)  # type: ignore[arg-type]
+        assert not applies(x.double())  # which autocast leaves as it is
+        assert not applies(x.to(torch.uint8))
+        assert not applies(x.to("meta"))
+        assert not applies(x.as_subclass(Marked))
+
+
+class Marked(Tensor):
+    """A subclass may keep its values elsewhere."""
+
+
+def in_make_fx(run: Callable[[Tensor], Tensor], x: Tensor) -> None:
+    make_fx(run)(x)
+
+
+def in_compile(run: Callable[[Tensor], Tensor], x: Tensor) -> None:
+    torch.compile(run, backend="eager", fullgraph=True)(x)
+
+
+def in_trace(run: Callable[[Tensor], Tensor], x: Tensor) -> None:
+    torch.jit.trace(run, x, check_trace=False)
+
+
+def in_a_counter(run: Callable[[Tensor], Tensor], x: Tensor) -> None:
+    with FlopCounterMode(display=False):
+        run(x)
+
+
+def in_a_fake_mode(run: Callable[[Tensor], Tensor], x: Tensor) -> None:
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        run(x)
+
+
+def in_grad(run: Callable[[Tensor], Tensor], x: Tensor) -> None:
+    torch.func.grad(lambda z: run(z).sum())(x)
+
+
+def in_vmap(run: Callable[[Tensor], Tensor], x: Tensor) -> None:
+    torch.func.vmap(run)(x[None])
+
+
+def in_a_dual_level(run: Callable[[Tensor], Tensor], x: Tensor) -> None:
+    with forward_ad.dual_level():
+        run(x)
+
+
+@needs_kernels
+@pytest.mark.filterwarnings("ignore:.*torch.jit.trace.*:DeprecationWarning")
+@pytest.mark.parametrize(
+    "inside",
+    [in_make_fx, in_compile, in_trace, in_a_counter, in_a_fake_mode, in_grad, in_vmap, in_a_dual_level],
+)
+def test_kernels_do_not_run_where_pytorch_would_not_see_them(
+    inside: Callable[[Callable[[Tensor], Tensor], Tensor], None],
+) -> None:
+    """A graph would lack what they compute, a count their operations, and a derivative their part."""
+    x, images = pictures(2, 32, 4, 4).float(), pictures(2, 3, 8, 8).to(torch.uint8)
+    bank = FILTERS.clone(memory_format=torch.channels_last)
+    found: list[list[bool]] = []
+
+    def run(z: Tensor) -> Tensor:
+        found.append([applies(z), applies(x), can_move(images), fit_muon([bank], [bank])])
+        return z * 1
+
+    with torch.autocast("cpu", torch.bfloat16):
+        run(x)
+        inside(run, x)
+        run(x)
+    first, *others, last = found
+    assert first == last == [True] * 4
+    assert others
+    assert not any(any(answers) for answers in others)
+
+
+# Without the checks, most of these end the process.
+CRASHERS = """
+import json, sys, torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from thumbnet.kernels.calls import call, empty
+from thumbnet.kernels.norm import norm_act
+from thumbnet.kernels.whiten import whiten_act
+from thumbnet.models.fastnet import fastnet
+from thumbnet.models.resnet import resnet18
+
+torch.manual_seed(0)
+x = torch.randn(32, 64, 8, 8).contiguous(memory_format=torch.channels_last)
+images = torch.randn(32, 3, 32, 32).contiguous(memory_format=torch.channels_last)
+
+def faked(make):
+    network = make(width=0.5)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        return str(tuple(network(images).shape))
+
+def traced(make):
+    network = make(width=0.5).eval()
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, cache_enabled=False):
+        trace = torch.jit.trace(network, images)
+        return str(bool((trace(images + 1) - network(images + 1)).abs().max() < 0.01))
+
+tries = {
+    "call": lambda: call("scale_and_activate", x.to("meta"), None, empty(1, 32, 1, 1), x, x, 1, 1, 1, 32, 1, 0),
+    "norm": lambda: norm_act(x, nn.BatchNorm2d(64).to("meta")),
+    "evaluated norm": lambda: norm_act(x, nn.BatchNorm2d(64).to("meta").eval()),
+    "added": lambda: norm_act(x, nn.BatchNorm2d(64), add=x.to("meta")),
+    "whiten": lambda: whiten_act(images, nn.Conv2d(3, 24, 2).requires_grad_(False).to("meta")),
+    "faked fastnet": lambda: faked(fastnet),
+    "faked resnet": lambda: faked(resnet18),
+    "traced fastnet": lambda: traced(fastnet),
+    "traced resnet": lambda: traced(resnet18),
+}
+said = {}
+for name, run in tries.items():
+    try:
+        with torch.autocast("cpu", torch.bfloat16):
+            said[name] = run()
+    except (RuntimeError, NotImplementedError) as error:
+        said[name] = "error"
+    print(name, file=sys.stderr)
+print(json.dumps(said, default=repr))
+"""
+
+
+@needs_kernels
+def test_tensors_without_memory_do_not_end_the_process() -> None:
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", CRASHERS], capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == {
+        **dict.fromkeys(["call", "norm", "evaluated norm", "added", "whiten"], "error"),
+        "faked fastnet": "(32, 10)",
+        "faked resnet": "(32, 10)",
+        "traced fastnet": "True",
+        "traced resnet": "True",
+    }
 
 
 @needs_kernels

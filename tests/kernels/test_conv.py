@@ -1,16 +1,18 @@
 from __future__ import annotations
 
+import ctypes
 import subprocess
 import sys
+from collections.abc import Callable
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from kernel_helpers import BF16, assert_close, needs_kernels, pictures, watched
+from kernel_helpers import BF16, assert_close, loaded, needs_kernels, pictures, watched
 from thumbnet.kernels import calls, norm, strided, tiles, winograd
-from thumbnet.kernels.conv import Conv1x1, Conv3x3, uses_winograd
+from thumbnet.kernels.conv import Conv1x1, Conv3x3, uses_strided, uses_tiles, uses_winograd
 from thumbnet.kernels.library import load_kernels
 from thumbnet.kernels.norm import conv_norm_act, norm_act
 from thumbnet.models import build_model
@@ -58,6 +60,80 @@ def test_a_convolution_and_its_normalisation_run_in_seven_calls(pool: int, calle
         conv_norm_act(x, layer, nn.BatchNorm2d(64), "silu", pool=pool).float().sum().backward()
     sums = ["pool_and_sum", "scale_and_activate", "backward_sums", "backward"]
     assert called == ["winograd", *sums, "winograd", "winograd_weight_gradient"]
+
+
+def dilate(conv: Conv3x3) -> None:
+    conv.dilation = conv.padding = (2, 2)
+
+
+def step_along_one_axis(conv: Conv3x3) -> None:
+    conv.stride = (1, 2)
+
+
+def pad_in_a_circle(conv: Conv3x3) -> None:
+    conv.padding_mode = "circular"
+
+
+def enlarge(conv: Conv3x3) -> None:
+    conv.weight = nn.Parameter(torch.ones(64, 64, 5, 5))
+
+
+def group(conv: Conv3x3) -> None:
+    conv.weight, conv.groups = nn.Parameter(torch.ones(64, 32, 3, 3)), 2
+
+
+def add_a_bias(conv: Conv3x3) -> None:
+    """This is what fuse_conv_bn_eval does."""
+    conv.bias = nn.Parameter(torch.full((64,), 100.0))
+
+
+@needs_kernels
+@pytest.mark.parametrize("pool", [1, 2])
+@pytest.mark.parametrize("change", [dilate, step_along_one_axis, pad_in_a_circle, enlarge, group, add_a_bias])
+def test_a_convolution_that_was_changed_runs_in_pytorch(
+    change: Callable[[Conv3x3], None], pool: int, monkeypatch: pytest.MonkeyPatch, test_kernels: ctypes.CDLL
+) -> None:
+    layer, x, normalise = Conv3x3(64, 64), pictures(300, 64, 8, 8), nn.BatchNorm2d(64)
+    change(layer)
+    names = watched(monkeypatch, strided, tiles, winograd)
+    for has_tiles in (False, True):
+        with loaded(test_kernels, has_tiles), torch.autocast("cpu", torch.bfloat16):
+            y = conv_norm_act(x, layer, normalise, pool=pool)
+            assert torch.equal(y, norm_act(nn.Conv2d.forward(layer, x), normalise, pool=pool))
+    assert names == []
+
+
+@needs_kernels
+@pytest.mark.parametrize("pool", [1, 2])
+@pytest.mark.parametrize(
+    "other", [nn.Conv2d(64, 64, 3, padding=1, bias=False), nn.Identity()], ids=["conv", "none"]
+)
+def test_another_module_in_the_place_of_a_convolution_is_called(other: nn.Module, pool: int) -> None:
+    called: list[nn.Module] = []
+    x, normalise = pictures(300, 64, 8, 8), nn.BatchNorm2d(64)
+    for module in (other, Conv3x3(64, 64)):
+        module.register_forward_hook(lambda layer, inputs, result: called.append(layer))
+        with torch.autocast("cpu", torch.bfloat16):
+            conv_norm_act(x, module, normalise, pool=pool)  # type: ignore[arg-type]
+        assert called.pop() is module
+
+
+@needs_kernels
+@pytest.mark.parametrize("stride", [1, 2])
+def test_filters_outside_the_memory_of_the_cpu_or_in_float64_are_left_to_pytorch(
+    stride: int, test_kernels: ctypes.CDLL
+) -> None:
+    x = pictures(300, 64, 8, 8)
+    for has_tiles in (False, True):
+        with loaded(test_kernels, has_tiles), torch.autocast("cpu", torch.bfloat16):
+            for layer, runs in (
+                (Conv3x3(64, 64, stride), True),
+                (Conv3x3(64, 64, stride).to("meta"), False),
+                (Conv3x3(64, 64, stride).double(), False),
+            ):
+                uses = (uses_winograd(x, layer), uses_strided(x, layer), uses_tiles(x, layer))
+                assert any(uses) == runs
+            assert layer(x.double()).dtype == torch.float64
 
 
 @needs_kernels
@@ -156,6 +232,35 @@ def test_a_wide_projection_with_a_stride_and_its_gradients_are_those_of_a_convol
         assert_close(x.grad, x64.grad, BF16)
     else:
         assert x.grad is None
+
+
+@needs_kernels
+def test_the_result_of_a_wide_projection_can_be_changed_in_place() -> None:
+    conv, x = Conv1x1(64, 32, 2), pictures(5, 64, 8, 8)
+    gradients = []
+    for multiply in (Tensor.mul_, Tensor.mul):
+        conv.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16):
+            multiply(conv(x), 2).float().sum().backward()
+        assert conv.weight.grad is not None
+        gradients.append(conv.weight.grad)
+    assert torch.equal(*gradients)
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+@pytest.mark.parametrize("channels", [8, 64])
+@pytest.mark.parametrize("change", ["bias", "stride"])
+def test_a_projection_that_was_changed_is_still_its_convolution(
+    change: str, channels: int, bf16: bool
+) -> None:
+    conv, x = Conv1x1(channels, 32, 2), pictures(5, channels, 8, 8)
+    if change == "bias":
+        conv.bias = nn.Parameter(torch.full((32,), 100.0))
+    else:
+        conv.stride = (1, 2)
+    with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+        y = conv(x if bf16 else x.float())
+    assert_close(y, nn.Conv2d.forward(conv.double(), x.double()), 2 * BF16)
 
 
 @needs_kernels

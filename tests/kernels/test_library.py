@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from kernel_helpers import CAN_RUN, fake_gcc, gcc, needs_kernels
+from kernel_helpers import CAN_RUN, fake_gcc, gcc, kernel_names, needs_kernels
 from thumbnet.kernels import library
 
 VECTORS = {"avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_bf16"}
@@ -22,6 +22,13 @@ VECTORS = {"avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_bf16"}
 TRAP = """
 #include <stdio.h>
 __attribute__((constructor)) static void run(void) { FILE *file = fopen("%s", "w"); if (file) fclose(file); }
+"""
+
+# A program that loads a library and resolves all its functions.
+LOADER = """
+#include <dlfcn.h>
+#include <stdio.h>
+int main(int count, char **words) { return dlopen(words[count - 1], RTLD_NOW) ? 0 : (puts(dlerror()), 1); }
 """
 
 
@@ -319,6 +326,35 @@ def test_only_files_for_matrix_tiles_are_compiled_with_their_instructions(
     library.compile_library("gcc", tmp_path / "kernels.so")
     found = {Path(words[-1]).name for words in commands if set(words) & set(library._TILE_FLAGS)}
     assert found == {"tile_conv.c", "tile_gradient.c"}
+
+
+def test_one_command_compiles_all_short_files_and_every_file_is_compiled_once_and_linked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commands: list[list[str]] = []
+    monkeypatch.setattr(library, "_run_together", commands.extend)
+    library.compile_library("gcc", tmp_path / "kernels.so")
+    *compiling, linking = commands
+    files = [[Path(word).name for word in words if word.endswith(".c")] for words in compiling]
+    assert sorted(name for names in files for name in names) == [path.name for path in library.UNITS]
+    assert [set(names) for names in files if len(names) > 1] == [library._SHORT]
+    made = [words[words.index("-o") + 1] for words in compiling]
+    assert sorted(word for word in linking if word.endswith(".o")) == sorted(set(made))
+
+
+def test_the_library_has_every_kernel(test_kernels: ctypes.CDLL) -> None:
+    assert len(set(kernel_names())) == len(kernel_names()) > 10
+    for kernel in kernel_names():
+        assert getattr(test_kernels, kernel)
+
+
+def test_the_library_brings_all_that_it_needs(test_kernels: ctypes.CDLL, tmp_path: Path) -> None:
+    """It may not rely on what Python happens to have loaded, such as libm."""
+    source, program = tmp_path / "loader.c", tmp_path / "loader"
+    source.write_text(LOADER)
+    subprocess.run([gcc(), "-o", str(program), str(source), "-ldl"], check=True)
+    done = subprocess.run([str(program), test_kernels._name], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
 
 
 @pytest.mark.parametrize("lacks", ["avx512_bf16", "avx512bw", "avx512f avx512bw avx512vl avx512dq"])

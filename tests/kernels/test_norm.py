@@ -3,11 +3,20 @@ from __future__ import annotations
 import copy
 import itertools
 import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.module import (
+    register_module_forward_hook,
+    register_module_forward_pre_hook,
+    register_module_full_backward_hook,
+    register_module_full_backward_pre_hook,
+)
+from torch.utils.hooks import RemovableHandle
 
 from kernel_helpers import BF16, FP32, NAN_BITS, assert_close, needs_kernels, on_threads, pictures, watched
 from thumbnet.distributed import SyncBatchNorm2d
@@ -15,6 +24,7 @@ from thumbnet.kernels import norm as norm_kernels
 from thumbnet.kernels.calls import call
 from thumbnet.kernels.norm import Activation, for_two, norm_act, plain_norm_act
 
+TRAINING = nn.BatchNorm2d(32)
 CASES = [
     (act, pool, adds)
     for act, pool, adds in itertools.product(["none", "relu", "silu"], [1, 2], [False, True])
@@ -173,6 +183,13 @@ def test_shapes_that_do_not_match_raise_the_error_of_pytorch() -> None:
 
 
 @needs_kernels
+def test_pictures_in_float64_are_added_in_float64() -> None:
+    x = pictures(4, 64, 8, 8)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert norm_act(x, nn.BatchNorm2d(64), add=x.double()).dtype == torch.float64
+
+
+@needs_kernels
 @pytest.mark.parametrize(
     "settings", [{"momentum": None}, {"affine": False}, {"track_running_stats": False}], ids=str
 )
@@ -181,6 +198,62 @@ def test_unusual_norms_run_in_pytorch(settings: dict[str, bool | None]) -> None:
     with torch.autocast("cpu", torch.bfloat16):
         y = norm_act(x, norm, "relu")
     assert_close(y, plain_norm_act(x.double(), nn.BatchNorm2d(64).double(), "relu"), BF16)
+
+
+@needs_kernels
+def test_another_class_of_normalisation_runs_as_it_is() -> None:
+    x, norm = pictures(4, 64, 8, 8), nn.InstanceNorm2d(64, affine=True, track_running_stats=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        y = norm_act(x, norm, "relu")  # type: ignore[arg-type]
+    assert_close(y, F.relu(F.instance_norm(x.double())), BF16)
+
+
+@needs_kernels
+@pytest.mark.parametrize(
+    "register",
+    [
+        lambda norm: norm.register_forward_pre_hook,
+        lambda norm: norm.register_forward_hook,
+        lambda norm: norm.register_full_backward_pre_hook,
+        lambda norm: norm.register_full_backward_hook,
+        lambda norm: register_module_forward_pre_hook,
+        lambda norm: register_module_forward_hook,
+        lambda norm: register_module_full_backward_pre_hook,
+        lambda norm: register_module_full_backward_hook,
+    ],
+    ids=[f"{scope} {kind}" for scope in ("own", "global") for kind in ("before", "after", "dy", "dx")],
+)
+@pytest.mark.parametrize("adds", [False, True])
+def test_hooks_of_a_normalisation_run(
+    register: Callable[[nn.Module], Callable[[Callable[..., None]], RemovableHandle]], adds: bool
+) -> None:
+    norm, x = nn.BatchNorm2d(64), pictures(4, 64, 8, 8).requires_grad_()
+    called: list[nn.Module] = []
+    with register(norm)(lambda module, *arguments: called.append(module)):
+        with torch.autocast("cpu", torch.bfloat16):
+            y = norm_act(x, norm, "relu", add=pictures(4, 64, 8, 8) if adds else None)
+        y.sum().backward()
+    assert called == [norm]
+
+
+@needs_kernels
+def test_a_forward_method_of_its_own_is_called() -> None:
+    norm, x = nn.BatchNorm2d(64), pictures(4, 64, 8, 8)
+    norm.forward = torch.zeros_like  # type: ignore[method-assign]
+    with torch.autocast("cpu", torch.bfloat16):
+        assert norm_act(x, norm, "none").count_nonzero() == 0
+
+
+@needs_kernels
+def test_statistics_without_a_count_of_batches_or_of_another_length_are_left_to_pytorch() -> None:
+    x = pictures(4, 64, 8, 8)
+    with torch.autocast("cpu", torch.bfloat16):
+        norm = nn.BatchNorm2d(64)
+        norm.num_batches_tracked = None
+        assert_close(norm_act(x, norm, "none"), F.batch_norm(x.double(), None, None, training=True), BF16)
+        norm.running_mean = torch.zeros(32)
+        with torch.no_grad(), pytest.raises(RuntimeError, match="running_mean should contain 64 elements"):
+            norm_act(x, norm.eval())
 
 
 @needs_kernels
@@ -250,7 +323,7 @@ def test_the_gradients_of_two_uses_are_added_as_pytorch_adds_them(
     kept = first.clone(), second.clone()
     names = watched(monkeypatch, norm_kernels)
     with on_threads(threads), torch.autocast("cpu", torch.bfloat16):
-        one, other = for_two(x)
+        one, other = for_two(x, TRAINING)
         assert torch.equal(one, x)
         assert torch.equal(other, x)
         torch.autograd.backward([one, other], [first, second])
@@ -262,16 +335,28 @@ def test_the_gradients_of_two_uses_are_added_as_pytorch_adds_them(
 
 
 @needs_kernels
+def test_gradients_of_two_uses_may_have_another_type_and_layout(monkeypatch: pytest.MonkeyPatch) -> None:
+    x = pictures(3, 32, 4, 4).requires_grad_()
+    first, second = pictures(3, 32, 4, 4, seed=1), pictures(3, 32, 4, 4, seed=2)
+    names = watched(monkeypatch, norm_kernels)
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.autograd.backward(for_two(x, TRAINING), [first.float(), second.float().contiguous()])
+    assert names == ["scale_and_activate"]
+    assert x.grad is not None
+    assert torch.equal(x.grad, first + second)
+
+
+@needs_kernels
 def test_one_of_two_uses_may_have_no_gradient_and_a_second_pass_gives_the_same() -> None:
     x = pictures(3, 32, 4, 4).requires_grad_()
     with torch.autocast("cpu", torch.bfloat16):
-        one, other = for_two(x)
+        one, other = for_two(x, TRAINING)
     one.backward(pictures(3, 32, 4, 4, seed=1))
     assert x.grad is not None
     assert torch.equal(x.grad, pictures(3, 32, 4, 4, seed=1))
     again = pictures(3, 32, 4, 4).requires_grad_()
     with torch.autocast("cpu", torch.bfloat16):
-        one, other = for_two(again)
+        one, other = for_two(again, TRAINING)
     for _ in range(2):
         other.backward(pictures(3, 32, 4, 4, seed=2), retain_graph=True)
     assert again.grad is not None
@@ -284,8 +369,17 @@ def test_pictures_without_a_gradient_or_in_float32_are_used_twice_as_they_are() 
     exact = plain.float().requires_grad_()
     learning = pictures(3, 32, 4, 4).requires_grad_()
     with torch.autocast("cpu", torch.bfloat16):
-        assert all(one is plain for one in for_two(plain))
-        assert all(one is exact for one in for_two(exact))
+        assert all(one is plain for one in for_two(plain, TRAINING))
+        assert all(one is exact for one in for_two(exact, TRAINING))
         with torch.no_grad():
-            assert all(one is learning for one in for_two(learning))
-    assert all(one is learning for one in for_two(learning))
+            assert all(one is learning for one in for_two(learning, TRAINING))
+    assert all(one is learning for one in for_two(learning, TRAINING))
+
+
+@needs_kernels
+def test_pictures_are_used_twice_as_they_are_where_the_normalisation_runs_in_pytorch() -> None:
+    """Then PyTorch may want a gradient of the gradient, or several gradients at once."""
+    x = pictures(3, 32, 4, 4).requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16):
+        for norm in (nn.BatchNorm2d(32).eval(), nn.GroupNorm(2, 32)):
+            assert all(one is x for one in for_two(x, norm))  # type: ignore[arg-type]

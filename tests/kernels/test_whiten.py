@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from kernel_helpers import BF16, assert_close, needs_kernels, on_threads, pictures, watched
 from thumbnet.kernels import whiten
@@ -86,3 +87,83 @@ def test_what_the_kernel_was_not_made_for_runs_in_pytorch(monkeypatch: pytest.Mo
     without = nn.Conv2d(3, 24, 2, bias=False).requires_grad_(False)
     assert not runs(pictures(2, 3, 8, 8).float(), without, monkeypatch)
     assert runs(pictures(2, 4, 2, 1024).float(), layer(4, 32), monkeypatch)
+
+
+@needs_kernels
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_pictures_of_every_type_that_autocast_converts_are_whitened(
+    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x = pictures(2, 3, 8, 8).to(dtype)
+    assert runs(x, layer(3, 24), monkeypatch)
+    assert not runs(x.contiguous(), layer(3, 24), monkeypatch)
+
+
+@needs_kernels
+def test_a_bias_may_be_a_view_with_gaps(monkeypatch: pytest.MonkeyPatch) -> None:
+    conv = layer(3, 24)
+    conv.bias = nn.Parameter(torch.arange(48.0)[::2], requires_grad=False)
+    assert runs(pictures(2, 3, 8, 8).float(), conv, monkeypatch)
+
+
+@needs_kernels
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float64])
+def test_pictures_of_another_type_raise_the_error_of_pytorch(dtype: torch.dtype) -> None:
+    with pytest.raises(RuntimeError), torch.autocast("cpu", torch.bfloat16):
+        whiten_act(pictures(2, 3, 8, 8).to(dtype), layer(3, 24))
+
+
+@needs_kernels
+@pytest.mark.parametrize(
+    "other",
+    [
+        nn.Conv2d(4, 24, 3),
+        nn.Conv2d(4, 24, 1),
+        nn.Conv2d(4, 24, 2, stride=2),
+        nn.Conv2d(4, 24, 2, stride=(1, 2)),
+        nn.Conv2d(4, 24, 2, padding=1),
+        nn.Conv2d(4, 24, 2, padding=(0, 1)),
+        nn.Conv2d(4, 24, 2, padding="valid"),
+        nn.Conv2d(4, 24, 2, dilation=2),
+        nn.Conv2d(4, 24, 2, groups=2),
+        nn.Sequential(nn.Conv2d(4, 24, 2)),
+        nn.Identity(),
+    ],
+    ids=str,
+)
+def test_any_other_module_is_called(other: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
+    x, names = pictures(2, 4, 8, 8), watched(monkeypatch, whiten)
+    kept = x.clone()
+    with torch.autocast("cpu", torch.bfloat16):
+        y = whiten_act(x, other.requires_grad_(False))  # type: ignore[arg-type]
+        assert torch.equal(y, F.silu(other(x)))
+    assert names == []
+    assert torch.equal(x, kept)
+
+
+@needs_kernels
+@pytest.mark.parametrize("bf16", [False, True])
+def test_a_hook_sees_the_result_of_the_convolution(bf16: bool) -> None:
+    conv, x, seen = layer(3, 24), pictures(2, 3, 8, 8).float(), list[Tensor]()
+    conv.register_forward_hook(lambda module, inputs, result: seen.append(result))
+    with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+        whiten_act(x, conv)
+        assert torch.equal(seen[0], nn.Conv2d.forward(conv, x))
+
+
+@needs_kernels
+@pytest.mark.parametrize(
+    ("name", "other"),
+    [
+        ("bias", torch.zeros(16)),
+        ("bias", torch.zeros(24, dtype=torch.float64)),
+        ("weight", torch.zeros(24, 2, 2, 2)),
+        ("weight", torch.zeros(24, 3, 2, 2, dtype=torch.float64)),
+    ],
+    ids=["short bias", "wide bias", "short filters", "wide filters"],
+)
+def test_parameters_of_another_shape_or_type_raise_the_error_of_pytorch(name: str, other: Tensor) -> None:
+    conv = layer(3, 24)
+    setattr(conv, name, nn.Parameter(other, requires_grad=False))
+    with pytest.raises(RuntimeError), torch.autocast("cpu", torch.bfloat16):
+        whiten_act(pictures(2, 3, 8, 8).float(), conv)

@@ -89,3 +89,17 @@ def test_the_gradient_compiled_in_bfloat16_is_close_to_the_plain_one() -> None:
     plain, compiled = (F.cosine_similarity(exact, gradient, dim=0) for gradient in rounded)
     assert compiled > plain - 0.02
     assert plain > 0.95
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+@pytest.mark.parametrize("bf16", [False, True])
+def test_an_exported_network_takes_pictures_of_any_number_and_size(bf16: bool) -> None:
+    torch.manual_seed(0)
+    model = FastNet([32, 8], num_classes=3).eval()
+    sizes = {0: torch.export.Dim.AUTO, 2: torch.export.Dim.AUTO, 3: torch.export.Dim.AUTO}
+    with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+        images = torch.randn(2, 3, 32, 32).contiguous(memory_format=torch.channels_last)
+        exported = torch.export.export(model, (images,), dynamic_shapes=(sizes,)).module()
+        for shape in ((2, 3, 32, 32), (3, 3, 40, 48)):
+            x = torch.randn(shape).contiguous(memory_format=torch.channels_last)
+            assert torch.allclose(exported(x).float(), model(x).float(), atol=0.02 if bf16 else 1e-6)

@@ -19,7 +19,6 @@ from thumbnet.models.registry import (
     head_name,
     import_code,
     is_of_head,
-    model_names,
     name_of,
     register_model,
     same_network,
@@ -58,7 +57,7 @@ def test_a_registered_network_is_known_by_its_name_and_its_import_path() -> None
     with pytest.raises(RecipeError, match="Known: fastnet"):
         load_recipe("one-cycle", ["model.name=plain"])
     assert thumbnet.register_model("plain")(Plain) is Plain
-    assert model_names()[-1] == "plain"
+    assert find_builder("plain") is Plain
     recipe = load_recipe("one-cycle", ["model.name=plain"])
     model = build_model(recipe.model, 7)
     assert model(torch.zeros(2, 3, 16, 16)).shape == (2, 7)

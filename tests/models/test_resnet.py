@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import copy
+import pickle
+
 import numpy as np
 import pytest
 import torch
@@ -149,3 +152,66 @@ def test_a_wrong_depth_or_name_is_refused() -> None:
         load_recipe("fast", ["model.name=resnet-18"])
     with pytest.raises(RecipeError, match="Known: fastnet, resnet18"):
         ModelSettings("resnet 18")
+
+
+# --- what others do with a network -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", MODEL_NAMES)
+@pytest.mark.parametrize("gradients", [True, False])
+@pytest.mark.parametrize("bf16", [True, False])
+def test_networks_can_be_traced_symbolically(name: str, gradients: bool, bf16: bool) -> None:
+    model, x = build_model(ModelSettings(name, width=0.25), num_classes=5).eval(), torch.randn(2, 3, 16, 16)
+    with torch.set_grad_enabled(gradients):
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            traced = torch.fx.symbolic_trace(model)
+        assert torch.equal(traced(x), model(x))
+
+
+@pytest.fixture
+def evaluated() -> tuple[ResNet, torch.Tensor]:
+    """A network in evaluation mode, and pictures for it; both channels last."""
+    torch.manual_seed(0)
+    model = narrow_resnet(20).eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return model, torch.randn(4, 3, 32, 32).contiguous(memory_format=torch.channels_last)
+
+
+def test_the_gradient_of_a_gradient_exists(evaluated: tuple[ResNet, torch.Tensor]) -> None:
+    model, x = evaluated
+    x.requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16):
+        (gradient,) = torch.autograd.grad(model(x).float().square().sum(), x, create_graph=True)
+    gradient.square().sum().backward()
+    assert x.grad is not None
+    assert x.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("how", ["func", "batched"])
+def test_gradients_of_functions_and_batches_of_gradients_are_the_usual_ones(
+    how: str, evaluated: tuple[ResNet, torch.Tensor]
+) -> None:
+    model, x = evaluated
+    x.requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16):
+        (usual,) = torch.autograd.grad(model(x).float().sum(), x)
+        if how == "func":
+            found = torch.func.grad(lambda images: model(images).float().sum())(x)
+        else:
+            y = model(x).float()
+            (found,) = torch.autograd.grad(y, x, torch.ones(1, *y.shape), is_grads_batched=True)
+    assert (found - usual).norm() < 0.05 * usual.norm()
+
+
+def test_modules_of_a_projection_can_be_taken_and_added() -> None:
+    torch.manual_seed(0)
+    shortcut, x = ResidualBlock(8, 16, 2).shortcut, torch.randn(2, 8, 6, 6)
+    assert isinstance(shortcut, nn.Sequential)
+    conv, norm = shortcut
+    assert list(shortcut.state_dict())[:2] == ["0.weight", "1.weight"]
+    assert torch.equal(shortcut[:1](x), conv(x))
+    assert torch.equal(shortcut(x), norm(conv(x)))
+    pickled = pickle.loads(pickle.dumps(shortcut))  # noqa: S301
+    for copied in (copy.deepcopy(shortcut), pickled):
+        assert torch.equal(copied(x), shortcut(x))
+        copied.append(nn.Hardtanh(0, 0.25))
+        assert torch.equal(copied(x), shortcut(x).clamp(0, 0.25))

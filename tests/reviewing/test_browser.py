@@ -14,7 +14,7 @@ from review_helpers import item, load, made_review
 from serving.test_browser import LEAST_CONTRAST, browser, errors, find, wait_for
 from thumbnet.data.corrections import read_corrections
 from thumbnet.data.rendering import Rendering
-from thumbnet.reviewing.service import Heading, build_review
+from thumbnet.reviewing.service import Heading, Tokens, build_review
 from thumbnet.reviewing.session import Review
 from thumbnet.serving.server import listen
 
@@ -28,16 +28,17 @@ LEFT, RIGHT, ENTER, ESCAPE = "\ue012", "\ue014", "\ue007", "\ue00c"
 
 @contextmanager
 def served(review: Review) -> Iterator[str]:
-    """Serve a review from a thread of this process."""
+    """Serve a review from a thread of this process; yield the address that opens its page."""
     title = "Review of 2026-11-27-pictures-small-1"
     heading = Heading(title, COMMAND, show_more=SHOW_MORE)
-    app = build_review(review, heading, load, Rendering())
+    tokens = Tokens()
+    app = build_review(review, heading, load, Rendering(), tokens)
     with listen("127.0.0.1", 0) as listener:
         server = uvicorn.Server(uvicorn.Config(app, log_level="error"))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
         thread.start()
         try:
-            yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+            yield f"http://127.0.0.1:{listener.getsockname()[1]}/?token={tokens.printed}"
         finally:
             server.should_exit = True
             thread.join(20)
@@ -85,6 +86,8 @@ def test_a_person_decides_by_keys_and_by_buttons(browser: Any, tmp_path: Path) -
     review = made_review(tmp_path)
     with served(review) as address:
         visit(browser, address)
+        assert browser.current_url == address.partition("?")[0]  # without the token
+        assert browser.execute_script("return document.cookie") == ""
         shown(browser, "0.png")
         assert find(browser, "#suggested").text == "green (75 %)"
         assert find(browser, "#why").text == "the network contradicts the label"
@@ -349,4 +352,5 @@ def test_it_fits_narrow_and_wide_windows_is_readable_and_asks_no_other_server(
             if '"Network.requestWillBeSent"' in one["message"] and '"url":"http' in one["message"]
         ]
         assert asked
-        assert all(f'"url":"{address}/' in one for one in asked)
+        here = address.partition("?")[0]
+        assert all(f'"url":"{here}' in one for one in asked)

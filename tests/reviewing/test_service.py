@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,11 +16,12 @@ from review_helpers import item, load, made_review
 from thumbnet.data.corrections import read_corrections
 from thumbnet.data.rendering import Rendering
 from thumbnet.errors import FailedReadError, RunError, UnreadableImageError
-from thumbnet.reviewing.service import LARGEST_SIDE, MAX_BODY, TOKEN_HEADER, Heading, as_png, build_review
+from thumbnet.reviewing.service import LARGEST_SIDE, MAX_BODY, Heading, Tokens, as_png, build_review
 from thumbnet.reviewing.session import Item, Review
 
 testclient = pytest.importorskip("starlette.testclient")
 
+ORIGIN = {"Origin": "http://localhost"}  # what the page sends with a decision
 HEADING = Heading(
     "Review of run",
     "thumbnet train data --labels run/labels.csv",
@@ -31,18 +31,25 @@ HEADING = Heading(
 
 
 @contextmanager
-def opened(review: Review, load_picture: Any = load) -> Iterator[tuple[Any, dict[str, str]]]:
-    """A client, and the headers that the page sends with a decision."""
-    app = build_review(review, HEADING, load_picture, Rendering())
+def started(review: Review, load_picture: Any = load) -> Iterator[tuple[Any, Tokens]]:
+    """A client that has not opened the page, and the tokens that open it."""
+    tokens = Tokens()
+    app = build_review(review, HEADING, load_picture, Rendering(), tokens)
     with testclient.TestClient(app, base_url="http://localhost") as client:
-        found = re.search('<meta name="token" content="(.+?)">', client.get("/").text)
-        assert found
-        yield client, {TOKEN_HEADER: found[1], "Origin": "http://localhost"}
+        yield client, tokens
+
+
+@contextmanager
+def opened(review: Review, load_picture: Any = load) -> Iterator[Any]:
+    """A client that has opened the page."""
+    with started(review, load_picture) as (client, tokens):
+        assert client.get(f"/?token={tokens.printed}").status_code == 200
+        yield client
 
 
 def test_the_page_shows_the_pictures_and_their_decisions_and_decides(tmp_path: Path) -> None:
     review = made_review(tmp_path, shown=5, beyond=[("train", "8.png"), ("test", "5.png")])
-    with opened(review) as (client, headers):
+    with opened(review) as client:
         state = client.get("/state").json()
         more = (state["remaining"], state["beyond"], state["show_more"])
         assert more == (2, review.selection.what, HEADING.show_more)
@@ -55,7 +62,7 @@ def test_the_page_shows_the_pictures_and_their_decisions_and_decides(tmp_path: P
         assert first["decided"] is None
 
         decision = {"picture": 0, "decision": "relabel", "label": 2}
-        answer = client.post("/decide", json=decision, headers=headers).json()
+        answer = client.post("/decide", json=decision, headers=ORIGIN).json()
         assert answer == {
             "picture": 0,
             "decided": {"decision": "relabel", "label": "blue"},
@@ -67,12 +74,12 @@ def test_the_page_shows_the_pictures_and_their_decisions_and_decides(tmp_path: P
         assert [one.label for one in read_corrections(review.path)] == ["blue"]
         assert client.get("/state").json()["pictures"][0]["decided"] == answer["decided"]
 
-        undone = client.post("/undo", json={}, headers=headers).json()
+        undone = client.post("/undo", json={}, headers=ORIGIN).json()
         assert (undone["picture"], undone["decided"], undone["undo"]) == (0, None, False)
-        assert client.post("/undo", json={}, headers=headers).json()["picture"] is None
+        assert client.post("/undo", json={}, headers=ORIGIN).json()["picture"] is None
 
         copy = {"picture": 5, "decision": "drop"}  # one of the two that remain
-        answer = client.post("/decide", json=copy, headers=headers).json()
+        answer = client.post("/decide", json=copy, headers=ORIGIN).json()
         assert (answer["done"], answer["remaining"]) == (0, 1)
 
 
@@ -80,9 +87,6 @@ def test_the_page_shows_the_pictures_and_their_decisions_and_decides(tmp_path: P
 @pytest.mark.parametrize(
     "changed",
     [
-        {TOKEN_HEADER: None},
-        {TOKEN_HEADER: "guess"},
-        {TOKEN_HEADER: "gu\u00e9ss".encode("latin-1")},
         {"Origin": "http://evil.example"},
         {"Origin": "http://localhost:3000"},
         {"Origin": "null"},
@@ -92,25 +96,85 @@ def test_the_page_shows_the_pictures_and_their_decisions_and_decides(tmp_path: P
 )
 def test_another_page_cannot_decide(path: str, changed: dict[str, Any], tmp_path: Path) -> None:
     review = made_review(tmp_path)
-    with opened(review) as (client, headers):
-        sent = {name: value for name, value in {**headers, **changed}.items() if value is not None}
-        answer = client.post(path, json={"picture": 0, "decision": "drop"}, headers=sent)
+    with opened(review) as client:
+        answer = client.post(path, json={"picture": 0, "decision": "drop"}, headers={**ORIGIN, **changed})
         assert answer.status_code == 403
-        own = "reload the page" if TOKEN_HEADER in changed else "another page than the review's"
-        assert own in answer.json()["detail"]
+        assert "another page than the review's" in answer.json()["detail"]
         assert not review.path.exists()
 
 
+REQUESTS = [("GET", "/"), ("GET", "/state"), ("GET", "/picture/0"), ("POST", "/decide"), ("POST", "/undo")]
+
+
+@pytest.mark.parametrize(("method", "path"), REQUESTS)
+@pytest.mark.parametrize("token", [None, "", "guess", "gu\u00e9ss", "0" * 32])
+def test_without_the_token_nothing_can_be_seen_or_decided(
+    method: str, path: str, token: str | None, tmp_path: Path
+) -> None:
+    """Other users of the machine reach the page's port, too."""
+    review = made_review(tmp_path)
+    with started(review) as (client, _):
+        name = "thumbnet-review-localhost"
+        sent = {"json": {"picture": 0, "decision": "drop"}} if method == "POST" else {}
+        cookie = {} if token is None else {"Cookie": f"{name}={token}".encode("latin-1")}
+        query = {} if token is None else {"token": token}
+        answer = client.request(method, path, params=query, headers={**ORIGIN, **cookie}, **sent)
+        assert answer.status_code == 403
+        assert "open the address that thumbnet review has printed" in answer.json()["detail"]
+        assert "Set-Cookie" not in answer.headers
+    assert not review.path.exists()
+
+
+def test_the_printed_token_opens_the_page_for_browsers_and_the_page_opens_the_rest(tmp_path: Path) -> None:
+    with started(made_review(tmp_path)) as (client, tokens):
+        for _ in range(2):
+            client.cookies.clear()
+            answer = client.get(f"/?token={tokens.printed}")
+            assert answer.status_code == 200
+            assert tokens.printed not in answer.text
+            cookie = answer.headers["Set-Cookie"].lower()
+            assert {"httponly", "samesite=strict"} <= set(cookie.split("; "))
+            assert not [one for one in (tokens.printed, tokens.once) if one in cookie]
+            for path in ("/", "/state", "/picture/0"):  # now by the cookie
+                assert client.get(path).status_code == 200
+        client.cookies.clear()
+        assert client.get("/state").status_code == 403
+
+
+def test_the_token_that_a_browser_is_started_with_works_once(tmp_path: Path) -> None:
+    """Other users see it among the arguments of the browser's process."""
+    with started(made_review(tmp_path)) as (client, tokens):
+        assert client.get(f"/?token={tokens.once}").status_code == 200
+        assert client.get(f"/?token={tokens.once}").status_code == 200  # reloaded: by the cookie
+        client.cookies.clear()
+        assert client.get(f"/?token={tokens.once}").status_code == 403
+        assert client.get(f"/?token={tokens.printed}").status_code == 200
+
+
+@pytest.mark.parametrize("host", ["localhost:8001", "127.0.0.1:99999", "[::1]", "LOCALHOST"])
+def test_each_address_of_the_page_has_a_cookie_of_its_own(host: str, tmp_path: Path) -> None:
+    app_hosts = Heading("", "", ("localhost", "127.0.0.1", "[::1]"))
+    tokens = Tokens()
+    app = build_review(made_review(tmp_path), app_hosts, load, Rendering(), tokens)
+    with testclient.TestClient(app, base_url="http://localhost") as client:
+        answer = client.get(f"/?token={tokens.printed}", headers={"Host": host})
+        assert answer.status_code == 200
+        cookie = answer.headers["Set-Cookie"].partition(";")[0]
+        client.cookies.clear()
+        for other, status in ((host, 200), ("localhost:1", 403)):
+            assert client.get("/state", headers={"Host": other, "Cookie": cookie}).status_code == status
+
+
 def test_a_decision_is_a_post_and_the_answers_allow_no_other_origin(tmp_path: Path) -> None:
-    with opened(made_review(tmp_path)) as (client, headers):
-        assert client.get("/decide", headers=headers).status_code == 405
+    with opened(made_review(tmp_path)) as client:
+        assert client.get("/decide", headers=ORIGIN).status_code == 405
         preflight = {"Origin": "http://evil.example", "Access-Control-Request-Method": "POST"}
         answer = client.options("/decide", headers=preflight)
         assert not [name for name in answer.headers if name.lower().startswith("access-control")]
 
 
 def test_pages_elsewhere_cannot_read_the_pictures(tmp_path: Path) -> None:
-    with opened(made_review(tmp_path)) as (client, _):
+    with opened(made_review(tmp_path)) as client:
         for path in ("/state", "/picture/0"):
             assert client.get(path, headers={"Sec-Fetch-Site": "cross-site"}).status_code == 403
             assert client.get(path, headers={"Host": "rebound.example"}).status_code == 400
@@ -121,7 +185,7 @@ def test_pages_elsewhere_cannot_read_the_pictures(tmp_path: Path) -> None:
 
 
 def test_the_policy_of_the_page_allows_only_its_own_script(tmp_path: Path) -> None:
-    with opened(made_review(tmp_path)) as (client, _):
+    with opened(made_review(tmp_path)) as client:
         page = client.get("/")
         policy = page.headers["Content-Security-Policy"]
         assert "default-src 'none'" in policy
@@ -131,12 +195,15 @@ def test_the_policy_of_the_page_allows_only_its_own_script(tmp_path: Path) -> No
         assert "{{" not in page.text
 
 
-def test_each_review_has_a_token_of_its_own(tmp_path: Path) -> None:
+def test_a_page_of_an_earlier_review_cannot_decide(tmp_path: Path) -> None:
     review = made_review(tmp_path)
-    with opened(review) as (_, old), opened(review) as (client, new):
-        assert old != new
-        answer = client.post("/decide", json={"picture": 0, "decision": "drop"}, headers=old)
-        assert (answer.status_code, "reload the page" in answer.json()["detail"]) == (403, True)
+    with opened(review) as old, started(review) as (client, tokens):
+        client.cookies = old.cookies
+        answer = client.post("/decide", json={"picture": 0, "decision": "drop"}, headers=ORIGIN)
+        assert (answer.status_code, "printed" in answer.json()["detail"]) == (403, True)
+        client.get(f"/?token={tokens.printed}")
+        answer = client.post("/decide", json={"picture": 0, "decision": "drop"}, headers=ORIGIN)
+        assert answer.status_code == 200
 
 
 @pytest.mark.parametrize(
@@ -158,8 +225,8 @@ def test_a_wrong_decision_is_refused_with_a_reason(
     status: int, options: dict[str, Any], says: str, tmp_path: Path
 ) -> None:
     review = made_review(tmp_path)
-    with opened(review) as (client, headers):
-        answer = client.post("/decide", headers=headers, **options)
+    with opened(review) as client:
+        answer = client.post("/decide", headers=ORIGIN, **options)
         assert answer.status_code == status, answer.text
         assert says in answer.json()["detail"]
     assert not review.path.exists()
@@ -174,8 +241,8 @@ def test_a_full_disk_is_reported_and_the_decision_is_not_taken(
         raise RunError("cannot write labels.csv: No space left on device")
 
     monkeypatch.setattr("thumbnet.reviewing.session.write_corrections", fail)
-    with opened(review) as (client, headers):
-        answer = client.post("/decide", json={"picture": 0, "decision": "drop"}, headers=headers)
+    with opened(review) as client:
+        answer = client.post("/decide", json={"picture": 0, "decision": "drop"}, headers=ORIGIN)
         assert (answer.status_code, answer.json()["detail"]) == (
             507,
             "cannot write labels.csv: No space left on device",
@@ -189,7 +256,7 @@ def picture_of(answer: Any) -> np.ndarray:
 
 
 def test_a_small_picture_arrives_with_exactly_its_pixels(tmp_path: Path) -> None:
-    with opened(made_review(tmp_path)) as (client, _):
+    with opened(made_review(tmp_path)) as client:
         for position in (0, 5):
             expected = load(item(position))
             np.testing.assert_array_equal(picture_of(client.get(f"/picture/{position}")), expected)
@@ -200,7 +267,7 @@ def test_a_small_picture_arrives_with_exactly_its_pixels(tmp_path: Path) -> None
     ["/picture/6", "/picture/-1", "/picture/..%2f..%2fetc%2fpasswd", f"/picture/{'9' * 40}", "/picture/"],
 )
 def test_only_positions_of_this_review_lead_to_a_picture(path: str, tmp_path: Path) -> None:
-    with opened(made_review(tmp_path)) as (client, _):
+    with opened(made_review(tmp_path)) as client:
         assert client.get(path).status_code in (404, 422)
 
 
@@ -217,7 +284,7 @@ def test_a_picture_that_cannot_be_read_is_reported(
     def broken(one: Item) -> Any:
         raise error(one.name, "the file is gone")
 
-    with opened(made_review(tmp_path), broken) as (client, _):
+    with opened(made_review(tmp_path), broken) as client:
         answer = client.get("/picture/0")
         assert answer.status_code == 404
         assert answer.json()["detail"].startswith(message)
@@ -242,5 +309,5 @@ def test_pictures_of_more_than_8_bits_are_rendered_as_the_network_sees_them() ->
 def test_names_that_are_not_text_reach_the_page_escaped(tmp_path: Path) -> None:
     odd = item(0)
     odd = Item(odd.split, 0, "caf\udce9\x1b[2J.png", 0, 1, odd.likely)
-    with opened(made_review(tmp_path, [odd])) as (client, _):
+    with opened(made_review(tmp_path, [odd])) as client:
         assert client.get("/state").json()["pictures"][0]["name"] == "caf\\udce9\\x1b[2J.png"

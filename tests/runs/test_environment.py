@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
+import sys
 from datetime import datetime
 from pathlib import Path
 
@@ -43,6 +45,68 @@ def test_the_commit_is_marked_if_tracked_files_differ_from_it(
     assert environment(torch.device("cpu"))["git_commit"] == commit
     (tmp_path / "file").write_text("two")
     assert environment(torch.device("cpu"))["git_commit"] == f"{commit}+"
+
+
+def make_program(path: Path) -> None:
+    """A program that leaves a file ``ran`` in the current folder."""
+    path.parent.mkdir(exist_ok=True)
+    path.write_text("#!/bin/sh\ntouch ran\ncat\n")
+    path.chmod(0o755)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="the programs are shell scripts")
+@pytest.mark.parametrize("how", ["filter", "included filter", "monitor", "hook", "transport"])
+def test_no_program_that_a_repository_names_is_run(
+    how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    git("init", "-q")
+    (tmp_path / "file").write_text("one")
+    git("add", "file")
+    git("commit", "-qm", "first")
+    commit, program = git("rev-parse", "HEAD"), tmp_path / "program"
+    make_program(program)
+    if "filter" in how:
+        (tmp_path / ".git" / "info" / "attributes").write_text("* filter=f\n")
+        where = [] if how == "filter" else ["--file", ".git/more"]
+        git("config", *where, "filter.f.clean", str(program))
+        if where:
+            git("config", "include.path", "more")
+        (tmp_path / "file").write_text("two")
+    elif how == "monitor":
+        git("config", "core.fsmonitor", str(program))
+    elif (
+        how == "hook"
+    ):  # it runs when git writes the index, for a file with another time and the same content
+        make_program(tmp_path / ".git" / "hooks" / "post-index-change")
+        os.utime(tmp_path / "file", (1, 1))
+    else:  # by which a missing object would be fetched
+        tree = git("rev-parse", "HEAD^{tree}")
+        (tmp_path / ".git" / "objects" / tree[:2] / tree[2:]).unlink()
+        for key, value in (
+            ("core.repositoryformatversion", "1"),
+            ("extensions.partialclone", "origin"),
+            ("remote.origin.promisor", "true"),
+            ("remote.origin.url", f"ext::{program}"),
+            ("protocol.ext.allow", "always"),
+        ):
+            git("config", key, value)
+    assert environment(torch.device("cpu"))["git_commit"] == commit
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_changed_file_may_have_any_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("GIT_CONFIG_COUNT", "1")
+    monkeypatch.setenv("GIT_CONFIG_KEY_0", "core.quotePath")  # as in many users' own settings
+    monkeypatch.setenv("GIT_CONFIG_VALUE_0", "false")
+    git("init", "-q")
+    name = os.fsdecode(b"caf\xe9")
+    (tmp_path / name).write_text("one")
+    git("add", ".")
+    git("commit", "-qm", "first")
+    (tmp_path / name).write_text("two")
+    assert environment(torch.device("cpu"))["git_commit"] == git("rev-parse", "HEAD") + "+"
 
 
 def test_outside_git_or_without_git_there_is_no_commit(

@@ -180,6 +180,7 @@ ESCAPES = "\x1b]0;PWNED\x07\x1b[2J"
         ({"class_names": ["a", "a"]}, "same name, 'a'"), ({"class_names": "ab"}, "a list"), ({"class_names": []}, "empty"),
         ({"class_names": [None, 1]}, "class name is None"), ({"class_names": ["a", "b\n"]}, "control characters"),
         ({"class_names": ["a", ESCAPES]}, "control characters"), ({"class_names": ["a", "\ud800"]}, "control characters"),
+        ({"class_names": ["cat", "c\u200dat"]}, "control characters"), ({"class_names": ["a\u202e"]}, "control characters"),
         ({"precision": ESCAPES}, "precision"), ({"source": ["x"]}, "source"), ({ESCAPES: 1}, "unknown entry"),
         ({"thresholds": [1]}, "a JSON object"), ({"thresholds": {"table": []}}, "lacks the entry 'split'"),
         ({"unlike": 3}, "a JSON object"), ({"label_thresholds": {"a": 1}}, "a list"),
@@ -212,3 +213,12 @@ def test_the_groups_of_thresholds_are_stored_only_if_there_are_any() -> None:
     grouped = replace(info(), thresholds=replace(known, groups=40))
     for one in (plain, grouped):
         assert WeightsInfo.from_json(one.to_json()) == one
+
+
+@pytest.mark.parametrize(
+    "name", ["\u0633\u06af\u200c\u0647\u0627", "\U0001f469\u200d\U0001f52c", "\u72ac\u3000\u5927"]
+)
+def test_names_of_classes_may_have_joiners_and_spaces_of_their_script(name: str) -> None:
+    values = json.loads(info().to_json())
+    names = (name, *values["class_names"][1:])
+    assert WeightsInfo.from_json(json.dumps({**values, "class_names": names})).class_names == names

@@ -5,6 +5,7 @@ import io
 import lzma
 import os
 import pickle
+import sys
 import tarfile
 import tracemalloc
 import zipfile
@@ -59,6 +60,21 @@ def test_a_tar_with_a_hostile_member_is_refused_and_writes_nothing(
     with pytest.raises(DataError, match="evil.tar"):
         unpack(archive, tmp_path / "cache")
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == [archive]
+
+
+def test_a_tar_with_links_says_how_to_pack_it_without(tmp_path: Path) -> None:
+    archive = tar_with(tmp_path / "linked.tar", special("b.png", tarfile.LNKTYPE, "a.png"))
+    with pytest.raises(DataError, match=r"'b\.png' is not a plain file.*--hard-dereference"):
+        unpack(archive, tmp_path / "cache")
+
+
+def test_an_archive_that_cannot_be_unpacked_there_names_the_option_for_another_folder(
+    tmp_path: Path,
+) -> None:
+    archive = tar_with(tmp_path / "pictures.tar", tarfile.TarInfo("a.png"))
+    (tmp_path / "cache").write_text("a file in place of the folder")
+    with pytest.raises(DataError, match=r"cannot unpack .*pictures\.tar into .*: --data-dir"):
+        unpack(archive, tmp_path / "cache")
 
 
 def test_absolute_names_in_a_tar_stay_inside(tmp_path: Path) -> None:
@@ -193,6 +209,53 @@ def test_the_content_key_depends_on_the_archive_and_the_pictures(tmp_path: Path)
     assert first.content_key() != first.subset(np.arange(3)).content_key()
     os.utime(archive, ns=(1, 1))
     assert first.content_key() != train_split(archive).content_key()
+
+
+def test_another_archive_of_the_same_size_and_time_is_unpacked_anew(tmp_path: Path) -> None:
+    """As archives are that are built reproducibly."""
+    archive, contents = tmp_path / "data.tar", []
+    for shade in (1, 2):
+        with tarfile.open(archive, "w") as tar:
+            for name in (f"{split}/{label}/0.bmp" for split in ("train", "test") for label in "ab"):
+                encoded = io.BytesIO()
+                Image.new("RGB", (8, 8), (shade,) * 3).save(encoded, "bmp")
+                member = tarfile.TarInfo(name)
+                member.size = encoded.tell()
+                encoded.seek(0)
+                tar.addfile(member, encoded)
+        os.utime(archive, (1, 1))
+        contents.append((archive.stat().st_size, train_split(archive).content(0)[-1]))
+    assert contents[0][0] == contents[1][0]
+    assert [shade for _, shade in contents] == [1, 2]
+    assert train_split(archive).content_key() == train_split(archive).content_key()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no umask")
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o755), (0o002, 0o775), (0o077, 0o700)])
+def test_other_users_may_read_an_unpacked_archive_if_the_umask_allows_that(
+    umask: int, mode: int, tmp_path: Path
+) -> None:
+    archive = zipped_folders(tmp_path, ["train", "test"])[1]
+    before = os.umask(umask)
+    try:
+        train_split(archive)
+    finally:
+        os.umask(before)
+    below = [path for path in (tmp_path / "cache" / "unpacked").rglob("*") if path.is_dir()]
+    assert {path.stat().st_mode & 0o777 for path in below} == {mode}
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may read everything")
+def test_an_unpacked_archive_that_may_not_be_read_is_an_error_that_says_what_to_do(tmp_path: Path) -> None:
+    archive = zipped_folders(tmp_path, ["train", "test"])[1]
+    train_split(archive)
+    (unpacked,) = (tmp_path / "cache" / "unpacked").iterdir()
+    unpacked.chmod(0)
+    try:
+        with pytest.raises(DataError, match=r"which you may not read\. .*another folder with --data-dir"):
+            train_split(archive)
+    finally:
+        unpacked.chmod(0o700)
 
 
 @pytest.mark.parametrize("name", ["pictures.bin", "pictures.json"])

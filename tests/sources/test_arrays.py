@@ -103,4 +103,38 @@ def test_a_split_without_labels_is_left_out_with_a_note() -> None:
 def test_names_and_other_things_are_not_all_taken_for_names(labels: Any) -> None:
     assert as_array(["cat", np.str_("dog")]).dtype.kind == "U"
     with pytest.raises(DataError, match="x, train: (label 1 is (nan|None)|the labels are of mixed types)"):
-        class_labels({"train": labels}, None, "x")
+        class_labels({"train": labels}, None, "x", [])
+
+
+@pytest.mark.parametrize("labels", [np.array([2**63, 1], np.uint64), [2**63, 1], [2**70, 1], [1e30, 1]])
+def test_numbers_that_no_class_can_have_are_refused(labels: object) -> None:
+    with pytest.raises(
+        DataError, match="x, train: the labels are too large to be classes|expected one whole"
+    ):
+        class_labels({"train": labels}, None, "x", [])
+
+
+def test_large_numbers_are_classes_of_their_own() -> None:
+    names, _ = class_labels({"train": np.array([2**63 - 1, 2**63 - 2], np.uint64)}, None, "x", [])
+    assert names == (str(2**63 - 2), str(2**63 - 1))
+
+
+@pytest.mark.parametrize("kind", ["U8", "S8", object])
+def test_outer_spaces_of_names_do_not_count(kind: object) -> None:
+    notes: list[str] = []
+    labels = np.array(["cat ", "dog", "cat", " dog\t"], kind)  # type: ignore[call-overload]
+    names, numbers = class_labels({"train": labels}, None, "x", notes)
+    assert (names, numbers["train"].tolist()) == (("cat", "dog"), [0, 1, 0, 1])
+    assert notes == ["x, train: 2 label(s) lose the spaces around them: 'cat ' is 'cat'"]
+    names, numbers = class_labels({"train": labels}, ["dog", "cat "], "x", [])
+    assert (names, numbers["train"].tolist()) == (("dog", "cat "), [1, 0, 1, 0])
+
+
+@pytest.mark.parametrize(
+    ("labels", "noted"), [([-1, 0, 1, -1], True), ([-1, 1], False), ([-1, -2, 0], False), ([0, 1], False)]
+)
+def test_minus_one_next_to_numbers_from_zero_may_mean_nothing(labels: list[int], noted: bool) -> None:
+    notes: list[str] = []
+    names, _ = class_labels({"train": np.array(labels), "test": np.array(labels[:1])}, None, "x", notes)
+    assert names == tuple(str(label) for label in sorted(set(labels)))
+    assert [note.partition(",")[0] for note in notes] == ["warning: 3 label(s) are -1"] * noted

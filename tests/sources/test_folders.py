@@ -6,6 +6,7 @@ import time
 import unicodedata
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -248,12 +249,10 @@ def test_each_picture_has_the_label_of_its_folder_whatever_the_class_names(
 # --- the index -------------------------------------------------------------------------------------------
 
 
-def aged(root: Path) -> Path:
-    """Make all folders a minute old: the index does not trust a folder that changed a moment ago."""
-    past = time.time() - 60
-    for folder in [root, *(path for path in root.rglob("*") if path.is_dir())]:
-        os.utime(folder, (past, past))
-    return root
+def a_minute_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the index read its clock a minute ahead: it does not trust a folder that changed a moment ago."""
+    clock = SimpleNamespace(time_ns=lambda: time.time_ns() + 60 * 10**9)
+    monkeypatch.setattr(index, "time", clock)
 
 
 def test_the_index_is_saved_and_follows_every_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -267,7 +266,8 @@ def test_the_index_is_saved_and_follows_every_change(tmp_path: Path, monkeypatch
         return original(path)
 
     monkeypatch.setattr(index, "_scan", scan)
-    root = aged(write_class_folders(tmp_path / "data", ["train", "test"], per_class=3))
+    root = write_class_folders(tmp_path / "data", ["train", "test"], per_class=3)
+    a_minute_later(monkeypatch)
 
     def load() -> tuple[list[str], list[str]]:
         scanned.clear()
@@ -278,11 +278,12 @@ def test_the_index_is_saved_and_follows_every_change(tmp_path: Path, monkeypatch
     assert load() == (first, [])
     (root / "train" / "red" / "0.png").unlink()
     assert load() == ([name for name in first if name != "train/red/0.png"], ["train/red"])
+    monkeypatch.setattr(index, "time", time)
     write_picture(root / "train" / "red" / "0.png", noise(0))
     assert load() == (first, ["train/red"])
     assert load() == (first, ["train/red"])  # changed a moment ago: not trusted
-    aged(root)
-    assert load()[1] != []
+    a_minute_later(monkeypatch)
+    assert load() == (first, ["train/red"])
     assert load() == (first, [])
     (root / "train" / "blue").rename(root / "train" / "violet")
     (root / "test" / "blue").rename(root / "test" / "violet")
@@ -299,7 +300,8 @@ def test_the_index_is_saved_and_follows_every_change(tmp_path: Path, monkeypatch
 def test_a_damaged_index_is_rebuilt(content: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(index, "WORTH_KEEPING", 1)
     monkeypatch.setenv("THUMBNET_CACHE", str(tmp_path / "cache"))
-    root = aged(write_class_folders(tmp_path / "data", ["train", "test"], per_class=3))
+    root = write_class_folders(tmp_path / "data", ["train", "test"], per_class=3)
+    a_minute_later(monkeypatch)
     expected = names(load_data(root), "train")
     (kept,) = (tmp_path / "cache" / "index").iterdir()
     kept.write_bytes(content)

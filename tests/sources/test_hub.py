@@ -242,6 +242,61 @@ def test_a_damaged_folder_saved_by_the_library_is_refused(tmp_path: Path) -> Non
         load_data(folder)
 
 
+def naming(folder: Path, *paths: str | None) -> Path:
+    """A saved folder, written by hand: its rows name files in place of the bytes of pictures."""
+    pictures = library().Features(bytes=library().Value(BYTES), path=library().Value(TEXT))
+    rows = [{"bytes": None, "path": path} for path in paths]
+    table = ({"image": rows, "label": ["a", "b", "c"]}, {"image": dict(pictures), "label": TEXT})
+    return saved(folder, {"train": table})
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there are no pipes by name on Windows")
+@pytest.mark.parametrize("how", ["absolute", "relative", "link", "pipe", "device", "none", "NUL"])
+def test_a_row_that_names_a_file_of_the_users_or_none_is_refused_by_its_name(
+    how: str, tmp_path: Path
+) -> None:
+    own = tmp_path / "own.png"
+    own.write_bytes(encoded(0, 0))
+    folder = tmp_path / "d"
+    named = {
+        "absolute": str(own),
+        "relative": "../own.png",
+        "device": "/dev/zero",
+        "none": None,
+        "NUL": "a\0.png",
+    }.get(how, "x.png")
+    naming(folder, "a.png", named, "a.png")
+    (folder / "a.png").write_bytes(encoded(1, 1))
+    if how == "link":
+        (folder / "x.png").symlink_to(own)
+    elif how == "pipe":
+        os.mkfifo(folder / "x.png")
+    with pytest.raises(DataError) as error:
+        load_data(folder)
+    reason = {"pipe": "names a folder, a device or a pipe", "none": "has no picture", "NUL": "null"}
+    assert reason.get(how, "names a file outside") in str(error.value)
+    assert how == "NUL" or "[1]" in str(error.value)
+
+
+def test_rows_may_name_files_in_the_saved_folder_and_in_the_caches_of_the_libraries(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import huggingface_hub.constants
+
+    cache, hub = tmp_path / "downloads", tmp_path / "hub"
+    monkeypatch.setattr(library().config, "DOWNLOADED_DATASETS_PATH", cache)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(hub))
+    folder = naming(tmp_path / "d", "a.png", str(cache / "b.png"), str(hub / "c.png"))
+    for number, place in enumerate((folder / "a.png", cache / "b.png", hub / "c.png")):
+        place.parent.mkdir(exist_ok=True)
+        place.write_bytes(encoded(number, number))
+    train = load_data(folder, test_fraction=0.0).splits["train"]
+    assert [train.content(number) for number in range(3)] == [encoded(number, number) for number in range(3)]
+    (hub / "c.png").unlink()
+    with pytest.raises(DataError, match=r"c\.png: No such file"):
+        load_data(folder)
+
+
 def test_a_lack_of_memory_is_not_taken_for_a_data_set_that_cannot_be_loaded(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -9,7 +9,8 @@ import pytest
 from helpers import coloured, write_picture
 from thumbnet.errors import DataError
 from thumbnet.sources import index
-from thumbnet.sources.index import Index, fuse_devices, is_picture_name, is_picture_start
+from thumbnet.sources.index import Index, fuse_devices, is_output_folder, is_picture_name, is_picture_start
+from thumbnet.sources.load import load_data
 
 
 @pytest.mark.parametrize("name", ["a.png", "A.JPEG", "x.y.jpg", "b.webp"])
@@ -78,25 +79,52 @@ def test_links_that_are_not_followed_are_recorded_with_the_reason(folder: Path) 
     assert tree.ignored_below() == ["read.me", "a/notes.txt"]
 
 
-def listed_again(folder: Path) -> list[str]:
-    """The pictures after one was added without another modification time of the folder, as in a bucket."""
-    os.utime(folder / "a", (1e9, 1e9))
-    first = Index(folder)
-    first.tree()
-    first.keep()
-    write_picture(folder / "a" / "new.png", coloured(0, 1))
-    os.utime(folder / "a", (1e9, 1e9))
-    return Index(folder).pictures_below("a")
+@pytest.fixture
+def listed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The folders that were listed, and not taken from the index, which trusts what changed a moment ago."""
+    monkeypatch.setenv("THUMBNET_CACHE", str(folder / "cache"))
+    monkeypatch.setattr(index, "WORTH_KEEPING", 1)
+    monkeypatch.setattr(index, "_SURE_AFTER", 0)
+    found: list[str] = []
+    scan = index._scan
+
+    def noted(path: str) -> tuple[list[str], list[str], list[str], list[str]]:
+        found.append(os.path.relpath(path, folder))
+        return scan(path)
+
+    monkeypatch.setattr(index, "_scan", noted)
+    return found
+
+
+def pictures_in_a(folder: Path) -> list[str]:
+    found = Index(folder)
+    pictures = found.pictures_below("a")
+    found.keep()
+    return pictures
 
 
 def test_folders_of_mounted_buckets_are_always_listed_again(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
+    folder: Path, listed: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("THUMBNET_CACHE", str(folder / "cache"))
-    monkeypatch.setattr(index, "WORTH_KEEPING", 1)
-    assert listed_again(folder) == ["a/1.png", "a/2.png"]  # the cached listing of a local folder
+    for _ in range(3):
+        pictures_in_a(folder)
+    assert listed == ["a"]
     monkeypatch.setattr(Index, "_fuse", {os.stat(folder).st_dev})
-    assert listed_again(folder) == ["a/1.png", "a/2.png", "a/new.png"]
+    for _ in range(2):
+        pictures_in_a(folder)
+    assert listed == ["a"] * 3
+
+
+def test_a_folder_whose_modification_time_was_set_back_is_listed_again(
+    folder: Path, listed: list[str]
+) -> None:
+    """As ``rsync -t`` and tar leave it, with other pictures than before."""
+    os.utime(folder / "a", (1e9, 1e9))
+    assert pictures_in_a(folder) == ["a/1.png", "a/2.png"]
+    write_picture(folder / "a" / "new.png", coloured(0, 1))
+    os.utime(folder / "a", (1e9, 1e9))
+    assert pictures_in_a(folder) == ["a/1.png", "a/2.png", "a/new.png"]
+    assert listed == ["a", "a"]
 
 
 def test_fuse_file_systems_are_found_among_the_mounts() -> None:
@@ -107,3 +135,39 @@ def test_fuse_file_systems_are_found_among_the_mounts() -> None:
 42 22 8:1 / /windows rw - fuseblk /dev/sda1 rw
 """
     assert fuse_devices(mounts) == {os.makedev(0, 57), os.makedev(0, 58)}
+
+
+@pytest.mark.parametrize(
+    "files", [("recipe.toml", "run.json"), ("tune.json", "journal.jsonl", "recipe.toml")]
+)
+@pytest.mark.parametrize("place", ["first", "runs/first", "study/seeds/first"])
+def test_the_folder_of_a_run_or_search_is_no_class(place: str, files: tuple[str, ...], folder: Path) -> None:
+    before = load_data(folder)
+    assert before.class_names == ("a", "b")
+    write_picture(folder / place / "confusion.png", coloured(0, 7))
+    write_picture(folder / place / "run" / "more.png", coloured(0, 8))
+    assert load_data(folder).class_names == ("a", "b", place.split("/")[0])
+    for name in files:
+        (folder / place / name).write_text("")
+    data = load_data(folder)
+    assert (data.class_names, data.fingerprint()) == (before.class_names, before.fingerprint())
+    assert f"skipped 2 pictures in 1 folder(s) that thumbnet has written, such as {place}/" in data.notes
+    assert not any("no pictures" in note for note in data.notes)
+    tree = Index(folder).tree()
+    assert [each.path for each in tree.folders] == ["a", "b"]
+    assert tree.outputs == [(place, 2)]
+    assert Index(folder / place).pictures_below("") == ["confusion.png", "run/more.png"]
+
+
+def test_a_folder_of_nothing_but_runs_is_known(tmp_path: Path) -> None:
+    for name in ("first", "second"):
+        (tmp_path / "runs" / name).mkdir(parents=True)
+        (tmp_path / "runs" / name / "recipe.toml").write_text("")
+        assert not is_output_folder(tmp_path / "runs" / name)
+        (tmp_path / "runs" / name / "run.json").write_text("")
+        assert is_output_folder(tmp_path / "runs" / name)
+    (tmp_path / "runs" / ".DS_Store").write_text("")
+    assert is_output_folder(tmp_path / "runs")
+    (tmp_path / "runs" / "data.npz").write_text("")
+    assert not is_output_folder(tmp_path / "runs")
+    assert not is_output_folder(tmp_path)

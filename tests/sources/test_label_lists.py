@@ -11,7 +11,7 @@ from helpers import coloured, coloured_labels, write_label_table, write_picture
 from thumbnet.data.splits import Data
 from thumbnet.errors import DataError
 from thumbnet.sources.columns import Columns
-from thumbnet.sources.label_lists import read_labels, separator_in
+from thumbnet.sources.label_lists import RowLabels, read_labels, separator_in
 from thumbnet.sources.load import load_data
 from thumbnet.sources.tables import Table
 
@@ -230,13 +230,83 @@ def test_names_of_two_words_are_classes_unless_the_user_says_otherwise(tmp_path:
     assert load_data(path, multilabel=True).class_names == ("apple", "banana", "fresh", "rotten")
 
 
-@pytest.mark.parametrize("cell", ["[1, [2]]", "[open('x')]", "[" * 5000 + "]" * 5000, '["a"', "[{}]"])
-def test_hostile_lists_are_only_text(cell: str) -> None:
-    rows = [["0.png", cell], ["1.png", '["a"]']]
-    table = Table(Path("x.csv"), ["path", "label"], rows, [1, 2], True)
-    found = read_labels([(table, Columns("path", "label"))], "auto")
+def labels_of_cells(*cells: str, multilabel: bool | str = "auto") -> RowLabels:
+    rows = [[f"{n}.png", cell] for n, cell in enumerate(cells)]
+    table = Table(Path("x.csv"), ["path", "label"], rows, list(range(2, len(rows) + 2)), True)
+    return read_labels([(table, Columns("path", "label"))], multilabel)
+
+
+@pytest.mark.parametrize(
+    "cell",
+    [
+        "[1, [2]]",
+        "[open('x')]",
+        "[" * 5000 + "]" * 5000,
+        "[{}]",
+        "['a' + 'b']",
+        "['cat' 'dog', 'hat']",
+        "['cat' 'dog' ... 'hat']",
+        "['cat''dog']",
+        "['\\x']",
+        "['" + "\\'" * 4900 + "]",
+    ],
+)
+def test_a_list_that_cannot_be_read_is_refused_next_to_others(cell: str) -> None:
+    with pytest.raises(DataError, match='x.csv, line 3: .*Write the labels .*: \\["cat", "dog"\\]'):
+        labels_of_cells('["a"]', cell)
+    assert labels_of_cells('["a"]', cell, multilabel=False).rows[0][1] == (cell,)
+
+
+def test_a_plain_cell_next_to_lists_is_a_single_label() -> None:
+    found = labels_of_cells('["cat", "dog"]', "cat", "golden retriever", '["a"', "(unknown)", "")
+    assert found.several
+    assert found.rows[0][1:] == [("cat",), ("golden retriever",), ('["a"',), ("(unknown)",), ()]
+
+
+@pytest.mark.parametrize(
+    "cells",
+    [
+        ("['cat' 'dog']", "['cat']", "[]", "['golden retriever']"),
+        ("['cat'\n 'dog']", "['cat']", "[]", "['golden retriever']"),
+        ("('cat', 'dog')", "('cat',)", "()", "('golden retriever',)"),
+        ("{'cat', 'dog'}", "{'cat'}", "{}", "{'golden retriever'}"),
+        ("{cat,dog}", "{cat}", "{}", '{"golden retriever"}'),
+        ("[cat, dog]", "[cat]", "[]", "[golden retriever]"),
+    ],
+)
+def test_lists_of_other_programs_are_read(cells: tuple[str, ...]) -> None:
+    found = labels_of_cells(*cells)
+    assert (found.several, found.how) == (True, "as lists")
+    assert found.rows == [[("cat", "dog"), ("cat",), (), ("golden retriever",)]]
+
+
+@pytest.mark.parametrize("cells", ["[0 16]/[16]", "[0. 16.]/[16.]", "[0, 16]/[16]", "{0,16}/{16}"])
+def test_lists_may_hold_numbers(cells: str) -> None:
+    assert labels_of_cells(*cells.split("/")).rows == [[("0", "16"), ("16",)]]
+
+
+@pytest.mark.parametrize(
+    "cells", ["(0, 10)/(10, 20)", "[cat]/[dog]", "{cat}/{dog}", "(cat)/(dog)", "(0, 10]/(10, 20]"]
+)
+def test_brackets_alone_make_no_lists(cells: str) -> None:
+    found = labels_of_cells(*cells.split("/"))
     assert not found.several
-    assert found.rows[0][0] == (cell,)
+    assert found.rows == [[(cell,) for cell in cells.split("/")]]
+
+
+def test_punctuation_between_spaces_is_no_label() -> None:
+    found = labels_of_cells("cat", "dog", "cat & dog", "dog & hat", "hat - cat", "hat")
+    assert found.rows[0][2:] == [("cat", "dog"), ("dog", "hat"), ("hat", "cat"), ("hat",)]
+    assert labels_of_cells("C++ C#", "C++ D", "C# D", "D").rows[0][0] == ("C++", "C#")
+
+
+@pytest.mark.parametrize("mark", ["/", "+", "&"])
+@pytest.mark.parametrize("multilabel", ["auto", True])
+def test_classes_whose_parts_are_classes_are_noted(multilabel: bool | str, mark: str) -> None:
+    (note,) = labels_of_cells("cat", "dog", f"cat{mark}dog", multilabel=multilabel).notes
+    assert note.startswith(f"labels such as {f'cat{mark}dog'!r} are one class each.")
+    assert note.endswith(f"write ; in place of {mark}")
+    assert labels_of_cells("cat", f"cat{mark}rare", "dog", multilabel=multilabel).notes == ()
 
 
 def test_a_table_that_thumbnet_predicts_reads_back_the_same(tmp_path: Path) -> None:

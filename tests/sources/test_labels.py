@@ -30,6 +30,15 @@ def test_integers_are_sorted_by_value_and_words_alphabetically() -> None:
     assert found.labels["test"].dtype == np.int64
 
 
+@pytest.mark.parametrize(
+    "labels", [["100", "1E2"], ["1E2", "2E1"], ["+1", "1"], ["-0", "0"], ["1", "1.0", "cat"], [".0", "1"]]
+)
+def test_only_whole_numbers_in_plain_digits_are_numbers(labels: list[str]) -> None:
+    """``1E2`` may be a well of a plate, and ``+1`` a grade."""
+    assert class_names(labels) == {label: label for label in labels}
+    assert list(class_names(labels)) == sorted(labels)
+
+
 def test_names_replace_integers_and_names_without_pictures_are_left_out() -> None:
     found = number_classes({"train": [2, 0, 2]}, "x", ["zero", "one", "two"])
     assert found.class_names == ("zero", "two")
@@ -66,16 +75,42 @@ def test_words_that_may_mean_nothing_are_classes_with_a_warning() -> None:
     assert one_spelling({"train": ["na", "none", "Nadine", 0]}) == ({}, [])
 
 
+@pytest.mark.parametrize(
+    ("labels", "noted"),
+    [
+        ([-1, 0, 1], True),
+        (["-1", "0", "1"], True),
+        (["-1.0", "0.0", "1.0"], True),
+        ([-1, 1], False),
+        (["-1", "cat", "dog"], False),
+        ([0, 1], False),
+    ],
+)
+def test_minus_one_is_a_class_with_a_warning(labels: list[str | int], noted: bool) -> None:
+    respelt, notes = one_spelling({"train": labels, "val": labels[:1]})
+    assert respelt == {}
+    assert [note.partition(",")[0] for note in notes] == ["warning: 2 label(s) are -1"] * noted
+
+
 def test_labels_of_train_that_differ_in_case_stay_different_and_are_noted() -> None:
     respelt, notes = one_spelling({"train": ["cat", "Cat", "dog", "e\u0301", "\u00e9"], "val": ["CAT"]})
     assert respelt == {"e\u0301": "\u00e9"}
-    assert notes == ["2 classes differ only in upper and lower case, but stay different: 'Cat' and 'cat'"]
+    assert notes == ["2 classes differ only in case or spaces, but stay different: 'Cat' and 'cat'"]
+
+
+def test_labels_that_differ_in_the_spaces_between_words_are_alike() -> None:
+    one, two = "golden retriever", "golden  retriever"
+    assert one_spelling({"train": [one], "val": [two]})[0] == {two: one}
+    respelt, notes = one_spelling({"train": [one, two]})
+    assert respelt == {}
+    assert notes == [f"2 classes differ only in case or spaces, but stay different: {two!r} and {one!r}"]
 
 
 def test_whole_number_classes_are_ordered_by_value_and_fractions_are_refused() -> None:
     assert list(class_names(["10", "9", "2.0"]).values()) == ["2", "9", "10"]
     assert list(class_names(["b", "a", ""])) == ["a", "b"]
     assert list(class_names(["007", "7"])) == ["007", "7"]
+    assert class_names(["-1.0", "0.", "-1"]) == {"-1": "-1", "-1.0": "-1", "0.": "0"}
     with pytest.raises(DataError, match=r"fractions, such as 2\.5"):
         class_names(["1", "2.5"])
     assert are_quantities({"1", "2.5"})

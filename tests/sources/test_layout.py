@@ -319,6 +319,14 @@ def test_case_and_spaces_matter_within_a_split_but_not_across_splits() -> None:
         meaning(classes("train", names=("Cat", "cat")) + classes("test", names=("CAT",)))
 
 
+@pytest.mark.parametrize("second", ["cat", "Golden  Retriever"])
+def test_classes_in_names_that_look_alike_are_noted(second: str) -> None:
+    first = {"cat": "Cat"}.get(second, "golden retriever")
+    found = meaning([f"{name}_{number}.png" for name in (first, second, "dog") for number in range(4)])
+    assert set(found.layout.class_names) == {first, second, "dog"}
+    assert f"differ only in case or spaces: {' and '.join(map(repr, sorted((first, second))))}" in found.notes
+
+
 def test_spaces_around_a_class_name_are_removed_unless_another_class_has_that_name() -> None:
     found = meaning(classes("train", names=("cat ", "dog")))
     assert found.layout.class_names == ("cat", "dog")

@@ -355,7 +355,7 @@ def test_two_word_species_are_single_labels(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"image,label\n1.png,a,b\n", "line 2: 3 cells"),
+        (b"image,label\n1.png,a,b\n", r"line 2: 3 cell\(s\)"),
         (b"image,label\n1.png,\x00\n", "line 2: a NUL"),
         (b'image,label\n1.png,"a\n', "line 2: unexpected end"),
         (b"image,label\n1.png," + b"x" * 200_000 + b"\n", "line 2: field larger"),
@@ -368,6 +368,156 @@ def test_errors_about_damaged_tables_name_the_line(content: bytes, message: str,
     (tmp_path / "l.csv").write_bytes(content)
     with pytest.raises(DataError, match=message):
         load_data(tmp_path / "l.csv")
+
+
+DAMAGE = {
+    "a line that was cut off": ("{rows}7\n", "line 14: 1 cell"),
+    "more cells in the first row": ("image,label\n1.png,a,b\n", "line 2: 3 cell"),
+    "no end of a quote": ('{rows}7.png,"a\n', "line 14: unexpected end"),
+    "zeros from a full disk": ("{rows}\0\0\0\0", "line 14: a NUL character"),
+    "no content": ("", "is empty"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+@pytest.mark.parametrize("split", ["train", "val", "test"])
+def test_a_damaged_table_of_a_split_is_an_error(split: str, damage: str, tmp_path: Path) -> None:
+    for name in ("train", "val", "test"):
+        names = [f"{name}{n}.png" for n in range(COUNT)]
+        pictures(tmp_path / "images", names)
+        rows = [f"{picture},{CLASSES[n % 3]}\n" for n, picture in enumerate(names)]
+        (tmp_path / f"{name}.csv").write_text("image,label\n" + "".join(rows))
+    assert counts(load_data(tmp_path)) == {"train": COUNT, "val": COUNT, "test": COUNT}
+    content, message = DAMAGE[damage]
+    path = tmp_path / f"{split}.csv"
+    path.write_text(content.format(rows=path.read_text()))
+    with pytest.raises(DataError, match=f"{split}.csv.*{message}"):
+        load_data(tmp_path)
+
+
+@pytest.mark.parametrize("table_name", ["metadata.jsonl", "metadata.csv", "labels.csv"])
+def test_a_damaged_table_in_the_folder_of_a_split_is_an_error(table_name: str, tmp_path: Path) -> None:
+    for split in ("train", "test"):
+        pictures(tmp_path / split, [f"{split}{n}.png" for n in range(COUNT)])
+        rows = [f"{split}{n}.png,{CLASSES[n % 3]}" for n in range(COUNT)]
+        text = "\n".join(["file_name,label", *rows]) + "\n"
+        if table_name.endswith("l"):
+            cells = [row.split(",") for row in rows]
+            text = "".join(json.dumps({"file_name": name, "label": label}) + "\n" for name, label in cells)
+        (tmp_path / split / table_name).write_text(text)
+    assert counts(load_data(tmp_path)) == {"train": COUNT, "test": COUNT}
+    path = tmp_path / "test" / table_name
+    path.write_text(path.read_text() + '{"file_name": "x')
+    with pytest.raises(DataError, match=f"test.{table_name}, line 1[34]: "):
+        load_data(tmp_path)
+
+
+@pytest.mark.parametrize("rows", [3, 250])
+def test_a_damaged_table_is_not_replaced_by_the_names_of_pictures(rows: int, tmp_path: Path) -> None:
+    """The eyes of Kaggle's Diabetic Retinopathy: left and right are no classes."""
+    pictures(tmp_path / "train", [f"{n}_{side}.jpeg" for n in range(6) for side in ("left", "right")])
+    lines = [f"{n % 6}_{side},{n % 3}" for n in range(rows) for side in ("left", "right")]
+    path = tmp_path / "trainLabels.csv"
+    path.write_text("\n".join(["image,level", *lines[:12], ""]))
+    assert len(load_data(tmp_path).class_names) == 3
+    path.write_text("\n".join(["image,level", *lines, "x", ""]))
+    for column in ("", "level"):
+        with pytest.raises(DataError, match=f"trainLabels.csv, line {2 * rows + 2}: 1 cell"):
+            load_data(tmp_path, label_column=column)
+
+
+@pytest.mark.parametrize(
+    ("train", "why"),
+    [("image,label\n{n}9,{c}\n", "no picture is called"), ("image,width\n{n},24\n", "no column appears")],
+)
+def test_test_pictures_are_not_trained_on_because_the_table_of_train_is_not_used(
+    train: str, why: str, tmp_path: Path
+) -> None:
+    pictures(tmp_path / "images", [f"{n}.png" for n in range(COUNT)])
+    head, row, _ = train.split("\n")
+    table(tmp_path / "train.csv", head, lambda n: row.format(n=f"{n:03}", c=CLASSES[n % 3]))
+    table(tmp_path / "test.csv", "image,label", lambda n: f"{n}.png,{CLASSES[n % 3]}")
+    with pytest.raises(DataError, match=f"test.csv would be trained on.*train.csv: .*{why}"):
+        load_data(tmp_path)
+    assert counts(load_data(tmp_path / "test.csv", test_fraction=0)) == {"train": COUNT}
+
+
+def test_a_damaged_table_of_no_split_is_named_in_a_warning(tmp_path: Path) -> None:
+    pictures(tmp_path, [f"{n}.png" for n in range(COUNT)])
+    table(tmp_path / "labels.csv", "image,label", lambda n: f"{n}.png,{CLASSES[n % 3]}")
+    (tmp_path / "sizes.csv").write_text("Sizes\nname,bytes\n1,2\n")
+    (note,) = [note for note in load_data(tmp_path).notes if "sizes.csv" in note]
+    assert note.startswith("warning: ")
+    assert "line 2: 2 cell(s)" in note
+
+
+@pytest.mark.parametrize(
+    ("number", "name"),
+    [("label_id", "label_name"), ("class", "class_name"), ("label", "species"), ("Target", "Breed")],
+)
+def test_classes_that_are_numbers_take_their_names_from_another_column(
+    number: str, name: str, tmp_path: Path
+) -> None:
+    pictures(tmp_path, [f"{n}.png" for n in range(COUNT)])
+    table(
+        tmp_path / "labels.csv",
+        f"image,{number},{name}",
+        lambda n: f"{n}.png,{9 + n % 3},{CLASSES[2 - n % 3]}",
+    )
+    data = load_data(tmp_path, test_fraction=0)
+    assert data.class_names == ("red", "green", "blue")  # by number
+    train = data.splits["train"]
+    assert [train.labels[n] for n in range(COUNT)] == [
+        int(Path(train.name(n)).stem) % 3 for n in range(COUNT)
+    ]
+    (note,) = [note for note in data.notes if "class names come from" in note]
+    assert note.endswith(f"the column {name!r}; to keep the numbers: --label-column {number}")
+    assert load_data(tmp_path, label_column=number).class_names == ("9", "10", "11")
+
+
+@pytest.mark.parametrize(
+    "words", [("blue", "red", "blue"), ("1", "2", "3"), ("blue", "", "red"), ("blue", "{n}", "red")]
+)
+def test_other_columns_give_numbers_no_names(words: tuple[str, str, str], tmp_path: Path) -> None:
+    pictures(tmp_path, [f"{n}.png" for n in range(COUNT)])
+    table(
+        tmp_path / "labels.csv",
+        "image,label,label_name",
+        lambda n: f"{n}.png,{n % 3},{words[n % 3].format(n=f'w{n}')}",
+    )
+    assert load_data(tmp_path).class_names == ("0", "1", "2")
+
+
+def test_the_names_of_numbers_may_be_in_the_table_of_train_only(tmp_path: Path) -> None:
+    pictures(tmp_path, [f"{n}.png" for n in range(2 * COUNT)])
+    table(tmp_path / "train.csv", "image,label,label_name", lambda n: f"{n}.png,{n % 3},{CLASSES[n % 3]}")
+    table(tmp_path / "test.csv", "image,label", lambda n: f"{COUNT + n}.png,{n % 3}")
+    data = load_data(tmp_path)
+    assert (data.class_names, counts(data)) == (CLASSES, {"train": COUNT, "test": COUNT})
+
+
+def write_run(folder: Path) -> None:
+    write_picture(folder / "confusion.png", coloured(0, 0))
+    for name in ("recipe.toml", "run.json"):
+        (folder / name).write_text("")
+
+
+def test_a_table_next_to_runs_with_figures_is_read(tmp_path: Path) -> None:
+    pictures(tmp_path / "images", [f"{n}.png" for n in range(COUNT)])
+    table(tmp_path / "labels.csv", "image,label", lambda n: f"{n}.png,{CLASSES[n % 3]}")
+    before = load_data(tmp_path)
+    for run in ("first", "second"):
+        write_run(tmp_path / run)
+    assert load_data(tmp_path).fingerprint() == before.fingerprint()
+
+
+def test_runs_next_to_a_folder_that_wraps_the_data_do_not_hide_it(tmp_path: Path) -> None:
+    pictures(tmp_path / "data" / "images", [f"{n}.png" for n in range(COUNT)])
+    table(tmp_path / "data" / "labels.csv", "image,label", lambda n: f"{n}.png,{CLASSES[n % 3]}")
+    before = load_data(tmp_path)
+    for run in ("runs/first", "runs/second", "search"):
+        write_run(tmp_path / run)
+    assert load_data(tmp_path).fingerprint() == before.fingerprint()
 
 
 def test_whole_numbers_are_ordered_by_value() -> None:
@@ -557,9 +707,12 @@ def test_a_table_without_a_header_may_name_pictures_without_suffix(stem: str, tm
     ("name", "content", "reason"),
     [
         ("labels.csv", "id,label\n7,a\n8,b\n", "no picture is called like the cells in 'id', such as '7'"),
-        ("labels.csv", "# mine\nimage,label\n0001.png,a\n", "line 2: 2 cells, but line 1 has 1"),
+        ("labels.csv", "# mine\nimage,label\n0001.png,a\n", r"line 2: 2 cell\(s\), but line 1 has 1"),
         ("labels.csv", "image,width\n0001.png,24\n0002.png,24\n", "no column appears to have labels"),
         ("labels.json", '{"0001.png": "a"}', "convert it to CSV"),
+        ("labels.yaml", "0001.png: a", "convert it to CSV"),
+        ("labels.xlsx", "PK", "save it as CSV"),
+        ("train.ods", "PK", "save it as CSV"),
         ("truth.txt", "0001.png a\n0002.png b\n", "name the file itself"),
         ("m.jsonl", '{"picture": {"path": "0001.png"}, "a": "b"}\n', "no picture is called like|no column"),
     ],
@@ -573,7 +726,7 @@ def test_tables_that_are_not_used_are_named_with_the_reason(
         load_data(tmp_path)
     said = str(failure.value)
     assert "Tables that were not used:" in said
-    assert re.search(f"{name}: .*({reason})", said)
+    assert re.search(f"  {name}[:,] .*({reason})", said)
 
 
 @pytest.mark.parametrize("count", [64, 100, 312])

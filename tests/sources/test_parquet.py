@@ -133,4 +133,22 @@ def test_a_number_that_is_missing_is_no_label(tmp_path: Path) -> None:
     write(tmp_path / "train.parquet", [0.0, float("nan"), 1.0] * 4, None)
     data = load_data(tmp_path / "train.parquet", test_fraction=0.0)
     assert data.class_names == ("0", "1")
-    assert "train: skipped 4 row(s) without a label" in data.notes
+    assert "train: skipped 4 row(s) without a label (empty or -1)" in data.notes
+
+
+@pytest.mark.parametrize("labels", [[2, 10, 7], [2.0, 10.0, 7.0]])
+def test_numbers_take_the_names_of_another_column(labels: list[object], tmp_path: Path) -> None:
+    words = {2: "dog", 7: "cat", 10: "ant"}
+    for split in ("train", "test"):
+        path = tmp_path / f"{split}.parquet"
+        write(path, [*labels * 2, None], None)
+        names = [*(words[int(label)] for label in labels * 2), "none"]  # type: ignore[call-overload]
+        pq.write_table(pq.read_table(path).append_column("label_name", [names]), path)
+    data = load_data(tmp_path)
+    assert data.class_names == ("dog", "cat", "ant")
+    assert data.splits["train"].labels.tolist() == [0, 2, 1] * 2
+    assert (
+        "class names come from the column 'label_name'; to keep the numbers: --label-column label"
+        in data.notes
+    )
+    assert load_data(tmp_path, label_column="label").class_names == ("2", "7", "10")

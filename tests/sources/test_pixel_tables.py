@@ -214,3 +214,24 @@ def test_pixels_may_stand_next_to_the_names_of_pictures(tmp_path: Path) -> None:
     path = text_rows("file,label,{p}", "{n}.png,{c},{p}", grid(30, 784), ("",), tmp_path / "train.csv")
     for source in (path, tmp_path):
         assert load_data(source).layout.startswith("pixels in train.csv")
+
+
+@pytest.mark.parametrize("row", ["1,2,3", "x", '"1'])
+def test_a_damaged_table_of_train_is_not_replaced_by_that_of_test(row: str, tmp_path: Path) -> None:
+    header = "label," + ",".join(f"pixel{n}" for n in range(64))
+    for name in ("train", "test"):
+        write(tmp_path / f"{name}.csv", header, np.column_stack([np.arange(20) % 2, grid(20, 64)]))
+    path = tmp_path / "train.csv"
+    lines = path.read_text().split("\n")
+    for place in (1, 15):
+        path.write_text("\n".join([*lines[:place], row, *lines[place:]]))
+        with pytest.raises(DataError, match=f"train.csv.*line {place + 1}"):
+            load_data(tmp_path)
+
+
+def test_a_table_of_train_without_labels_is_not_replaced_by_that_of_test(tmp_path: Path) -> None:
+    header = ",".join(f"pixel{n}" for n in range(64))
+    write(tmp_path / "train.csv", header, grid(20, 64))
+    write(tmp_path / "test.csv", "label," + header, np.column_stack([np.arange(20) % 2, grid(20, 64)]))
+    with pytest.raises(DataError, match="test.csv .* would be trained on.*train.csv has no labels"):
+        load_data(tmp_path)

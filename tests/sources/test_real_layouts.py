@@ -83,7 +83,7 @@ def test_label_studios_export_may_have_several_choices_in_a_cell(tmp_path: Path)
     assert data.splits["train"].class_counts(3).tolist() == [6, 3, 3]
     lines[5] = lines[5].replace("choices", "rectangle")
     rows_of(tmp_path / "project-1.csv", lines)
-    with pytest.raises(DataError, match=r'project-1\.csv, line 6: \{"rectangle": .* is not a label'):
+    with pytest.raises(DataError, match=r'project-1\.csv, line 6: \{"rectangle": .* is neither a label'):
         load_data(tmp_path)
 
 

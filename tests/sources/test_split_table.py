@@ -128,15 +128,21 @@ def test_odd_names_are_read_as_they_are(tmp_path: Path) -> None:
     assert "./=1.png" in {row["path"] for row in rows_of(flat / "red" / "frozen.csv")}
 
 
-@pytest.mark.parametrize("name", ["=cmd", "nan", "0.5"])
-def test_classes_that_no_table_can_hold_are_refused(name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("=cmd", r"formula\. Rename it"),
+        ("nan", "the class 'nan' cannot be written into a table, where it means that a picture has no label"),
+        ("NaN", "the class 'NaN' cannot be written"),
+        ("0.5", "in another way than it is meant|could not be read"),
+    ],
+)
+def test_classes_that_no_table_can_hold_are_refused(name: str, message: str, tmp_path: Path) -> None:
     for split in ("train", "test"):
         for label, other in enumerate((name, "1.5" if name == "0.5" else "cat")):
             write_picture(tmp_path / "in" / split / other / "1.png", noise(label))
     table = tmp_path / "frozen.csv"
-    with pytest.raises(
-        DataError, match=r"formula\. Rename it|in another way than it is meant|could not be read"
-    ):
+    with pytest.raises(DataError, match=message):
         write_split_table(load_data(tmp_path / "in"), table)
     assert [path.name for path in tmp_path.iterdir()] == ["in"]
 

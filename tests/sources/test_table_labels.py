@@ -123,3 +123,11 @@ def test_a_label_is_the_class_of_exactly_its_name_before_one_of_another_case(tmp
         "7": 3,
     }
     assert _positions({"CAT", "dog"}, classes, Place(tmp_path), []) == {"dog": 2}
+
+
+def test_a_damaged_table_for_pictures_without_class_folders_is_named(tmp_path: Path) -> None:
+    text = "file,label\n" + rows("{n}.png,{c}", PETS)
+    write(tmp_path, PETS, "train", "test", {"test.csv": text + "7\n"})
+    data = load_data(tmp_path)
+    assert "warning: " + str(tmp_path / "test.csv") in "\n".join(data.notes)
+    assert any("line 8: 1 cell(s)" in note for note in data.notes)

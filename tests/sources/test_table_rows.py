@@ -100,6 +100,56 @@ def test_a_row_without_a_group_is_a_group_of_its_own(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("train", "test"),
+    [("7", "7.0"), ("7.0", "7"), ("7", "7."), ("-1", "-1.00"), ("Zo\u00eb", "Zoe\u0308"), ("p", "p")],
+)
+def test_a_group_that_two_tables_write_differently_is_one_group(
+    train: str, test: str, tmp_path: Path
+) -> None:
+    for split, group in (("train", train), ("test", test)):
+        for n in range(4):
+            write_picture(tmp_path / split / f"{n}.png", coloured(n, n))
+        rows = "".join(f"{split}/{n}.png,c{n % 2},{group}\n" for n in range(4))
+        (tmp_path / f"{split}.csv").write_text("image,label,patient\n" + rows, "utf-8")
+    data = load_data(tmp_path, group_by="patient")
+    assert {group for found in data.groups.values() for group in found.tolist()} == {
+        min(train, test, key=len)
+    }
+    (note,) = [note for note in data.notes if note.startswith("warning: ")]
+    assert "1 group(s) have pictures in more than one of" in note
+
+
+@pytest.mark.parametrize(
+    ("groups", "alike"),
+    [
+        (("P8", "p8"), True),
+        (("P08", "P8"), True),
+        (("007", "7"), True),
+        (("P8", "P80"), False),
+        (("7.5", "7"), False),
+    ],
+)
+def test_groups_that_may_be_the_same_are_kept_apart_with_a_warning(
+    groups: tuple[str, str], alike: bool, tmp_path: Path
+) -> None:
+    path = write(tmp_path, 12, "")
+    lines = [f"{n}.png,c{n % 2},{(*groups, 'a', 'b')[n // 3]}" for n in range(12)]
+    path.write_text("image,label,patient\n" + "\n".join(lines))
+    data = load_data(path, group_by="patient")
+    assert {group for found in data.groups.values() for group in found.tolist()} == {*groups, "a", "b"}
+    warnings = [note for note in data.notes if note.startswith("warning: the column 'patient' has groups")]
+    assert len(warnings) == alike
+    assert all(" and ".join(sorted(groups)) in note for note in warnings)
+
+
+def test_groups_keep_the_form_in_which_all_tables_write_them(tmp_path: Path) -> None:
+    path = write(tmp_path, 12, "")
+    path.write_text("image,label,patient\n" + "\n".join(f"{n}.png,c{n % 2},{n // 3}.0" for n in range(12)))
+    groups = load_data(path, group_by="patient").groups
+    assert {group for found in groups.values() for group in found.tolist()} == {"0.0", "1.0", "2.0", "3.0"}
+
+
+@pytest.mark.parametrize(
     ("name", "splits"),
     [
         ("labels", {"train": 8, "val": 4}),

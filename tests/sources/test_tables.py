@@ -71,7 +71,7 @@ def test_a_table_may_begin_with_its_number_of_rows(header: str, tmp_path: Path) 
         assert found.names[1:] == ["Male", "Young"]
         assert found.rows == [["a.jpg", "-1", "1"], ["b.jpg", "1", "-1"]]
         assert found.lines == [3, 4]
-    with pytest.raises(DataError, match="line 5: 2 cells"):
+    with pytest.raises(DataError, match=r"line 5: 2 cell\(s\), but line 3 has 3"):
         read_table(table(tmp_path, text + "c.jpg 1\n"))
 
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from sources.trees import tree_of
-from thumbnet.sources.tree import is_known_tool, is_tool_folder, join
+from thumbnet.sources.tree import is_known_tool, is_output, is_tool_folder, join
 
 
 @pytest.mark.parametrize(
@@ -31,3 +31,10 @@ def test_a_tree_lists_what_is_in_it_and_below_it() -> None:
 
 def test_paths_are_joined_with_slashes_except_below_the_outermost_folder() -> None:
     assert (join("", "a"), join("a", "b")) == ("a", "a/b")
+
+
+def test_the_folders_of_runs_and_searches_are_known_by_their_files() -> None:
+    assert is_output(["metrics.csv", "recipe.toml", "run.json"])
+    assert is_output(["journal.jsonl", "tune.json"])
+    assert not is_output(["recipe.toml"])
+    assert not is_output(["run.json", "tune.json", "a.png"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 
 from helpers import coloured, write_picture
+from thumbnet.errors import DataError
 from thumbnet.sources.load import load_data
 
 DAYS = ("2021-05-03", "2021-05-04")
@@ -106,7 +108,99 @@ def test_a_table_in_a_folder_of_tables_is_named_with_the_folder_of_its_pictures(
     assert load_data(path, images=str(root)).class_names == ("cat", "dog")
 
 
-def test_a_damaged_table_does_not_matter(tmp_path: Path) -> None:
-    rows = [f"{n % 12}.png,{('cat', 'dog')[n % 2]}" for n in range(300)]
-    assert len(noted(write_days(tmp_path / "whole", "image,label", rows))) == 1
-    assert noted(write_days(tmp_path / "damaged", "image,label", [*rows, "1.png,cat,more"])) == []
+@pytest.mark.parametrize("count", [12, 300])
+def test_a_damaged_table_is_named_like_a_whole_one(count: int, tmp_path: Path) -> None:
+    rows = [f"{n % 12}.png,{('cat', 'dog')[n % 2]}" for n in range(count)]
+    whole = noted(write_days(tmp_path / "whole", "image,label", rows))
+    damaged = noted(write_days(tmp_path / "damaged", "image,label", [*rows, "1.png,cat,more"]))
+    assert len(whole) == len(damaged) == 1
+
+
+def unused(source: Path) -> list[str]:
+    return [note for note in load_data(source).notes if "not used: " in note]
+
+
+def test_a_table_that_cannot_be_read_at_all_is_named_in_a_warning(tmp_path: Path) -> None:
+    (note,) = unused(write_days(tmp_path, "image,label", ["0.png,cat,more"]))
+    assert note.startswith("warning: not used: labels.csv, line 2: 3 cell(s)")
+
+
+def test_a_parquet_table_that_needs_the_extra_is_named_in_a_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("pyarrow", "pyarrow.parquet"):
+        monkeypatch.setitem(sys.modules, name, None)
+    (note,) = unused(write_days(tmp_path, "PAR1", [], "labels.parquet"))
+    assert note.startswith("warning: not used: labels.parquet: Parquet files needs the extra 'formats'")
+
+
+@pytest.mark.parametrize("name", ["labels.xlsx", "patients.xls", "table.ods"])
+def test_a_spreadsheet_next_to_class_folders_is_named(name: str, tmp_path: Path) -> None:
+    write_days(tmp_path, "PK", [], name)
+    assert unused(tmp_path) == [f"not used: {name}: a spreadsheet; save it as CSV"]
+
+
+@pytest.mark.parametrize("text", ["2021-05-03", "# days", "a,b\n1,2\n"])
+@pytest.mark.parametrize("name", ["data.yaml", "README.txt", "classes.csv", "labels.json"])
+def test_other_files_next_to_class_folders_are_not_named(name: str, text: str, tmp_path: Path) -> None:
+    write_days(tmp_path, text, [], name)
+    assert unused(tmp_path) == []
+
+
+def write_eyes(root: Path) -> Path:
+    """Ten pictures whose names seem to have the classes ``left`` and ``right``."""
+    for number in range(10):
+        write_picture(root / f"{number // 2}_{('left', 'right')[number % 2]}.png", coloured(number, number))
+    return root
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("labels.csv", "patient,level\n0,1\n1,2\n"),
+        ("trainLabels.csv", "image,grade\n0_left,0.5\n0_right,0.5\n1_left,1.5\n1_right,1.5\n"),
+        ("labels.csv", "image,level\n0_left,1,2\n"),
+        ("labels.json", '{"0_left": 1, "0_right": 2}'),
+        ("image_labels.yaml", "0_left: 1\n0_right: 2\n"),
+        ("Labels.xlsx", "PK"),
+    ],
+)
+def test_names_of_pictures_have_no_classes_next_to_a_table_of_labels_that_cannot_be_used(
+    name: str, text: str, tmp_path: Path
+) -> None:
+    write_eyes(tmp_path)
+    assert load_data(tmp_path).class_names == ("left", "right")
+    (tmp_path / name).write_text(text)
+    with pytest.raises(DataError, match=f"have classes \\(left, right\\).*\\. {name}[:,]"):
+        load_data(tmp_path)
+    assert load_data(tmp_path, label_pattern="_([a-z]+)").class_names == ("left", "right")
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("labels.txt", "left\nright\n"),
+        ("labels.csv", "number,name\n0,left\n1,right\n"),
+        ("labels.json", '{"0": "left", "1": "right"}'),
+        ("sampleSubmission.csv", "id,label\n7,0\n8,0\n"),
+        ("README.txt", "Left, right\nand both\n"),
+        ("info.json", "{}"),
+    ],
+)
+def test_names_of_pictures_have_the_classes_next_to_a_list_of_them(
+    name: str, text: str, tmp_path: Path
+) -> None:
+    (write_eyes(tmp_path) / name).write_text(text)
+    data = load_data(tmp_path)
+    assert data.class_names == ("left", "right")
+    assert not [note for note in data.notes if "not used" in note]
+
+
+def test_another_table_next_to_classes_in_names_is_named(tmp_path: Path) -> None:
+    (write_eyes(tmp_path) / "ages.csv").write_text(
+        "image,age\n0_left,50\n0_right,50\n1_left,51\n1_right,51\n"
+    )
+    (note,) = unused(tmp_path)
+    assert note.startswith(
+        "not used: ages.csv: it is unclear whether one of its columns (age) has the classes"
+    )

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import sys
 import tarfile
 from pathlib import Path
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from helpers import Payload, coloured
-from thumbnet.errors import DataError, MissingExtraError
+from thumbnet.errors import DataError, MissingExtraError, is_printable
 from thumbnet.sources import webdataset
 from thumbnet.sources.load import load_data
 
@@ -25,6 +26,13 @@ NAMES = ("red", "green", "blue")
 def jpeg(label: int, seed: int, kind: str = "JPEG") -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(coloured(label, seed)).save(buffer, kind)
+    return buffer.getvalue()
+
+
+def bmp(shade: int) -> bytes:
+    """A picture whose file has the same size for every shade."""
+    buffer = io.BytesIO()
+    Image.new("RGB", (8, 8), (shade,) * 3).save(buffer, "bmp")
     return buffer.getvalue()
 
 
@@ -218,6 +226,19 @@ def test_a_shard_may_have_folders(tmp_path: Path, folders: tuple[str, ...], labe
     assert data.class_names == tuple(sorted(NAMES))
 
 
+def test_another_shard_of_the_same_size_and_time_has_another_key(tmp_path: Path) -> None:
+    keys = []
+    for shade in (1, 2):
+        samples = [{"bmp": bmp(shade), "cls": number % 2} for number in range(8)]
+        shard = write_shard(tmp_path / "train-000000.tar", samples)
+        os.utime(shard, (1, 1))
+        split = load_data(tmp_path).splits["train"]
+        keys.append((shard.stat().st_size, split.content_key()))
+        assert split.content_key() == load_data(tmp_path).splits["train"].content_key()
+    assert keys[0][0] == keys[1][0]
+    assert keys[0][1] != keys[1][1]
+
+
 def test_the_error_names_a_shard_that_is_cut_short(tmp_path: Path) -> None:
     path = write_shard(tmp_path / "train-0.tar", classes(12))
     path.write_bytes(path.read_bytes()[:9_000])
@@ -255,4 +276,4 @@ def test_hostile_bytes_in_a_shard_are_read_or_refused(
         said = ""
         for split in data.splits.values():
             assert all(len(split.content(index)) < 20_480 for index in range(len(split)))
-    assert said.isprintable()
+    assert is_printable(said)

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from thumbnet.errors import DataError
+from thumbnet.errors import DataError, is_printable
 from thumbnet.recipes.settings import DataSettings
 from thumbnet.sources.index import is_picture_name
 from thumbnet.sources.layout import Layout, decide
@@ -86,7 +86,7 @@ def read_or_refused(folder: Path, lists: Sequence[Path], content: bytes) -> None
                 said = " ".join(load_data(folder).notes)
             except DataError as error:
                 said = str(error)
-            assert said.replace("\n", "").isprintable()
+            assert is_printable(said.replace("\n", ""))
     finally:
         for path, content_before in before.items():
             path.write_bytes(content_before)

@@ -132,6 +132,23 @@ def test_a_recipe_object_takes_overrides_and_does_not_change() -> None:
     assert given == load_recipe("tutorial")
 
 
+def test_classes_are_balanced_by_one_setting_at_a_time(tmp_path: Path) -> None:
+    sampling, weights = "data.sampling=balanced", "training.class_weights=balanced"
+    file = tmp_path / "both.toml"
+    file.write_text(load_recipe("small", [sampling, weights]).to_toml())  # those of earlier runs still load
+    asked: list[tuple[str | None, list[str]]] = [
+        (None, [sampling, weights]), ("fast", [weights, sampling]), (str(file), []),
+    ]  # fmt: skip
+    for recipe, overrides in asked:
+        with pytest.raises(
+            RecipeError, match=r"sampling = 'balanced' and training\.class_weights = 'balanced'"
+        ):
+            choose_recipe(data_of(100), recipe, overrides, None, QUIET)
+        choose_recipe(data_of(100), recipe, overrides, None, QUIET, continues=True)
+    for kept in (sampling, weights):
+        choose_recipe(data_of(100), None, [kept], None, QUIET)
+
+
 def test_what_does_not_exist_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RecipeError):
         choose_recipe(data_of(10), "fastest", [], None, QUIET)

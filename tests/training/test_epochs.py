@@ -26,9 +26,14 @@ def test_equal_scores_are_told_apart_by_the_loss_and_equal_losses_by_the_accurac
     for choose_by in ("accuracy", "balanced-accuracy", "loss"):
         assert a.rank(choose_by) > b.rank(choose_by)
     assert Score("val", 0.9, 0.4).rank("loss") > Score("val", 0.8, 0.4).rank("loss")
-    unknown = Score("val", 0.9, math.nan, balanced_accuracy=0.7)
+
+
+def test_a_score_with_a_loss_of_nan_is_below_all_others() -> None:
+    unknown = Score("val", 0.9, math.nan, balanced_accuracy=0.9)
+    worst = Score("val", 0.0, math.inf, balanced_accuracy=0.0)
     for choose_by in ("accuracy", "balanced-accuracy", "loss"):
-        assert unknown.rank(choose_by) < b.rank(choose_by)
+        assert unknown.rank(choose_by) < worst.rank(choose_by)
+        assert not unknown.rank(choose_by) > unknown.rank(choose_by)
 
 
 def test_a_score_of_an_earlier_version_has_no_balanced_accuracy() -> None:

@@ -19,7 +19,7 @@ from helpers import TINY, coloured_data
 from thumbnet.batches.batches import Batch, LoaderBatches, TrainBatches
 from thumbnet.batches.prepare import prepare
 from thumbnet.distributed import World
-from thumbnet.errors import DataError, DivergedError, OutOfMemoryError
+from thumbnet.errors import DataError, DivergedError, OutOfMemoryError, RecipeError
 from thumbnet.hardware import can_compile
 from thumbnet.recipes.recipe import load_recipe
 from thumbnet.training import fit as fit_module
@@ -140,6 +140,40 @@ def test_a_loader_of_bytes_is_refused_and_doubles_become_floats() -> None:
     with pytest.raises(DataError, match=r"type torch.uint8, and a network needs floats"):
         next(fit(state_of(), loader_of(torch.uint8)))
     assert next(LoaderBatches(loader_of(torch.float64)).epoch(0)).images.dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        (["training.frozen=true", "training.init=x.pt", "training.epochs=1"], "training.frozen computes"),
+        (["training.init=x.pt"], "training.init names weights"),
+        (["model.name='timm:resnet18'", "model.pretrained=true"], "model.pretrained names weights"),
+    ],
+)
+def test_a_setting_that_the_loop_would_ignore_is_refused(settings: list[str], says: str) -> None:
+    state = state_of(*settings)
+    for batches in (FixedBatches(), loader_of()):
+        with pytest.raises(RecipeError, match=says):
+            next(fit(state, batches))
+    assert state.step == 0
+
+
+def test_a_restored_state_need_not_read_the_weights_that_it_began_with() -> None:
+    begun = state_of("training.init=x.pt")
+    begun.load_state_dict(stopped_at(5).state_dict())
+    assert [result.step for result in fit(begun, FixedBatches())] == [6, 9, 12]
+
+
+def test_batches_that_skip_pictures_are_refused_unless_the_state_tells_them_the_losses() -> None:
+    state, batches = of_twelve_steps("skip_easy")
+    other, recipe = of_twelve_steps("skip_easy")[0], state.recipe
+    alone = TrainingState(small_model(), recipe, len(batches), CPU)
+    for wrong in (alone, other):
+        with pytest.raises(RecipeError, match=r"data\.skip_easy .*build_state"):
+            next(fit(wrong, batches))
+    by_hand = TrainingState(small_model(), recipe, len(batches), CPU, selection=batches.selection)
+    for right in (state, by_hand):
+        next(fit(right, batches))
 
 
 def test_fit_neither_prints_nor_writes(capfd: pytest.CaptureFixture[str]) -> None:
@@ -302,6 +336,36 @@ def test_a_diverging_training_is_stopped() -> None:
     state = state_of("optimizer.lr=1e18", "training.epochs=30")
     with pytest.raises(DivergedError, match="learning rate 1e"):
         list(fit(state, FixedBatches()))
+
+
+def spoil(state: TrainingState, at: int) -> None:
+    """Make a gradient NaN in step ``at``, counted from 1, whose loss is finite."""
+    next(state.model.parameters()).register_hook(
+        lambda grad: grad * (math.nan if state.step == at - 1 else 1)
+    )
+
+
+@pytest.mark.parametrize("step", [3, 6])
+@pytest.mark.parametrize("split", ["val", "test", ""])
+def test_a_gradient_of_nan_in_an_epochs_last_step_stops_before_the_evaluation(step: int, split: str) -> None:
+    state, seen = state_of("training.epochs=2"), []
+
+    def evaluate(model: nn.Module) -> Score:
+        seen.append(all(bool(p.isfinite().all()) for p in model.parameters()))
+        return Score(split, 0.5, 1.0)
+
+    spoil(state, step)
+    with pytest.raises(DivergedError, match=rf"the parameter 0\.weight is not finite .* at step {step} \("):
+        list(fit(state, FixedBatches(), evaluate=evaluate if split else None))
+    assert seen == [True] * (step // 3 - 1) * bool(split)
+    assert len(state.history) == step // 3 - 1
+
+
+def test_an_epoch_that_answers_with_nan_is_not_kept() -> None:
+    scores = [Score("val", 0.9, math.nan), Score("val", 0.2, 1.0), Score("val", 0.8, math.nan)]
+    state = state_of("training.epochs=3")
+    list(fit(state, FixedBatches(), evaluate=lambda _: scores[state.epoch]))
+    assert state.best_epoch == 2
 
 
 class _Stop(Exception):

@@ -5,11 +5,18 @@ import sys
 
 import pytest
 import torch
+from torch import Tensor, nn
 
-from thumbnet.models import ResNet
-from thumbnet.recipes.settings import OptimizerSettings
+from thumbnet.models import ResNet, build_model
+from thumbnet.recipes.networks import MODEL_NAMES
+from thumbnet.recipes.settings import ModelSettings, OptimizerSettings
 from thumbnet.training.muon import ITERATIONS, QUINTIC, Muon, orthogonalise
-from thumbnet.training.optimizers import build_optimizer
+from thumbnet.training.optimizers import (
+    build_optimizer,
+    normalised_filters,
+    note_on_filters,
+    set_learning_rate,
+)
 
 
 def small() -> ResNet:
@@ -36,6 +43,47 @@ def test_muon_orthogonalises_the_steps_of_filters_only() -> None:
             assert values.max() < 1.35, name
         else:
             assert torch.allclose(parameter, before[name] - 0.1 * parameter.grad), name
+
+
+class SqueezeExcite(nn.Module):
+    """What other networks have besides normalised convolutions: gates, patches, biases, filters of their own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patches = nn.Conv2d(3, 8, 2, stride=2)
+        self.conv, self.norm = nn.Conv2d(8, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8)
+        self.gate = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Conv2d(8, 8, 1), nn.Sigmoid())
+        self.own = nn.Parameter(torch.randn(8, 8, 1, 1))
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm(self.conv(self.patches(x)))
+        return self.head(nn.functional.conv2d(x * self.gate(x), self.own).relu().mean(dim=(2, 3)))
+
+
+def test_a_step_at_rate_0_changes_no_answer_whatever_the_network() -> None:
+    torch.manual_seed(0)
+    model, images = SqueezeExcite(), torch.randn(16, 3, 16, 16)
+    optimizer = build_optimizer(OptimizerSettings("muon", lr=0.1, momentum=0.0), model)
+    set_learning_rate(optimizer, 0)
+    before, norm = model(images), float(model.conv.weight.detach().norm())
+    before.square().sum().backward()
+    optimizer.step()
+    assert float(model.conv.weight.detach().norm()) == pytest.approx(8**0.5, rel=1e-3) != norm, "it is Muon's"
+    assert torch.allclose(model(images), before, rtol=1e-3, atol=1e-4)
+    (note,) = note_on_filters(OptimizerSettings("muon"), model)
+    assert "leaves own, patches.weight, gate.1.weight to SGD" in note
+    assert note_on_filters(OptimizerSettings("sgd"), model) == []
+
+
+@pytest.mark.parametrize("width", [1.0, 0.25])
+@pytest.mark.parametrize("name", MODEL_NAMES)
+def test_of_thumbnets_networks_muon_steps_every_filter(name: str, width: float) -> None:
+    model = build_model(ModelSettings(name, width=width), 3)
+    learning = [p for p in model.parameters() if p.requires_grad and p.ndim == 4]
+    assert learning
+    assert {id(p) for p in learning} <= {id(p) for p in normalised_filters(model)}
+    assert note_on_filters(OptimizerSettings("muon"), model) == []
 
 
 def test_orthogonalising_keeps_the_singular_vectors() -> None:
@@ -80,7 +128,7 @@ def test_orthogonalising_several_is_orthogonalising_each() -> None:
 def test_muons_other_parameters_step_as_torchs_sgd_does() -> None:
     mine, torchs = torch.ones(5, requires_grad=True), torch.ones(5, requires_grad=True)
     group = {"params": [mine], "lr": 0.1, "momentum": 0.8, "weight_decay": 0.01}
-    muon = Muon([group], lr=1.0, momentum=0.0)
+    muon = Muon([group], lr=1.0, momentum=0.0, filters=[])
     sgd = torch.optim.SGD([torchs], lr=0.1, momentum=0.8, nesterov=True, weight_decay=0.01)
     for step in range(5):
         for parameter, optimizer in ((mine, muon), (torchs, sgd)):
@@ -114,7 +162,8 @@ def test_making_a_muon_changes_no_class_of_pytorch() -> None:
         return {f"{one.__name__}.{name}": value for one in classes for name, value in vars(one).items()}
 
     before = methods()
-    muon = Muon([{"params": [torch.ones(2, 2, 3, 3, requires_grad=True)]}], lr=0.1, momentum=0.5)
+    filters = [torch.ones(2, 2, 3, 3, requires_grad=True)]
+    muon = Muon([{"params": filters}], lr=0.1, momentum=0.5, filters=filters)
     muon.zero_grad()
     muon.step()
     after = methods()
@@ -124,6 +173,6 @@ def test_making_a_muon_changes_no_class_of_pytorch() -> None:
 def test_parameters_without_a_gradient_stay_as_they_are() -> None:
     still, moved = torch.ones(3, 2, 3, 3, requires_grad=True), torch.ones(3, 2, 3, 3, requires_grad=True)
     moved.grad = torch.randn(3, 2, 3, 3, generator=torch.Generator().manual_seed(0))
-    Muon([{"params": [still, moved]}], lr=0.1, momentum=0.5).step()
+    Muon([{"params": [still, moved]}], lr=0.1, momentum=0.5, filters=[still, moved]).step()
     assert torch.equal(still, torch.ones_like(still))
     assert not torch.equal(moved, torch.ones_like(moved))

@@ -77,6 +77,12 @@ def test_without_varied_settings_only_the_seed_varies(tmp_path: Path) -> None:
         ([], [], -1.0, "--minutes -1"),
         ([], ["data.fold=1,2"], None, "different values of data.fold.*give it one value.*--folds 5"),
         ([], ["data.folds=2,3"], None, "different values of data.folds.*give it one value.*--folds 5"),
+        (
+            ["data.sampling=balanced"],
+            ["training.class_weights=none,balanced"],
+            None,
+            "both make up for classes of unequal size",
+        ),
     ],
 )
 def test_what_cannot_be_trained_is_refused_before_anything_is(

@@ -56,14 +56,15 @@ class Priced(_Timer):
         self.clock.sleep(0.03)
 
 
-@pytest.mark.parametrize("batch_size", [20, 300])
+@pytest.mark.parametrize(("batch_size", "weights"), [(20, "none"), (300, "none"), (20, "balanced")])
 def test_measuring_gives_the_cost_of_a_picture_and_leaves_random_numbers_alone(
-    prepared: Prepared, monkeypatch: pytest.MonkeyPatch, batch_size: int
+    prepared: Prepared, monkeypatch: pytest.MonkeyPatch, batch_size: int, weights: str
 ) -> None:
     Priced.clock = FakeTime()
     monkeypatch.setattr(module, "time", Priced.clock)
     monkeypatch.setattr(module, "_Timer", Priced)
-    recipe = load_recipe("fast", [*QUICK, f"training.batch_size={batch_size}"])
+    settings = [f"training.batch_size={batch_size}", f"training.class_weights={weights}"]
+    recipe = load_recipe("fast", [*QUICK, *settings])
     torch.manual_seed(3)
     expected = torch.rand(2)
     torch.manual_seed(3)

@@ -7,12 +7,22 @@ import pytest
 import torch
 from torch import nn
 
-from thumbnet.errors import DivergedError
+from thumbnet.errors import DivergedError, RecipeError
 from thumbnet.recipes.recipe import load_recipe
 from thumbnet.training.epochs import EpochResult, Score
 from thumbnet.training.state import TrainingState
 
 CPU = torch.device("cpu")
+
+
+def test_class_weights_that_a_recipe_asks_for_have_to_be_given() -> None:
+    recipe, model = load_recipe("tutorial", ["training.class_weights=balanced"]), nn.Linear(2, 3)
+    with pytest.raises(RecipeError, match=r"training\.class_weights = 'balanced' needs a weight for each"):
+        TrainingState(model, recipe, 5, CPU)
+    weights = torch.tensor([1.0, 2.0, 3.0])
+    found = TrainingState(model, recipe, 5, CPU, class_weights=weights).class_weights
+    assert found is not None
+    assert torch.equal(found, weights)
 
 
 def state_of(*overrides: str) -> TrainingState:

@@ -7,6 +7,7 @@ import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,7 +18,7 @@ import pytest
 import torch
 
 from helpers import TINY, coloured, coloured_data, noise, write_class_folders, write_picture
-from thumbnet import load_data, load_run
+from thumbnet import load_classifier, load_data, load_run
 from thumbnet.batches.prepare import Prepared
 from thumbnet.classifiers.logits import collect_logits, collect_views
 from thumbnet.data.splits import ArraySplit, Data
@@ -307,6 +308,35 @@ def test_a_training_that_diverges_leaves_the_metrics_of_its_epochs(folder: Path,
     with pytest.raises(DivergedError):
         train(folder, "fast", overrides=SMALLEST, out=tmp_path / "r", device="cpu", listener=Break())
     assert len(metrics(Run(tmp_path / "r"))) == 1
+
+
+def test_a_training_whose_last_step_spoils_the_network_is_no_success_and_can_end_before_it(
+    folder: Path, tmp_path: Path
+) -> None:
+    class Spoil(Listener):
+        def on_start(self, run: Run, state: TrainingState, prepared: Prepared) -> None:
+            def spoiled(gradient: torch.Tensor) -> torch.Tensor:
+                return gradient * (torch.nan if state.step == state.total_steps - 1 else 1)
+
+            next(p for p in state.model.parameters() if p.requires_grad).register_hook(spoiled)
+
+    data, out = load_data(folder), tmp_path / "run"
+    only_test = replace(data, splits={name: data.splits[name] for name in ("train", "test")})
+    with pytest.raises(DivergedError, match="not finite after the update at step"):
+        train(
+            only_test,
+            "fast",
+            overrides=[*SMALLEST, "checkpoint.min_seconds=0"],
+            out=out,
+            device="cpu",
+            listener=Spoil(),
+        )
+    assert len(metrics(Run(out))) == 2
+    assert not Run(out).is_complete
+    assert not Run(out).weights_path.exists()
+    ended = resume(out, data=only_test, device="cpu", finish=True)
+    assert ended.summary["epochs"] == 2
+    load_classifier(ended.path)
 
 
 def test_the_same_call_begins_goes_on_and_leaves_alone(folder: Path, tmp_path: Path) -> None:

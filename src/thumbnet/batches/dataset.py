@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,7 +21,7 @@ from torch.utils.data import Dataset
 
 from thumbnet.data.rendering import Fit, Rendering, fit_image
 from thumbnet.data.splits import Split
-from thumbnet.errors import DataError, DataWarning
+from thumbnet.errors import DataError, DataWarning, printable, some_of
 from thumbnet.sources.load import load_data
 
 Transform = Callable[..., Any]
@@ -55,8 +55,8 @@ class ImageDataset(Dataset[tuple[Any, Any]]):
         split: the pictures, with their names and labels.
         class_names: the class names by label; empty if ``data`` is a split.
         notes: what the user should know about the data, see ``notes`` of
-            :class:`~thumbnet.data.splits.Data`; those that begin with ``warning: `` are also given as a
-            :class:`~thumbnet.errors.DataWarning`.
+            :class:`~thumbnet.data.splits.Data`, and the classes of which the subset has no picture; those
+            that begin with ``warning: `` are also given as a :class:`~thumbnet.errors.DataWarning`.
 
     Without a ``transform``, a picture is a uint8 tensor [3, H, W].
 
@@ -80,12 +80,13 @@ class ImageDataset(Dataset[tuple[Any, Any]]):
         self.notes: tuple[str, ...] = ()
         if not isinstance(data, Split):
             loaded = load_data(data)
-            self.class_names, self.notes = loaded.class_names, loaded.notes
-            for note in self.notes:
-                if note.startswith("warning: "):
-                    warnings.warn(note.removeprefix("warning: "), DataWarning, stacklevel=2)
-            data = loaded.split(split)
+            self.class_names, data = loaded.class_names, loaded.split(split)
+            self.notes = loaded.notes
         self.split = random_subset(data, subset_size, seed)
+        self.notes += tuple(lost_classes(data, self.split, self.class_names))
+        for note in self.notes:
+            if note.startswith("warning: "):
+                warnings.warn(note.removeprefix("warning: "), DataWarning, stacklevel=2)
         self.transform = transform
         self.image_size = image_size
         self.fit: Fit = fit
@@ -131,6 +132,21 @@ def random_subset(split: Split, size: int, seed: int) -> Split:
     generator = torch.Generator().manual_seed(seed)
     chosen = torch.randperm(len(split), generator=generator)[:size]
     return split.subset(np.sort(chosen.numpy()))
+
+
+def lost_classes(split: Split, subset: Split, class_names: Sequence[str]) -> list[str]:
+    """A warning if ``subset`` has no picture of a class that ``split`` has; none if no names are given."""
+    if not class_names:
+        return []
+    before, after = (part.class_counts(len(class_names)) for part in (split, subset))
+    lost = np.flatnonzero((before > 0) & (after == 0)).tolist()
+    if not lost:
+        return []
+    return [
+        f"warning: subset_size={len(subset)} leaves no picture of {len(lost)} of {len(class_names)} classes: "
+        f"{some_of([printable(class_names[label]) for label in lost])}. Take more pictures, or others by "
+        "another seed"
+    ]
 
 
 def to_tensor(image: Image.Image | np.ndarray) -> Tensor:

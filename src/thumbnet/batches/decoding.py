@@ -478,11 +478,13 @@ def _write(
         entry.parent.mkdir(parents=True, exist_ok=True)
         clear_leftovers(entry.parent, ".writing-")
         temporary = Path(tempfile.mkdtemp(prefix=".writing-", dir=entry.parent))
+        whole = temporary / "whole"
         try:
-            write(temporary)
-            sync_below(temporary)
+            whole.mkdir()  # others may read it if the umask allows that; a folder of mkdtemp stays private
+            write(whole)
+            sync_below(whole)
             if not is_whole():
                 shutil.rmtree(entry, ignore_errors=True)  # a damaged entry
-                temporary.rename(entry)
+                whole.rename(entry)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)

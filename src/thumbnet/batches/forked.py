@@ -105,7 +105,7 @@ def _start(
     this = os.getpid()
     try:
         with contextlib.suppress(OSError), warnings.catch_warnings():  # OSError: no process or memory is left
-            # Python warns of forks beside threads: a lock that one of them holds is never released in the
+            # Python warns of forks while threads run: a lock that one of them holds is never released in the
             # fork. A helper that waits for one is ended, and its part done here.
             warnings.simplefilter("ignore", DeprecationWarning)
             for _ in range(helpers):

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from thumbnet.batches.batches import EvalBatches, TrainBatches
-from thumbnet.batches.dataset import random_subset
+from thumbnet.batches.dataset import lost_classes, random_subset
 from thumbnet.batches.decoding import (
     auto_size,
     decode_split,
@@ -196,7 +196,8 @@ def _prepare(
     train_split = random_subset(data.splits["train"], settings.subset_size, seed)
     survey = surveyed(train_split)
     rendering = choose_rendering(survey, settings)
-    notes = rendering_notes(survey, rendering, settings)
+    notes = lost_classes(data.splits["train"], train_split, data.class_names)
+    notes += rendering_notes(survey, rendering, settings)
     if settings.image_size == AUTO:
         largest = settings.largest_auto_size
         shared = shared_size(train_split, settings.fit, progress, largest=largest, rendering=rendering)

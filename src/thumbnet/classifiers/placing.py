@@ -14,7 +14,7 @@ import unicodedata
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from thumbnet.errors import DataError, RunError, printable
+from thumbnet.errors import DataError, RunError, is_printable, printable
 from thumbnet.files import open_whole
 
 UNSURE, UNLIKE = "unsure", "unlike"
@@ -48,7 +48,8 @@ def folder_names(class_names: Sequence[str]) -> dict[str, str]:
 
 
 def _safe(name: str) -> str:
-    clean = "".join("_" if c in _FORBIDDEN or not c.isprintable() else c for c in name)
+    hides = not is_printable(name)  # spellings of some scripts have invisible joiners
+    clean = "".join("_" if c in _FORBIDDEN or (hides and not c.isprintable()) else c for c in name)
     while len(clean.encode()) > LONGEST:
         clean = clean[:-1]
     clean = clean.rstrip(" .").lstrip(" ")  # Windows drops spaces and dots at the end

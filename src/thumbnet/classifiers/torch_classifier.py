@@ -38,6 +38,15 @@ from thumbnet.runs.weights_info import WeightsInfo
 class Predictor(Classifier):
     """A trained network with its preprocessing and class names, which computes with torch.
 
+    Attributes:
+        model: the network itself, an ``nn.Module`` in eval mode on ``device``. Its logits are not divided by
+            the temperature, ``info.temperature``.
+        normalise: turns preprocessed pictures into the network's input: uint8 [B, 3, height, width] →
+            float32 on ``device``.
+        device: where the network computes.
+        dtype: the type in which :meth:`logits` and all predictions compute convolutions and products.
+        info, class_names, place: as of every :class:`~thumbnet.classifiers.base.Classifier`.
+
     Args:
         weights: the network's tensors.
         info: the network's description.

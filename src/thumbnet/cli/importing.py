@@ -22,8 +22,8 @@ def share_cores() -> None:
     """Let threads that wait for each other give way to other programs after 0.2 ms.
 
     GNU's OpenMP lets them keep their cores for 300,000 turns of a loop, which is 4 ms on a Xeon. While
-    another program runs, a thread then often waits for one that its own waiting keeps from running. With
-    this, two trainings at a time are a third faster, and one alone is as fast (docs/notebook/speed.md).
+    another program runs, a spinning thread often occupies the core that the thread it is waiting for needs.
+    With this, two trainings at a time are a third faster, and one alone is as fast (docs/notebook/speed.md).
 
     It must be called before PyTorch is imported, and changes nothing if the user has chosen.
     """

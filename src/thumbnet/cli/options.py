@@ -22,7 +22,7 @@ def add_training(parser: argparse.ArgumentParser) -> None:
         "--minutes",
         type=float,
         metavar="M",
-        help="train the best network that this computer can in M minutes, start and evaluation included",
+        help="choose the number of steps and the network's width so that everything ends within M minutes",
     )
     parser.add_argument(
         "--patience",

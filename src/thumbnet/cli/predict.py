@@ -84,8 +84,8 @@ def _check_table(options: argparse.Namespace) -> None:
             words = [word for word in options.words if word != path]
             words += [] if len(options.paths) > 1 else ["PATH"]
             raise UsageError(
-                f"{printable(path)} is no picture, and --csv takes no file: it prints to stdout. To write a "
-                f"file: {command(*words)} > {quoted(path)}"
+                f"expected pictures, got {printable(path)}. --csv takes no file: it prints to stdout. To "
+                f"write a file: {command(*words)} > {quoted(path)}"
             )
 
 

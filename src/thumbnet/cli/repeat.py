@@ -134,6 +134,7 @@ def execute(options: argparse.Namespace) -> int:
     with importing():
         from thumbnet.cli.compare import compare_runs, show
         from thumbnet.cli.console import note, say
+        from thumbnet.files import check_inside, user_path
         from thumbnet.training.repeat import check_unchanged, plan
         from thumbnet.training.stopping import Terminated
 
@@ -147,6 +148,8 @@ def execute(options: argparse.Namespace) -> int:
         options.folds,
         options.labels,
     )
+    for path in (user_path(options.out) / RESULT, *(one.path for one in planned)):
+        check_inside(path)
     if not options.quiet:
         note(f"{len(planned)} training(s) in {options.out}")
     try:

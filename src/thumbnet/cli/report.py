@@ -62,7 +62,7 @@ def execute(options: argparse.Namespace) -> int:
     run = Run.open(options.run)
     _ = run.summary  # refuse an incomplete run before loading its data
     out = user_path(options.out) if options.out else run.path / "report.html"
-    check_output(out)
+    check_output(out, named=bool(options.out))
     data = data_of_run(options, run.recipe.data)
     split = split_of(options, data)
     if not options.out and not _is_usual(options, run, data, split):

@@ -20,6 +20,7 @@ from thumbnet.invocation import command
 if TYPE_CHECKING:
     from thumbnet.data.rendering import Rendering
     from thumbnet.data.splits import Data, Split
+    from thumbnet.reviewing.service import Tokens
     from thumbnet.reviewing.session import Review
     from thumbnet.runs.folder import Run
 
@@ -84,7 +85,7 @@ def execute(options: argparse.Namespace) -> int:
     from thumbnet.cli.console import say
 
     with needs_extra("thumbnet review", "serve"):
-        from thumbnet.reviewing.service import Heading, build_review
+        from thumbnet.reviewing.service import Heading, Tokens, build_review
         from thumbnet.serving.protection import accepted_hosts
         from thumbnet.serving.server import listen, serve
     prepare = _Suspects if options.run is None else _Unlabelled
@@ -95,16 +96,14 @@ def execute(options: argparse.Namespace) -> int:
         listener = stack.enter_context(listen("127.0.0.1", options.port))
         review = task.review()
         hosts = accepted_hosts(listener, "localhost")
-        more = task.show_more(review.selection.reach)
-        heading = Heading(task.title, task.next_command(), hosts, more)
+        show_more = task.show_more(review.selection.reach)
+        heading = Heading(task.title, task.next_command(), hosts, show_more)
+        tokens = Tokens()
         app = build_review(
-            review, heading, lambda item: task.splits[item.split].load(item.index), task.rendering
+            review, heading, lambda item: task.splits[item.split].load(item.index), task.rendering, tokens
         )
-        serve(
-            app,
-            listener,
-            lambda address: _greet(address, review, _not_shown(review, task), options.no_browser),
-        )
+        more = _not_shown(review, task)
+        serve(app, listener, lambda address: _greet(address, tokens, review, more, options.no_browser))
     say(_outcome(review, task))
     return 0
 
@@ -164,7 +163,7 @@ class _Task(ABC):
         from thumbnet.files import check_output
         from thumbnet.reviewing.session import lock_labels
 
-        check_output(self.file)
+        check_output(self.file, named=bool(self.options.out))
         return lock_labels(self.file)
 
 
@@ -307,11 +306,12 @@ def _data_of(run: Run, options: argparse.Namespace) -> Data:
         )
 
 
-def _greet(address: str, review: Review, more: Sequence[str], no_browser: bool) -> None:
+def _greet(address: str, tokens: Tokens, review: Review, more: Sequence[str], no_browser: bool) -> None:
     """Print the page's address and what else there is to know, and open the page."""
     from thumbnet.cli.console import announce
 
-    announce(f"review at {address}   {review.decided} of {review.shown} decided   (Ctrl-C to stop)")
+    page = f"{address}/?token={tokens.printed}"
+    announce(f"review at {page}   {review.decided} of {review.shown} decided   (Ctrl-C to stop)")
     for line in more:
         announce(line)
     if not no_browser and _has_display():
@@ -319,7 +319,8 @@ def _greet(address: str, review: Review, more: Sequence[str], no_browser: bool) 
         import webbrowser
 
         # In a thread, because a browser's start may take long.
-        threading.Thread(target=webbrowser.open, args=(address,), daemon=True).start()
+        page = f"{address}/?token={tokens.once}"
+        threading.Thread(target=webbrowser.open, args=(page,), daemon=True).start()
 
 
 def _has_display() -> bool:

@@ -291,21 +291,30 @@ def _write_line(text: str) -> None:
 
 
 def _api_key(file: str | None) -> str | None:
-    """Read the API key from a file's first line, or else from the environment; None if there is none."""
+    """Read the API key from a file's first line, or else from the environment; None if neither is given.
+
+    Raises:
+        ThumbnetError: the key is empty, or cannot be read or sent. An empty variable is often a secret that
+            is missing, and without a key the service would be open.
+    """
     if file is None:
-        key, where = os.environ.get("THUMBNET_API_KEY", "").strip(), "THUMBNET_API_KEY"
+        key, where = os.environ.get("THUMBNET_API_KEY"), "THUMBNET_API_KEY"
+        without = ". To serve without a key, unset the variable"
     else:
-        where = f"the first line of {file}"
+        where, without = f"the first line of {file}", ""
         try:
             with open(file, encoding="utf-8") as lines:
-                key = lines.readline().strip()
+                key = lines.readline()
         except (OSError, UnicodeDecodeError) as error:
             raise ThumbnetError(f"cannot read the API key in {file}: {error}") from None
-        if not key:
-            raise ThumbnetError(f"{where} is empty: it must hold the API key")
+    if key is None:
+        return None
+    key = key.strip()
+    if not key:
+        raise ThumbnetError(f"{where} is empty: it must hold the API key{without}")
     if not (key.isascii() and key.isprintable()):
         raise ThumbnetError(f"the API key in {where} must have only letters, digits and signs of ASCII")
-    return key or None
+    return key
 
 
 def _data_to_try(options: argparse.Namespace, info: WeightsInfo) -> Data | None:

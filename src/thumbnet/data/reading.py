@@ -114,6 +114,16 @@ def _state(path: str | Path) -> os.stat_result | None:
         return None
 
 
+def version_of(state: os.stat_result) -> tuple[int, int, int]:
+    """What changes with a file's content: its size (the first number), and two times in nanoseconds.
+
+    Size and modification time may stay the same: ``rsync -t`` and tar restore times, and archives that are
+    built reproducibly have the same time for all files. No program can set the second time (ctime), when the
+    file last changed on this computer. So a copied data set counts as a new one.
+    """
+    return state.st_size, state.st_mtime_ns, state.st_ctime_ns
+
+
 def inside(folder: str | Path) -> list[Path]:
     """The files and folders in a folder, sorted; none if there is no such folder.
 

@@ -24,5 +24,8 @@ def file_key(name: str) -> str:
 
 
 def name_key(name: str) -> str:
-    """A key that is the same for names of classes that differ only in Unicode form, case or outer spaces."""
-    return file_key(name.strip())
+    """A key that is the same for names of classes that differ only in Unicode form, in case, or in spaces.
+
+    Between words, spaces count only as far as there are any.
+    """
+    return file_key(" ".join(name.split()))

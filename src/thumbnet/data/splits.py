@@ -27,10 +27,11 @@ from thumbnet.data.images import (
     peek_image,
     to_rgb,
 )
-from thumbnet.data.reading import is_not_there, read_error
+from thumbnet.data.reading import is_not_there, read_error, version_of
 from thumbnet.errors import (
     DataError,
     UnreadableImageError,
+    is_printable,
     printable,
 )
 from thumbnet.files import read_whole
@@ -226,23 +227,23 @@ class FileSplit(Split):
 
     def stamp(self) -> Iterable[bytes]:
         """Names, labels and file sizes. Reading every file would take too long."""
-        for path, label, (size, _) in zip(self.paths, self.labels, self._states, strict=True):
+        for path, label, (size, *_) in zip(self.paths, self.labels, self._versions, strict=True):
             yield file_stamp(path, label, size)
 
     def content_stamp(self) -> Iterable[bytes]:
-        """Names, file sizes and modification times."""
+        """Names and versions of the files."""
         yield os.fsencode(self.root.resolve())
-        for path, (size, changed) in zip(self.paths, self._states, strict=True):
-            yield f"{path}\0{size}\0{changed}\n".encode(errors="surrogateescape")
+        for path, version in zip(self.paths, self._versions, strict=True):
+            yield f"{path}\0{version}\n".encode(errors="surrogateescape")
 
     @cached_property
-    def _states(self) -> list[tuple[int, int]]:
-        """Size and modification time (ns) of every file, looked up once; -1 for a missing file.
+    def _versions(self) -> list[tuple[int, int, int]]:
+        """Size and times of every file, see :func:`version_of`, looked up once; -1 for a missing file.
 
         Raises:
             FailedReadError: the system cannot tell.
         """
-        return [_state(os.path.join(self._root, path)) for path in self.paths]
+        return [_version(os.path.join(self._root, path)) for path in self.paths]
 
 
 class EncodedSplit(Split):
@@ -394,14 +395,13 @@ def _digest(parts: Iterable[bytes]) -> str:
     return digest.hexdigest()
 
 
-def _state(path: str) -> tuple[int, int]:
+def _version(path: str) -> tuple[int, int, int]:
     try:
-        state = os.stat(path)
+        return version_of(os.stat(path))
     except OSError as error:
         if is_not_there(error):
-            return -1, -1
+            return -1, -1, -1
         raise read_error(error, path) from None
-    return state.st_size, state.st_mtime_ns
 
 
 @dataclass(frozen=True)
@@ -447,10 +447,11 @@ class Data:
             raise DataError(
                 f"{printable(self.source)}: some splits have one class per picture, others several labels"
             )
-        odd = [printable(name) for name in self.class_names if not name.isprintable()]
+        odd = [printable(name) for name in self.class_names if not is_printable(name)]
         if odd:
             raise DataError(
-                f"{printable(self.source)}: class names with control characters: {', '.join(odd)}. "
+                f"{printable(self.source)}: class names with invisible or control characters: "
+                f"{', '.join(odd)}. "
                 "Rename them. If a table or list names them, save it as UTF-8"
             )
         if "" in self.class_names or len(set(self.class_names)) < len(self.class_names):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from thumbnet.kernels.calls import available, call
+from thumbnet.kernels.calls import available, call, in_memory, intercepted
 
 
 def mirror_and_translate(images: Tensor, flip: Tensor, shift: Tensor, reflect: bool) -> Tensor:
@@ -32,11 +32,10 @@ def mirror_and_translate(images: Tensor, flip: Tensor, shift: Tensor, reflect: b
 def can_move(images: Tensor) -> bool:
     """Whether :func:`mirror_and_translate` can run: on uint8 ``images`` on the CPU, stored [B, H, W, 3]."""
     return (
-        images.device.type == "cpu"
-        and images.dtype == torch.uint8
+        not intercepted()
+        and in_memory(images, (torch.uint8,))
         and images.ndim == 4
         and images.shape[1] == 3
         and images.is_contiguous(memory_format=torch.channels_last)
-        and images.numel() > 0
         and available()
     )

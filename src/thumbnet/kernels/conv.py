@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from thumbnet.kernels.calls import MAX_CHANNELS, applies, empty, strided_available
+from thumbnet.kernels.calls import MAX_CHANNELS, applies, empty, has_geometry, strided_available
 from thumbnet.kernels.library import has_tiles
 from thumbnet.kernels.strided import StridedConv, strided_pays
 from thumbnet.kernels.tiles import MIN_PICTURES, TileConv
@@ -63,20 +63,22 @@ class Conv1x1(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, in_channels, H, W] → [B, out_channels, ceil(H / s), ceil(W / s)]."""
-        stride = self.stride[0]
-        if stride == 1:
+        down, right = self.stride
+        if down == right == 1:
             return super().forward(x)
         if self._multiplies(x):
-            multiplied: Tensor = _Selected.apply(x, self.weight, stride)  # type: ignore[no-untyped-call]
+            multiplied: Tensor = _Selected.apply(x, self.weight, down)  # type: ignore[no-untyped-call]
             return multiplied
         if self.in_channels >= 16:
             return super().forward(x)
-        return F.conv2d(x[:, :, ::stride, ::stride], self.weight)
+        return F.conv2d(x[:, :, ::down, ::right], self.weight, self.bias)
 
     def _multiplies(self, x: Tensor) -> bool:
         """Whether this is faster as matrix products of the selected positions: in a training on the CPU."""
-        wide = x.shape[1] == self.in_channels >= _MIN_MULTIPLIED
-        return wide and torch.is_grad_enabled() and self.weight.requires_grad and applies(x)
+        if not applies(x) or x.shape[1] < _MIN_MULTIPLIED:
+            return False
+        learns = torch.is_grad_enabled() and self.weight.requires_grad
+        return learns and self.bias is None and has_geometry(self, x.shape[1], 1, padding=0)
 
 
 class _Selected(torch.autograd.Function):
@@ -92,7 +94,9 @@ class _Selected(torch.autograd.Function):
         pixels, filters = _pixels(selected), weight.flatten(1).bfloat16()
         ctx.save_for_backward(pixels, filters)
         ctx.shape, ctx.stride = x.shape, stride
-        return _maps(pixels @ filters.T, selected.shape)
+        y = empty(len(x), len(weight), *selected.shape[2:])
+        torch.mm(pixels, filters.T, out=_pixels(y))  # a view, if returned, could not be changed in place
+        return y
 
     @staticmethod
     @once_differentiable
@@ -119,16 +123,23 @@ def _maps(pixels: Tensor, shape: torch.Size) -> Tensor:
 
 def uses_winograd(x: Tensor, conv: Conv3x3, pool: int = 1) -> bool:
     """Whether to convolve ``x`` with Winograd's algorithm, followed by 2x2 pooling if ``pool`` is 2."""
-    return _fits(x, conv) and not has_tiles() and conv.stride[0] == 1 and winograd_pays(x, conv.weight, pool)
+    return (
+        applies(x)
+        and not has_tiles()
+        and conv.stride[0] == 1
+        and winograd_pays(x, conv.weight, pool)
+        and _fits(x, conv)
+    )
 
 
 def uses_strided(x: Tensor, conv: Conv3x3) -> bool:
     """Whether to convolve ``x`` with Winograd's algorithm for stride 2."""
     return (
-        _fits(x, conv)
+        applies(x)
         and not has_tiles()
         and conv.stride[0] == 2
         and strided_pays(x, conv.weight)
+        and _fits(x, conv)
         and strided_available()
     )
 
@@ -136,15 +147,17 @@ def uses_strided(x: Tensor, conv: Conv3x3) -> bool:
 def uses_tiles(x: Tensor, conv: Conv3x3, pool: int = 1) -> bool:
     """Whether to convolve ``x`` with matrix tiles, followed by 2x2 pooling if ``pool`` is 2."""
     return (
-        _fits(x, conv)
+        applies(x)
         and has_tiles()
         and len(x) >= MIN_PICTURES
         and x.shape[1] >= _MIN_TILE_INPUTS
         and conv.stride[0] <= 2 // pool
         and min(x.shape[2:]) >= pool
+        and _fits(x, conv)
     )
 
 
 def _fits(x: Tensor, conv: Conv3x3) -> bool:
-    """Whether kernels can run. If ``x`` has a wrong number of channels, PyTorch must report that."""
-    return applies(x) and x.shape[1] == conv.in_channels and conv.out_channels <= MAX_CHANNELS
+    """Whether ``conv`` is what the kernels compute. If ``x`` has other channels, PyTorch must report that."""
+    standard = has_geometry(conv, x.shape[1], 3, padding=1)
+    return standard and conv.bias is None and len(conv.weight) <= MAX_CHANNELS

@@ -3,7 +3,6 @@
 #include "memory.h"
 #include "vectors.h"
 
-#include <math.h>
 #include <omp.h>
 
 enum { LINE = 16 }; /* values at a time: a cache line of floats */
@@ -11,6 +10,11 @@ enum { LINE = 16 }; /* values at a time: a cache line of floats */
 static inline __m512 load_floats(__mmask16 mask, const float *from) {
     fetch_ahead(from);
     return _mm512_maskz_loadu_ps(mask, from);
+}
+
+/* The C library's sqrt is in libm, with which the kernels are not linked. */
+static inline double square_root(double value) {
+    return _mm_cvtsd_f64(_mm_sqrt_sd(_mm_setzero_pd(), _mm_set_sd(value)));
 }
 
 /* Adds the gradient to the momentum, and looks ahead (Nesterov): buffer = momentum * buffer + gradient, and
@@ -50,7 +54,8 @@ int muon_step(float *filters, const bf16 *step, double *squares, int rows, int c
         }
         double total = 0;
         for (int row = 0; row < rows; row++) total += squares[row];
-        const __m512 scale = _mm512_set1_ps(sqrt(rows / fmax(total, 1e-24))), rate = _mm512_set1_ps(lr);
+        if (total < 1e-24) total = 1e-24; /* NaN stays NaN */
+        const __m512 scale = _mm512_set1_ps(square_root(rows / total)), rate = _mm512_set1_ps(lr);
 #pragma omp for schedule(static)
         for (int row = 0; row < rows; row++) {
             float *to = filters + (size_t)row * columns;

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import increment_version
 
-from thumbnet.kernels.calls import available, call
+from thumbnet.kernels.calls import available, call, in_memory, intercepted
 
 
 def add_momentum(gradients: list[Tensor], buffers: list[Tensor], momentum: float) -> list[Tensor]:
@@ -29,6 +30,7 @@ def add_momentum(gradients: list[Tensor], buffers: list[Tensor], momentum: float
     updates = [torch.empty_like(buffer, dtype=torch.bfloat16) for buffer in buffers]
     for gradient, buffer, update in zip(gradients, buffers, updates, strict=True):
         call("muon_momentum", gradient, buffer, update, gradient.numel(), float(momentum))
+    increment_version(buffers)
     return updates
 
 
@@ -51,8 +53,9 @@ def rescale_and_step(filters: list[Tensor], steps: list[Tensor], lr: float | Ten
         plain_step(filters, steps, lr)
         return
     for bank, step in zip(filters, steps, strict=True):
-        squares = torch.empty(len(bank), dtype=torch.float64)
+        squares = bank.new_empty(len(bank), dtype=torch.float64)
         call("muon_step", bank, step, squares, len(bank), bank[0].numel(), float(lr))
+    increment_version(filters)  # so that autograd refuses a backward pass through the filters before the step
 
 
 def plain_step(filters: list[Tensor], steps: list[Tensor], lr: float | Tensor) -> None:
@@ -74,14 +77,18 @@ def descend(parameters: list[Tensor], updates: list[Tensor], lr: float | Tensor)
 
 
 def _fit(tensors: list[Tensor], others: list[Tensor], other_type: torch.dtype = torch.float32) -> bool:
-    """Whether the kernels can run: all are on the CPU, channels last, and of these types."""
+    """Whether the kernels can run: all are on the CPU, channels last, of these types, and pairs of one shape.
+
+    PyTorch reports other shapes.
+    """
     return (
-        all(_fits(tensor, torch.float32) for tensor in tensors)
+        not intercepted()
+        and [tensor.shape for tensor in tensors] == [other.shape for other in others]
+        and all(_fits(tensor, torch.float32) for tensor in tensors)
         and all(_fits(other, other_type) for other in others)
         and available()
     )
 
 
 def _fits(tensor: Tensor, dtype: torch.dtype) -> bool:
-    last = tensor.is_contiguous(memory_format=torch.channels_last)
-    return last and tensor.device.type == "cpu" and tensor.dtype == dtype
+    return in_memory(tensor, (dtype,)) and tensor.is_contiguous(memory_format=torch.channels_last)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from thumbnet.distributed import SyncBatchNorm2d, sum_over_processes, track_running
-from thumbnet.kernels.calls import applies, call, empty
+from thumbnet.kernels.calls import CAST, applies, call, empty, in_memory, is_plain
 from thumbnet.kernels.conv import Conv3x3, uses_tiles, uses_winograd
 from thumbnet.kernels.tiles import TileConv
 from thumbnet.kernels.winograd import WinogradConv
@@ -31,9 +31,10 @@ def conv_norm_act(
     Raises:
         MemoryError: a kernel cannot allocate its memory.
     """
-    if pool == 2 and uses_winograd(x, conv, pool):
+    pools = pool == 2 and is_plain(conv, Conv3x3)
+    if pools and uses_winograd(x, conv, pool):
         return norm_act(WinogradConv.apply(x, conv.weight, pool), norm, act)  # type: ignore[no-untyped-call]
-    if pool == 2 and uses_tiles(x, conv, pool):
+    if pools and uses_tiles(x, conv, pool):
         return norm_act(TileConv.apply(x, conv.weight, 1, pool), norm, act)  # type: ignore[no-untyped-call]
     return norm_act(conv(x), norm, act, pool=pool)
 
@@ -79,13 +80,19 @@ def plain_norm_act(
     return F.relu(x) if act == "relu" else F.silu(x) if act == "silu" else x
 
 
-def for_two(x: Tensor) -> tuple[Tensor, Tensor]:
+def for_two(x: Tensor, norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
     """``x`` twice, [B, C, H, W], for two operations whose gradients a kernel adds up.
 
     The reference is ``(x, x)``. PyTorch then adds up the gradients, which takes three times as long.
+
+    Args:
+        x: the pictures.
+        norm: the normalisation that follows both operations. The kernel runs only where ``norm`` trains:
+            there, second derivatives and batches of gradients are not possible anyway.
     """
-    learns = torch.is_grad_enabled() and x.requires_grad
-    if not learns or x.dtype != torch.bfloat16 or not _comes_in_lines(x):
+    if not _comes_in_lines(x) or x.dtype != torch.bfloat16 or not (norm.training and _is_standard(norm)):
+        return x, x
+    if not torch.is_grad_enabled() or not x.requires_grad:
         return x, x
     both: tuple[Tensor, Tensor] = _ForTwo.apply(x)  # type: ignore[no-untyped-call]
     return both
@@ -100,7 +107,7 @@ class _ForTwo(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, one: Tensor, other: Tensor) -> Tensor:
         one, other = (dy.bfloat16().contiguous(memory_format=torch.channels_last) for dy in (one, other))
-        ones, zeros = torch.ones(one.shape[1]), torch.zeros(one.shape[1])
+        ones, zeros = (one.new_full((one.shape[1],), value, dtype=torch.float32) for value in (1, 0))
         return _scale_and_activate(one, other, ones, zeros, "none", 1)
 
 
@@ -121,9 +128,9 @@ class _NormAct(torch.autograd.Function):
             pooled, which = x, None
         else:
             pooled = empty(count, channels, height // pool, width // pool)
-            which = torch.empty(pooled.numel(), dtype=torch.uint8)
+            which = x.new_empty(pooled.numel(), dtype=torch.uint8)
         shape = _in_lines(x.shape)
-        sums = torch.empty(2, shape[-1], dtype=torch.float64)
+        sums = x.new_empty(2, shape[-1], dtype=torch.float64)
         call("pool_and_sum", x, pooled, which, sums, *shape, pool)
         sums = _of_channels(sums, channels)
         positions = pooled.numel() // channels
@@ -148,7 +155,7 @@ class _NormAct(torch.autograd.Function):
         dy = dy.bfloat16().contiguous(memory_format=torch.channels_last)
         dz = dy if ctx.act == "none" else empty(*pooled.shape)
         count, height, width, lanes = _in_lines(pooled.shape)
-        sums = torch.empty(2, lanes, dtype=torch.float64)
+        sums = dy.new_empty(2, lanes, dtype=torch.float64)
         factors = _for_lanes(scale, lanes), _for_lanes(shift, lanes)
         positions = (count, height * width, lanes)
         call("backward_sums", dy, pooled, y, dz, *factors, sums, *positions, _ACTIVATIONS[ctx.act])
@@ -171,7 +178,7 @@ class _NormAct(torch.autograd.Function):
 
 def _fits(x: Tensor, norm: nn.BatchNorm2d, act: Activation, pool: int, add: Tensor | None) -> bool:
     """Whether the kernels can run. If shapes do not match, PyTorch must report that."""
-    if not _comes_in_lines(x) or x.shape[1] != norm.num_features:
+    if not _comes_in_lines(x) or not _is_standard(norm):
         return False
     count, channels, height, width = x.shape
     if channels % _LINE and pool > 1:
@@ -181,9 +188,16 @@ def _fits(x: Tensor, norm: nn.BatchNorm2d, act: Activation, pool: int, add: Tens
     # sums of another type than PyTorch, so a process with a single value runs them like all others.
     least = 1 if isinstance(norm, SyncBatchNorm2d) else 2
     varies = count * result[2] * result[3] >= least
-    adds = add is None or (act != "silu" and add.shape == result)
-    standard = norm.affine and norm.track_running_stats and norm.momentum is not None
-    return varies and adds and standard and norm.bias is not None
+    adds = add is None or (act != "silu" and in_memory(add, CAST) and add.shape == result)
+    counts = norm.num_batches_tracked is not None
+    tracks = norm.track_running_stats and counts and norm.momentum is not None
+    tensors = (norm.weight, norm.bias, norm.running_mean, norm.running_var)
+    fit = all(in_memory(one, CAST) and one.shape == (channels,) for one in tensors)
+    return varies and adds and tracks and fit
+
+
+def _is_standard(norm: nn.Module) -> bool:
+    return is_plain(norm, nn.BatchNorm2d, SyncBatchNorm2d)
 
 
 def _comes_in_lines(x: Tensor) -> bool:

@@ -100,6 +100,6 @@ def strided_weight_gradient(x: Tensor, dy: Tensor) -> Tensor:
     """
     count, inputs, height, width = x.shape
     outputs = dy.shape[1]
-    dw = torch.empty(outputs, 3, 3, inputs)
+    dw = x.new_empty(outputs, 3, 3, inputs, dtype=torch.float32)
     call("strided_weight_gradient", x, dy, dw, count, height, width, inputs, outputs)
     return dw.permute(0, 3, 1, 2)

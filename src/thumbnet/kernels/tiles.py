@@ -78,7 +78,7 @@ def conv3x3_pooled(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     """
     height, width = x.shape[2:]
     y = empty(len(x), len(weight), height // 2, width // 2)
-    which = torch.empty(y.permute(0, 2, 3, 1).shape, dtype=torch.uint8)
+    which = y.new_empty(y.permute(0, 2, 3, 1).shape, dtype=torch.uint8)
     _convolve(x, None, weight, y, which, (height, width), 1, back=False)
     return y, which
 
@@ -122,7 +122,7 @@ def weight_gradient(x: Tensor, dy: Tensor, stride: int = 1, which: Tensor | None
         MemoryError: the kernel cannot allocate its memory.
     """
     inputs, outputs = x.shape[1], dy.shape[1]
-    dw = torch.empty(outputs, 3, 3, inputs)
+    dw = x.new_empty(outputs, 3, 3, inputs, dtype=torch.float32)
     sizes = (len(x), *x.shape[2:], inputs, *_result_size(x, stride), outputs)
     call("tile_weight_gradient", x, dy, which, dw, *sizes, stride)
     return dw.permute(0, 3, 1, 2)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from thumbnet.kernels.calls import MAX_CHANNELS, applies, call, empty
+from thumbnet.kernels.calls import CAST, MAX_CHANNELS, applies, call, empty, has_geometry, in_memory, is_plain
 
 _MAX_INPUTS, _MAX_OUTPUTS = 4, 32  # as in whiten.c
 
@@ -16,30 +16,35 @@ def whiten_act(x: Tensor, conv: nn.Conv2d) -> Tensor:
 
     Args:
         x: [B, C, H, W].
-        conv: without stride or padding.
+        conv: without stride or padding. Any other module runs in PyTorch.
 
     Returns:
         [B, O, H - 1, W - 1].
     """
-    if conv.bias is None or not _fits(x, conv):
+    if not _fits(x, conv):
         return plain_whiten_act(x, conv)
+    assert conv.bias is not None
     count, channels, height, width = x.shape
-    y = empty(count, conv.out_channels, height - 1, width - 1)
+    outputs = len(conv.weight)
+    y = empty(count, outputs, height - 1, width - 1)
     filters = conv.weight.detach().bfloat16().permute(0, 2, 3, 1).contiguous()
-    sizes = (count, height, width, channels, conv.out_channels)
-    call("whiten_and_activate", x.float(), filters, conv.bias.detach().float(), y, *sizes)
+    sizes = (count, height, width, channels, outputs)
+    call("whiten_and_activate", x.float(), filters, conv.bias.detach().float().contiguous(), y, *sizes)
     return y
 
 
 def plain_whiten_act(x: Tensor, conv: nn.Conv2d) -> Tensor:
     """The reference implementation of :func:`whiten_act`."""
-    return F.silu(conv(x), inplace=True)
+    # Not in place if a hook may keep the result, or another module may return ``x`` itself.
+    return F.silu(conv(x), inplace=is_plain(conv, nn.Conv2d))
 
 
 def _fits(x: Tensor, conv: nn.Conv2d) -> bool:
-    """Whether the kernel can run. If ``x`` has a wrong number of channels, PyTorch must report that."""
-    if not applies(x) or x.shape[1] != conv.in_channels:
+    """Whether the kernel can run. If shapes do not match, PyTorch must report that."""
+    if not applies(x) or not is_plain(conv, nn.Conv2d) or not has_geometry(conv, x.shape[1], 2, padding=0):
         return False
+    outputs, channels = conv.weight.shape[:2]
+    biased = in_memory(conv.bias, CAST) and conv.bias.shape == (outputs,)
     learns = torch.is_grad_enabled() and any(one.requires_grad for one in (x, *conv.parameters()))
-    small = x.shape[1] <= _MAX_INPUTS and conv.out_channels <= _MAX_OUTPUTS
-    return small and not learns and min(x.shape[2:]) >= 2 and x.shape[1] * x.shape[3] <= MAX_CHANNELS
+    small = channels <= _MAX_INPUTS and outputs <= _MAX_OUTPUTS and channels * x.shape[3] <= MAX_CHANNELS
+    return small and biased and not learns and conv.stride == (1, 1) and min(x.shape[2:]) >= 2

@@ -83,7 +83,7 @@ def winograd_pooled(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
         [B, H / 2, W / 2, CO]: 0 to 3 in reading order, the first if several are equal.
     """
     y = empty(len(x), len(weight), x.shape[2] // 2, x.shape[3] // 2)
-    which = torch.empty(y.permute(0, 2, 3, 1).shape, dtype=torch.uint8)
+    which = y.new_empty(y.permute(0, 2, 3, 1).shape, dtype=torch.uint8)
     _convolve(x, None, weight.permute(1, 2, 3, 0), y, which, x.shape[2:], rotated=False)
     return y, which
 
@@ -116,7 +116,7 @@ def winograd_weight_gradient(x: Tensor, dy: Tensor, which: Tensor | None = None)
     """
     count, inputs, height, width = x.shape
     outputs = dy.shape[1]
-    dw = torch.empty(outputs, 3, 3, inputs)
+    dw = x.new_empty(outputs, 3, 3, inputs, dtype=torch.float32)
     call("winograd_weight_gradient", x, dy, which, dw, count, height, width, inputs, outputs)
     return dw.permute(0, 3, 1, 2)
 

@@ -66,9 +66,10 @@ class FastNet(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[B, in_channels, H, W] → logits [B, num_classes]."""
         x = self.blocks(whiten_act(x, self.whiten))
-        # Not amax, whose gradient takes twice as long. Compiled, it would be 0 / 0: it compares the result,
-        # rounded to bfloat16, with inputs that are not rounded, so none matches.
-        largest = F.max_pool2d(x, x.shape[2:]).flatten(1)
+        # Not amax: its gradient takes ten times as long on a CPU, and compiled it would be 0 / 0: it compares
+        # the result, rounded to bfloat16, with inputs that are not rounded, so none matches. Nor max_pool2d
+        # with a window of the map's size, because torch.export would then allow this size only.
+        largest = F.adaptive_max_pool2d(x, 1).flatten(1)
         return self.head(largest) * HEAD_SCALE
 
     @torch.no_grad()

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from typing import cast
 
 from torch import Tensor, nn
 
@@ -38,29 +37,27 @@ class ResidualBlock(nn.Module):
         self.norm2 = nn.BatchNorm2d(out_channels)
         self.shortcut: nn.Module = nn.Identity()
         if stride != 1 or in_channels != out_channels:
-            self.shortcut = Projection(in_channels, out_channels, stride)
+            self.shortcut = Projection(
+                Conv1x1(in_channels, out_channels, stride), nn.BatchNorm2d(out_channels)
+            )
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, in_channels, H, W] → [B, out_channels, H', W']."""
         # The same tensor under two names, so that a kernel can add up the gradients of its two uses.
-        x, same = for_two(x)
+        x, same = for_two(x, self.norm2)
         out = norm_act(self.conv1(x), self.norm1, "relu")
         # This is relu(norm2(conv2(out)) + shortcut(x)), in one pass over memory where a kernel can.
         return norm_act(self.conv2(out), self.norm2, "relu", add=self.shortcut(same))
 
 
 class Projection(nn.Sequential):
-    """norm(conv(x)), with a 1x1 convolution.
-
-    Shapes: [B, in_channels, H, W] → [B, out_channels, ceil(H / stride), ceil(W / stride)].
-    """
-
-    def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
-        super().__init__(Conv1x1(in_channels, out_channels, stride), nn.BatchNorm2d(out_channels))
+    """Modules in sequence, whose normalisations may run in a kernel."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, in_channels, H, W] → [B, out_channels, H', W']."""
-        return norm_act(self[0](x), cast(nn.BatchNorm2d, self[1]), "none")
+        """[B, in_channels, H, W] → [B, out_channels, H', W'], what the modules make of ``x``."""
+        for module in self:
+            x = norm_act(x, module, "none") if isinstance(module, nn.BatchNorm2d) else module(x)
+        return x
 
 
 class ResNet(nn.Module):

@@ -103,7 +103,7 @@ def target(run: str, kind: str, out: str | Path | None) -> Target:
     weights = find_weights(run)
     if file.exists() and file.samefile(weights):
         raise ThumbnetError(f"{file} is the run's own file: choose another name with --out FILE")
-    check_output(file)
+    check_output(file, named=out is not None)
     _, info = read_weights(weights)
     return Target(run, kind, file, info)
 

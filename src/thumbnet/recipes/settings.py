@@ -355,7 +355,7 @@ class OptimizerSettings:
     """The optimizer.
 
     ``sgd`` uses ``momentum`` and ``nesterov``; ``adamw`` uses ``betas``. ``muon`` orthogonalises the steps of
-    convolution filters and uses ``momentum``; all other parameters take SGD steps with Nesterov momentum, and
+    filters of convolutions without a bias, and uses ``momentum``; all other parameters take SGD steps with Nesterov momentum, and
     need a group with their own rate.
     """
 

@@ -112,8 +112,9 @@ def write_report(
     """
     check_jinja()
     prefix = "" if out.name == "report.html" else f"{out.stem}-"
-    for name in (out.name, f"{prefix}{MISTAKES}", f"{prefix}{SUSPECTS}"):
-        check_output(out.with_name(name))
+    check_output(out)
+    for name in (MISTAKES, SUSPECTS):
+        check_output(out.with_name(f"{prefix}{name}"), named=False)
     summary = run.summary
     predictor = load_run(run.path, device)
     album = Album(predictor.info.preprocessing, out.parent)

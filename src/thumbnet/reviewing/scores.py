@@ -46,7 +46,7 @@ from thumbnet.data.spelling import places_in
 from thumbnet.data.splits import ArraySplit, Data, Split
 from thumbnet.errors import FallbackWarning, RunError, ThumbnetError, memory_guard
 from thumbnet.evaluation import log_softmax
-from thumbnet.files import make_folder, write_with
+from thumbnet.files import check_links, make_folder, write_with
 from thumbnet.hardware import compute_dtype, deterministic
 from thumbnet.recipes.networks import is_timm
 from thumbnet.recipes.recipe import Recipe
@@ -129,13 +129,15 @@ def score_pictures(
             folds that are finished are kept.
 
     Raises:
-        RunError: the run is not complete, or has several labels per picture, or it is not known what it began
-            with (see :func:`fold_recipe`).
+        RunError: the run is not complete, has several labels per picture, has a link that leads out of its
+            folder, or it is not known what it began with (see :func:`fold_recipe`).
         ThumbnetError: ``folds`` is 1 or negative.
         DivergedError, OutOfMemoryError: see :func:`thumbnet.training.fit.fit`.
     """
     if folds < 0 or folds == 1:
         raise ThumbnetError(f"the number of folds is {folds}: expected 2 or more, or 0 to train no network")
+    for folder in (run.path, run.path / FOLDER):
+        check_links(folder)
     if not run.is_complete:
         raise RunError(
             f"{run.path} is not finished, so its labels cannot be reviewed yet. "

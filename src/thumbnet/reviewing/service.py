@@ -1,13 +1,15 @@
 """The review page and what it asks for: the state of the review, pictures, decisions.
 
-Only the page may decide: a decision needs the token that the page contains, and pages of other sites cannot
-read it. A request names a picture by its position, never by a path.
+Other users of this machine reach its loopback address as well, so every request needs a secret: the page's
+address has a token, for which the browser gets a cookie that it sends from then on. Only the page may decide,
+not pages of other sites in the same browser. A request names a picture by its position, never by a path.
 """
 
 # No `from __future__ import annotations` here: FastAPI evaluates annotations that name local variables.
 
 import hmac
 import io
+import re
 import secrets
 import threading
 from collections.abc import Callable
@@ -33,8 +35,7 @@ MAX_BODY = 10_000  # bytes of a decision
 SECONDS = 10.0  # for a decision to arrive
 DECODED_AT_ONCE = 4  # pictures, so that large ones do not fill the memory
 LARGEST_SIDE = 768  # pixels; the page shows larger pictures smaller
-TOKEN_HEADER = "X-Review-Token"
-_PLACE_OF_TOKEN = "{{token}}"  # in page.html
+NO_TOKEN = "open the address that thumbnet review has printed: it ends with this review's token"
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,28 @@ class Heading:
     show_more: str = ""
 
 
+class Tokens:
+    """The tokens that open the page of one review.
+
+    Attributes:
+        printed: for the address on the terminal. It works as often as it is used.
+        once: for the address that a browser is started with. It works once, because other users of this
+            machine can read the arguments of a process as long as it runs.
+    """
+
+    def __init__(self) -> None:
+        self.printed = secrets.token_hex(16)
+        self.once = secrets.token_hex(16)
+        self._used = False
+
+    def take(self, token: str) -> bool:
+        """Whether a token opens the page, now."""
+        if not self._used and _equal(token, self.once):
+            self._used = True
+            return True
+        return _equal(token, self.printed)
+
+
 class Decision(BaseModel):
     """A decision that the page sends; see :meth:`thumbnet.reviewing.session.Review.decide`."""
 
@@ -65,7 +88,11 @@ class Decision(BaseModel):
 
 
 def build_review(
-    review: Review, heading: Heading, load: Callable[[Item], Picture], rendering: Rendering
+    review: Review,
+    heading: Heading,
+    load: Callable[[Item], Picture],
+    rendering: Rendering,
+    tokens: Tokens,
 ) -> FastAPI:
     """Build the service of a review, an ASGI application.
 
@@ -74,8 +101,9 @@ def build_review(
         heading: what the page says about them.
         load: decodes an item's picture.
         rendering: how pictures of more than 8 bits or with transparency become RGB.
+        tokens: what opens the page, as in ``http://127.0.0.1:8001/?token=...``.
     """
-    token = secrets.token_urlsafe(24)
+    cookie = secrets.token_hex(16)
     page = (resources.files("thumbnet.reviewing") / "page.html").read_text("utf-8")
     policy = page_policy(page)
     decoding = threading.BoundedSemaphore(DECODED_AT_ONCE)
@@ -84,29 +112,32 @@ def build_review(
     app.add_exception_handler(RequestValidationError, _describe_invalid)
     app.add_exception_handler(ThumbnetError, _describe_problem)
 
+    def has_cookie(request: Request) -> bool:
+        return _equal(request.cookies.get(_cookie_name(request), ""), cookie)
+
     async def from_the_page(request: Request) -> None:
-        """Refuse requests that the browser says come from another page."""
+        """Refuse requests without the cookie, and those that the browser says come from another page."""
         own = f"http://{request.headers.get('host', '')}"
         from_elsewhere = request.headers.get("sec-fetch-site", "none") not in OWN_SITES
         if from_elsewhere or request.headers.get("origin", own) != own:
             raise HTTPException(403, "this request comes from another page than the review's")
+        if not has_cookie(request):
+            raise HTTPException(403, NO_TOKEN)
 
     async def decisive(request: Request) -> bytes:
         """The body of a request that changes something. It must come from the page of this review."""
         await from_the_page(request)
-        given = request.headers.get(TOKEN_HEADER, "")
-        if not hmac.compare_digest(given.encode(), token.encode()):
-            raise HTTPException(
-                403, "the review was started again after this page was opened: reload the page"
-            )
         return await read_body(request, MAX_BODY, SECONDS, "a decision is shorter")
 
     guarded = [Depends(from_the_page)]
 
     @app.get("/", response_class=HTMLResponse)
-    async def show_page() -> HTMLResponse:
-        headers = {"Content-Security-Policy": policy, "Cache-Control": "no-store"}
-        return HTMLResponse(page.replace(_PLACE_OF_TOKEN, token), headers=headers)
+    async def show_page(request: Request, token: str = "") -> HTMLResponse:
+        if not has_cookie(request) and not tokens.take(token):
+            raise HTTPException(403, NO_TOKEN)
+        answer = HTMLResponse(page, headers={"Content-Security-Policy": policy, "Cache-Control": "no-store"})
+        answer.set_cookie(_cookie_name(request), cookie, httponly=True, samesite="strict")
+        return answer
 
     @app.get("/state", dependencies=guarded)
     def state() -> JSONResponse:
@@ -151,6 +182,15 @@ def as_png(picture: Picture, rendering: Rendering) -> bytes:
     stream = io.BytesIO()
     image.save(stream, "PNG", compress_level=1)
     return stream.getvalue()
+
+
+def _equal(given: str, secret: str) -> bool:
+    return hmac.compare_digest(given.encode(), secret.encode())
+
+
+def _cookie_name(request: Request) -> str:
+    """A name for each host and port, because a browser sends a host's cookies to all of its ports."""
+    return "thumbnet-review-" + re.sub(r"\W", "-", request.headers.get("host", ""), flags=re.ASCII)
 
 
 def _state(review: Review, heading: Heading) -> dict[str, Any]:

@@ -6,8 +6,10 @@ the list ``resumed`` in it gets the environment from there on.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import platform
+import re
 import subprocess
 from collections.abc import Mapping
 from datetime import datetime
@@ -19,6 +21,13 @@ import torch
 from thumbnet.hardware import describe
 from thumbnet.invocation import processes
 from thumbnet.version import __version__
+
+# The settings that `git init` and `git clone` write, and others that name no program. See _git_commit.
+_HARMLESS = re.compile(
+    r"core\.(repositoryformatversion|filemode|bare|logallrefupdates|ignorecase|precomposeunicode|symlinks"
+    r"|autocrlf|eol|safecrlf)|remote\..*\.(url|fetch)|(branch|user|pull|push|submodule)\..*",
+    re.DOTALL,
+)
 
 
 def environment(device: torch.device) -> dict[str, Any]:
@@ -91,14 +100,27 @@ def _version(package: str) -> str | None:
 
 
 def _git_commit() -> str | None:
-    """Return the commit of the current folder, with "+" if tracked files differ from it; None outside git."""
+    """Return the commit of the current folder, with "+" if its tracked files are known to differ.
+
+    None outside git. The folder may come from a stranger, and ``git status`` runs programs that a repository
+    names: file system monitors, filters, hooks, and transports for missing objects. So files are compared
+    only if all of the repository's own settings are known to be harmless.
+    """
     try:
-        commit = _git("rev-parse", "HEAD")
-        return commit + ("+" if _git("status", "--porcelain", "--untracked-files=no") else "")
+        commit = _git("rev-parse", "HEAD")  # runs no program
     except (OSError, subprocess.SubprocessError):
         return None
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        settings = _git("config", "--local", "--list", "--name-only", "-z").rstrip("\0").split("\0")
+        # Without optional locks, git does not write the index, which would run a hook. A submodule has
+        # settings of its own.
+        compare = ("--no-optional-locks", "status", "--porcelain", "--untracked-files=no")
+        if all(map(_HARMLESS.fullmatch, settings)) and _git(*compare, "--ignore-submodules=all"):
+            return f"{commit}+"
+    return commit
 
 
 def _git(*arguments: str) -> str:
-    done = subprocess.run(["git", *arguments], capture_output=True, text=True, timeout=5, check=True)
+    words = ["git", *arguments]  # names of files may be in any encoding
+    done = subprocess.run(words, capture_output=True, text=True, errors="replace", timeout=5, check=True)
     return done.stdout.strip()

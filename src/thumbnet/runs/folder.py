@@ -42,6 +42,7 @@ from thumbnet.errors import RecipeError, RunError, printable
 from thumbnet.files import (
     LEFTOVERS,
     check_folder,
+    check_links,
     finite,
     locked,
     make_folder,
@@ -173,8 +174,10 @@ class Run:
             wait: seconds to wait for another process to release the lock.
 
         Raises:
-            RunError: another process holds the lock, or the folder is not writable.
+            RunError: another process holds the lock, or the folder is not writable or has a link that leads
+                out of it.
         """
+        check_links(self.path)
         busy = f"another process is training in {self.path}: wait for it, or stop it first"
         with locked(self.path / LOCK_NAME, busy, wait):
             try:

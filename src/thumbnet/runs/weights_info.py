@@ -9,6 +9,7 @@ from pathlib import PurePath
 from typing import Any, get_args
 
 from thumbnet.data.rendering import WHITE, Fit, Preprocessing
+from thumbnet.errors import is_printable
 from thumbnet.recipes.settings import LARGEST_SIDE, PRECISIONS, SMALLEST_SIDE, ModelSettings
 from thumbnet.runs.certainty import Thresholds, Unlikeness, thresholds_from, unlikeness_from
 from thumbnet.runs.fields import flag, items, number, numbers, shown, table, text, whole, wrong
@@ -145,7 +146,7 @@ def _check_names(names: tuple[str, ...]) -> None:
     if not names:
         raise ValueError("class_names is empty: expected one name per class")
     for name in names:
-        if not isinstance(name, str) or not name.isprintable():
+        if not isinstance(name, str) or not is_printable(name):
             raise wrong(name, "a class name", "text without control characters")
     if len(set(names)) < len(names):
         twice = next(name for name, count in Counter(names).items() if count > 1)

@@ -209,7 +209,7 @@ class Uploads:
         await self._idle.acquire()
         decoded = asyncio.get_running_loop().run_in_executor(self._decoders, self._decode, classifier, upload)
         decoded.add_done_callback(lambda _: self._idle.release())
-        await asyncio.wait([decoded])  # cancels nothing: the thread is busy until the end, whoever leaves
+        await asyncio.wait([decoded])  # cancels nothing: the thread finishes even if the client has left
         return decoded.result()
 
     def _decode(self, classifier: Classifier, upload: Upload) -> np.ndarray | UnreadableImageError:

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
 from thumbnet.data import plugins
-from thumbnet.data.reading import is_folder, reads
+from thumbnet.data.reading import is_folder, reads, version_of
 from thumbnet.errors import DataError, printable
 from thumbnet.files import check_reads, clear_leftovers, open_whole, open_zip, sync_below
 from thumbnet.sources.index import is_picture_name, is_picture_start
@@ -54,8 +54,8 @@ def unpack(archive: Path, cache: Path, *, ahead: threading.Event | None = None) 
     If another thread is unpacking, wait for it. With ``ahead``, the next call gets the same result without
     opening it again, and once ``ahead`` is set, unpacking ends with a :class:`DataError` and leaves nothing.
 
-    The folder's name depends on the archive's path, size and modification time. The archive is unpacked into
-    a temporary folder, which is then renamed, so a folder with the final name is always complete.
+    The folder's name depends on the archive's path, size and times. The archive is unpacked into a temporary
+    folder, which is then renamed, so a folder with the final name is always complete.
 
     Raises:
         DataError: the archive is damaged, encrypted or a bomb, has a member that would be written outside the
@@ -64,7 +64,7 @@ def unpack(archive: Path, cache: Path, *, ahead: threading.Event | None = None) 
     with _unpacking:
         with reads(archive):
             state = archive.stat()
-        depends = f"{_VERSION}\0{archive.resolve()}\0{state.st_size}\0{state.st_mtime_ns}"
+        depends = f"{_VERSION}\0{archive.resolve()}\0{version_of(state)}"
         key = hashlib.blake2b(os.fsencode(depends), digest_size=8).hexdigest()
         target = cache / "unpacked" / f"{archive.name.split('.')[0]}-{key}"
         limit = MAX_EXPANSION * state.st_size + (1 << 20)
@@ -85,23 +85,26 @@ def _unpack(
         target.parent.mkdir(parents=True, exist_ok=True)
         clear_leftovers(target.parent, ".unpacking-")
         temporary = Path(tempfile.mkdtemp(prefix=".unpacking-", dir=target.parent))
-        with PackWriter(temporary) as pictures:
-            writer = _Writer(archive, temporary / _FILES, pictures, limit, stop)
+        whole = temporary / "whole"
+        whole.mkdir()  # others may read it if the umask allows that; a folder of mkdtemp stays private
+        with PackWriter(whole) as pictures:
+            writer = _Writer(archive, whole / _FILES, pictures, limit, stop)
             if _is_zip(archive):
                 _unpack_zip(archive, writer)
             else:
                 _unpack_tar(archive, writer)
-        sync_below(temporary)
+        sync_below(whole)
         if _open(target, key) is None:  # otherwise another process has unpacked it in the meantime
             shutil.rmtree(target, ignore_errors=True)  # a damaged earlier result
             with contextlib.suppress(OSError):
-                temporary.rename(target)
+                whole.rename(target)
         return Unpacked(target / _FILES, Pack(target, key))
     except _DAMAGED as error:
         raise DataError(f"cannot unpack {printable(str(archive))}: {printable(str(error))}") from None
     except OSError as error:
         raise DataError(
-            f"cannot unpack {printable(str(archive))} into {target.parent}: {printable(str(error))}"
+            f"cannot unpack {printable(str(archive))} into {target.parent}: {printable(str(error))}. "
+            "Another folder: --data-dir, or the variable THUMBNET_CACHE"
         ) from None
     finally:
         if temporary is not None:
@@ -116,9 +119,18 @@ def _is_zip(archive: Path) -> bool:
 
 
 def _open(target: Path, key: str) -> Unpacked | None:
-    """The result of an earlier call; None if it does not exist or is damaged."""
+    """The result of an earlier call; None if it does not exist or is damaged.
+
+    Raises:
+        DataError: another user's result may not be read.
+    """
     try:
         return Unpacked(target / _FILES, Pack(target, key)) if (target / _FILES).is_dir() else None
+    except PermissionError:
+        raise DataError(
+            f"the archive is unpacked in {printable(str(target))}, which you may not read. Ask the owner for "
+            "permission, or unpack it into another folder with --data-dir"
+        ) from None
     except (OSError, ValueError, TypeError, KeyError):
         return None
 
@@ -126,7 +138,11 @@ def _open(target: Path, key: str) -> Unpacked | None:
 def _unpack_tar(archive: Path, writer: _Writer) -> None:
     for name, content in members(archive, _HEADERS * writer.limit):
         if content is None:
-            raise DataError(f"{printable(str(archive))} is refused: the member {name!r} is not a plain file")
+            raise DataError(
+                f"{printable(str(archive))} is refused: the member {name!r} is not a plain file. If it is a "
+                "link, pack what it leads to (tar --dereference --hard-dereference), or unpack the archive "
+                "and pass the folder"
+            )
         writer.write(name.lstrip("/"), content)  # tar strips leading slashes too
 
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from thumbnet.data.splits import ArraySplit, Data
 from thumbnet.errors import DataError, printable
-from thumbnet.sources.labels import lacking_help
+from thumbnet.sources.labels import lacking_help, notes_on_minus_one
 
 CHANNELS = (1, 3, 4)
 EXPECTED_PICTURES = "[N, H, W], [N, H, W, 1, 3 or 4] or [N, 3, H, W]"
@@ -64,7 +64,7 @@ def data_from_arrays(arrays: Arrays, source: str, layout: str, where: str | None
     Raises:
         DataError: the pictures or labels have no known form, or their numbers differ.
     """
-    names, labels = class_labels(arrays.labels, arrays.class_names, where or source)
+    names, labels = class_labels(arrays.labels, arrays.class_names, where or source, arrays.notes)
     splits, notes = array_splits(arrays, labels, where or source)
     return Data(source, layout, names, dict(splits), tuple(notes))
 
@@ -194,7 +194,7 @@ def _to_bytes(images: np.ndarray) -> np.ndarray:
 
 
 def class_labels(
-    labels: Mapping[str, Any], class_names: Sequence[str] | None, where: str
+    labels: Mapping[str, Any], class_names: Sequence[str] | None, where: str, notes: list[str]
 ) -> tuple[tuple[str, ...], dict[str, np.ndarray]]:
     """Return the class names, and each split's labels as positions in them, int64 [N].
 
@@ -202,11 +202,12 @@ def class_labels(
         labels: for each split, whole numbers, names or one-hot rows.
         class_names: the names of all classes, if known. Labels that are numbers are then positions in them.
         where: what error messages name.
+        notes: gets what the user should know.
 
     Raises:
         DataError: labels have none of these forms, are not among the known classes, or do not occur in train.
     """
-    values = {split: _flat(part, f"{where}, {split}") for split, part in labels.items()}
+    values = {split: _flat(part, f"{where}, {split}", notes) for split, part in labels.items()}
     if class_names is None:
         one_hot = {np.shape(part)[1] for part in labels.values() if _is_wide(part)}
         if len(one_hot) == 1:
@@ -218,9 +219,13 @@ def class_labels(
         found = sorted({value for part in values.values() for value in np.unique(part).tolist()})
         class_names = [str(value) for value in found]
         position: dict[Any, int] = {value: number for number, value in enumerate(found)}
+        if -1 in position:
+            every = np.concatenate(list(values.values()))
+            notes += notes_on_minus_one({str(value): int((every == value).sum()) for value in found})
     else:
         class_names = [str(name) for name in class_names]
         position = {number: number for number in range(len(class_names))}
+        position.update({name.strip(): number for number, name in enumerate(class_names)})
         position.update({name: number for number, name in enumerate(class_names)})
     numbered = {}
     for split, part in values.items():
@@ -275,8 +280,8 @@ def _is_wide(labels: Any) -> bool:
     return len(shape) == 2 and shape[1] > 1 and shape[0] > 1
 
 
-def _flat(labels: Any, where: str) -> np.ndarray:
-    """Flatten labels to whole numbers (int64) or names, [N].
+def _flat(labels: Any, where: str, notes: list[str]) -> np.ndarray:
+    """Flatten labels to whole numbers (int64) or names without outer spaces, [N].
 
     Raises:
         DataError: the labels are neither numbers nor names.
@@ -294,14 +299,24 @@ def _flat(labels: Any, where: str) -> np.ndarray:
         values = np.char.decode(values, "utf-8", "replace")
     if values.dtype.kind == "O":
         values = _from_objects(values, where)
-    if values.dtype.kind == "f":
-        if not np.isfinite(values).all() or (values != np.rint(values)).any():
-            raise DataError(f"{where}: the labels are fractions or NaN, expected {EXPECTED_LABELS}")
-        if np.abs(values).max(initial=0) > 2**53:
-            raise DataError(f"{where}: the labels are too large to be classes, expected {EXPECTED_LABELS}")
+    if values.dtype.kind == "f" and (not np.isfinite(values).all() or (values != np.rint(values)).any()):
+        raise DataError(f"{where}: the labels are fractions or NaN, expected {EXPECTED_LABELS}")
     if values.dtype.kind not in "biufU":
         raise DataError(f"{where}: the labels are of type {values.dtype}, expected {EXPECTED_LABELS}")
-    return values if values.dtype.kind == "U" else values.astype(np.int64)
+    if values.dtype.kind != "U":
+        largest = 2**53 if values.dtype.kind == "f" else np.iinfo(np.int64).max
+        if values.dtype.kind in "uf" and np.abs(values).max(initial=0) > largest:
+            raise DataError(f"{where}: the labels are too large to be classes, expected {EXPECTED_LABELS}")
+        return values.astype(np.int64)
+    stripped = np.char.strip(values)
+    changed = np.flatnonzero(stripped != values)
+    if len(changed):
+        first = str(values[changed[0]])
+        notes.append(
+            f"{where}: {len(changed):,} label(s) lose the spaces around them: {printable(first)!r} is "
+            f"{printable(first.strip())!r}"
+        )
+    return stripped
 
 
 def _from_objects(values: np.ndarray, where: str) -> np.ndarray:
@@ -311,6 +326,8 @@ def _from_objects(values: np.ndarray, where: str) -> np.ndarray:
     if all(isinstance(item, str) for item in items):
         return np.array(items, dtype=str)
     if all(isinstance(item, int) for item in items):
+        if max(map(abs, items), default=0) > np.iinfo(np.int64).max:
+            raise DataError(f"{where}: the labels are too large to be classes, expected {EXPECTED_LABELS}")
         return np.array(items, dtype=np.int64)
     odd = next((i for i, item in enumerate(items) if not isinstance(item, str | int)), None)
     what = "the labels are of mixed types" if odd is None else f"label {odd} is {items[odd]!r:.40}"

@@ -11,7 +11,7 @@ from thumbnet.data.splits import Data
 from thumbnet.errors import DataError, printable
 from thumbnet.recipes.settings import DataSettings
 from thumbnet.sources.filenames import label_from_name
-from thumbnet.sources.index import Index
+from thumbnet.sources.index import Index, is_output_folder
 from thumbnet.sources.layout import decide
 from thumbnet.sources.place import Place
 from thumbnet.sources.split_folders import LAYOUTS_HELP
@@ -21,7 +21,17 @@ from thumbnet.sources.tables import repeated_names
 from thumbnet.sources.tiny_imagenet import read_lines
 from thumbnet.sources.tree import is_tool_folder
 
-__all__ = ["LAYOUTS_HELP", "label_from_name", "pictures_below", "read", "recognise", "wrapped"]
+_FEW = 20  # folders, of which one may hold the data, and the others runs
+
+__all__ = [
+    "LAYOUTS_HELP",
+    "classes_in_names",
+    "label_from_name",
+    "pictures_below",
+    "read",
+    "recognise",
+    "wrapped",
+]
 
 
 def recognise(place: Place, settings: DataSettings) -> bool:
@@ -60,6 +70,11 @@ def read(place: Place, source: str, settings: DataSettings) -> Data:
     return Data(source, shape, layout.class_names, splits, tuple(notes))
 
 
+def classes_in_names(data: Data) -> bool:
+    """Whether the classes of :func:`read` come from the names of the pictures rather than from folders."""
+    return "CLASS/" not in data.layout
+
+
 def wrapped(place: Place) -> Iterator[Place]:
     """The place, then up to three nested folders that only wrap its content, as archives often have."""
     yield place
@@ -85,7 +100,8 @@ def pictures_below(folder: str | Path) -> list[str]:
 
 
 def _subfolders(folder: Path) -> list[Path]:
-    return [path for path in folders_in(folder) if not is_tool_folder(path.name)]
+    found = [path for path in folders_in(folder) if not is_tool_folder(path.name)]
+    return [path for path in found if not is_output_folder(path)] if 1 < len(found) <= _FEW else found
 
 
 def _read_labels_file(root: Path) -> tuple[str, ...] | None:

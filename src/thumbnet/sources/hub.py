@@ -5,6 +5,8 @@ The library ``datasets`` downloads them. Folders written by its ``save_to_disk``
 
 from __future__ import annotations
 
+import os
+import stat
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -56,7 +58,8 @@ def read(place: Place, source: str, settings: DataSettings) -> Data:
     with damage_as_data_error(place.path, f"cannot load {printable(source)}"):
         loaded = library.load_from_disk(str(place.path))
     tables = loaded if isinstance(loaded, dict) else {"train": loaded}
-    return _read_tables(tables, "", source, settings, "saved by the library datasets")
+    places = (place.path, *_caches())
+    return _read_tables(tables, "", source, settings, "saved by the library datasets", places)
 
 
 def load_hub(
@@ -87,12 +90,27 @@ def load_hub(
         raise
     except Exception as error:  # the library raises a different class for every way to fail
         raise DataError(f"cannot load {printable(source)} from the Hub: {first_line(error)}") from None
-    return _read_tables(tables, label_column, source, settings, "Hugging Face Hub")
+    places = (cache / "downloads", *_caches()) if cache else _caches()
+    return _read_tables(tables, label_column, source, settings, "Hugging Face Hub", places)
+
+
+def _caches() -> tuple[Path, ...]:
+    """The folders to which the libraries of the Hub download files."""
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    config = _library("reading from the Hugging Face Hub").config
+    return Path(config.DOWNLOADED_DATASETS_PATH), Path(config.EXTRACTED_DATASETS_PATH), Path(HF_HUB_CACHE)
 
 
 def _read_tables(
-    tables: Mapping[Any, Any], label_column: str, source: str, settings: DataSettings, layout: str
+    tables: Mapping[Any, Any],
+    label_column: str,
+    source: str,
+    settings: DataSettings,
+    layout: str,
+    places: Sequence[Path],
 ) -> Data:
+    """The data in these tables; ``places`` are the folders in which rows may name files."""
     where = printable(source)
     chosen, notes = _splits({str(name): table for name, table in tables.items()}, where)
     features = chosen["train"].features
@@ -108,7 +126,7 @@ def _read_tables(
             count = f"{len(table) - len(with_label):,} of {len(table):,}"
             notes.append(f"{split}: {count} pictures were left out because they have no label")
         if with_label or split == "train":
-            contents[split] = _read_pictures(table, image, with_label, split, where)
+            contents[split] = _read_pictures(table, image, with_label, split, where, places)
             values[split] = [value for value in labels if value is not None]
     if not values["train"]:
         raise DataError(f"{where}: no training picture has a label in the column {label!r}")
@@ -217,7 +235,7 @@ def _known(label: str | int | None) -> str | int | None:
 
 
 def _read_pictures(
-    table: Any, image: str, chosen: Sequence[int], split: str, where: str
+    table: Any, image: str, chosen: Sequence[int], split: str, where: str, places: Sequence[Path]
 ) -> tuple[list[bytes], list[str]]:
     """The encoded pictures at the rows ``chosen``, and names for them in messages."""
     library = _library("reading from the Hugging Face Hub")
@@ -227,9 +245,34 @@ def _read_pictures(
         encoded = table.cast_column(image, library.Image(decode=False)).select(chosen)[image]
         for index, item in zip(chosen, encoded, strict=True):
             content, path = item["bytes"], item.get("path")
-            files.append(content if content is not None else read_whole(path))
             names.append(f"{split}/{path}[{index}]" if path else f"{split}[{index}]")
+            if content is None:
+                row = f"{where}: the row {printable(names[-1])}"
+                if not path:
+                    raise DataError(f"{row} has no picture")
+                content = _read_named(path, places, row)
+            files.append(content)
     return files, names
+
+
+def _read_named(path: str, places: Sequence[Path], row: str) -> bytes:
+    """The file that a row names in place of bytes; a relative path starts in the first of ``places``.
+
+    A stranger's row may name any file, such as a picture of the user's, or a device that never ends.
+
+    Raises:
+        DataError: it leads out of ``places``, or to no ordinary file.
+        OSError: it cannot be read.
+    """
+    real = Path(os.path.realpath(places[0] / path))
+    if not any(real.is_relative_to(os.path.realpath(place)) for place in places):
+        raise DataError(
+            f"{row} names a file outside {places[0]}, which is not read. A data set has to hold its "
+            "pictures: save it again with save_to_disk of the library datasets, which stores them"
+        )
+    if not stat.S_ISREG(real.stat().st_mode):
+        raise DataError(f"{row} names a folder, a device or a pipe")
+    return read_whole(real)
 
 
 def _listing(features: Mapping[str, Any]) -> str:

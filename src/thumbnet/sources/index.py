@@ -4,9 +4,9 @@ An unpacked archive keeps its pictures in a pack (:mod:`thumbnet.sources.packed`
 subfolders and the other files.
 
 The cache is the folder ``index`` of :func:`thumbnet.files.cache_folder`. It stores each folder's listing with
-the folder's modification time, which the system updates whenever a name is added or removed. A folder is
-listed again if that time has changed, or if it was so recent that a later change could have the same time,
-or if it is on a FUSE file system: mounted buckets give all folders the time of the mount.
+the time of its last change, which the system updates whenever a name is added or removed. A folder is listed
+again if that time has changed, or if it was so recent that a later change could have the same time, or if it
+is on a FUSE file system: mounted buckets give all folders the time of the mount.
 The sizes and times of the files themselves are not cached (:class:`thumbnet.data.splits.FileSplit`).
 """
 
@@ -26,12 +26,12 @@ import numpy as np
 
 from thumbnet.data import plugins
 from thumbnet.data.images import PICTURE_SUFFIXES
-from thumbnet.data.reading import exists, is_folder, is_not_there, leads_to_folder, reads
+from thumbnet.data.reading import exists, inside, is_file, is_folder, is_not_there, leads_to_folder, reads
 from thumbnet.data.splits import FileSplit, Split
 from thumbnet.errors import DataError, FailedReadError, RunError, printable
 from thumbnet.files import cache_folder, open_whole, write_file
 from thumbnet.sources.packed import PackedSplit, Unpacked
-from thumbnet.sources.tree import Folder, is_tool_folder, join
+from thumbnet.sources.tree import OUTPUTS, Folder, is_output, is_tool_folder, join
 
 WORTH_KEEPING = 10_000  # pictures; listing fewer is so fast that a cache is not worth it
 _SURE_AFTER = 2_000_000_000  # nanoseconds, the resolution of the coarsest file system clocks
@@ -46,6 +46,18 @@ _NEVER_CLASSES = frozenset([".git", ".svn", ".hg", ".venv"])  # pictures in thes
 def is_picture_name(name: str) -> bool:
     """Whether a file name has the suffix of a picture and is not hidden."""
     return not name.startswith(".") and os.path.splitext(name)[1].lower() in PICTURE_SUFFIXES
+
+
+def is_output_folder(folder: Path) -> bool:
+    """Whether thumbnet has written a folder, or everything in it, as in ``runs``."""
+    if _is_output(folder):
+        return True
+    inner = [path for path in inside(folder) if not path.name.startswith(".")]
+    return bool(inner) and all(is_folder(path) and _is_output(path) for path in inner)
+
+
+def _is_output(folder: Path) -> bool:
+    return any(all(is_file(folder / name) for name in files) for files in OUTPUTS)
 
 
 class _Listing(NamedTuple):
@@ -88,7 +100,7 @@ class Index:
         return sorted(tree.pictures_below())
 
     def tree(self, folder: str = "") -> Folder:
-        """All folders below ``folder`` with the names in them, except folders of systems and tools.
+        """All folders below ``folder`` with the names in them, except those of systems, tools and thumbnet.
 
         A link to a folder is followed only if the folder that contains it has no pictures.
 
@@ -101,8 +113,11 @@ class Index:
         pending: list[tuple[Folder, tuple[str, ...]]] = [(tree, ())]
         while pending:
             parent, followed = pending.pop()
-            order.append(parent)
             listing = self._list(parent.path)
+            if parent is not tree and is_output(listing.ignored):
+                parent.outputs = [(parent.path, self._count(parent.path))]
+                continue
+            order.append(parent)
             packed = self._packed(parent.path)
             parent.pictures = listing.pictures + packed if packed else listing.pictures
             parent.ignored = list(listing.ignored)
@@ -123,6 +138,9 @@ class Index:
                     pending.append((child, links))
         for each in reversed(order):  # children before their parents
             each.count = len(each.pictures) + sum(child.count for child in each.folders)
+            # Neither a run nor a folder that holds only runs is a class without pictures.
+            each.outputs += [one for child in each.folders if not child.count for one in child.outputs]
+            each.folders = [child for child in each.folders if child.count or not child.outputs]
         return tree
 
     def _why_not_followed(self, link: str, parent: Folder, followed: tuple[str, ...]) -> str:
@@ -199,7 +217,9 @@ class Index:
         path = os.path.join(self.root, folder)
         with reads(path):
             found = os.stat(path)
-            changed, mounted = found.st_mtime_ns, found.st_dev in self._fuse
+            # `rsync -t` and tar set mtime back. No program sets ctime, but Windows has none.
+            changed = max(found.st_mtime_ns, found.st_ctime_ns)
+            mounted = found.st_dev in self._fuse
             listing = self._kept.get(folder)
             if listing is None or listing.changed != changed or mounted:
                 if time.time_ns() - changed < _SURE_AFTER or mounted:

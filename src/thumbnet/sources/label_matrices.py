@@ -105,6 +105,7 @@ def _lists(labels: Any) -> list[list[str | int]] | None:
         if not isinstance(found, list | tuple | set | frozenset):
             return None
         items = [item.item() if isinstance(item, np.generic) else item for item in found]
+        items = [item.strip() if isinstance(item, str) else item for item in items]
         if not all(isinstance(item, str | int) and not isinstance(item, bool) for item in items):
             return None
         rows.append(items)
@@ -138,7 +139,7 @@ def _numbered(
     else:
         names = tuple(map(str, class_names))
         position = {str(number): number for number in range(len(names))}
-        found = zip(used, places_in(names, used), strict=True)
+        found = zip(used, places_in(map(str.strip, names), used), strict=True)
         position |= {label: place for label, place in found if place is not None}
     unknown = sorted(used - position.keys())
     if unknown:

@@ -16,6 +16,9 @@ from thumbnet.errors import DataError, printable
 MOST_CLASSES = 20_000
 MAY_MEAN_NOTHING = frozenset(("NA", "N/A", "n/a", "#N/A", "<NA>", "NULL", "null"))
 """What other programs write where nothing is known. These may also be names: NA is Namibia."""
+_WHOLE = re.compile(r"(0|-?[1-9]\d{0,38})(?:\.0*)?", re.ASCII)
+_COUNTED = re.compile(r"\d{1,40}(\.0*)?", re.ASCII)
+_MINUS_ONE = ("-1", "-1.0")
 NUMBER = re.compile(r"[+-]?(?=.{1,40}$)(\d+\.?\d*|\.\d+)([eE][+-]?\d{1,2})?", re.ASCII)
 
 
@@ -59,11 +62,12 @@ def one_spelling(labels: Mapping[str, Collection[str | int]]) -> tuple[dict[str,
         "known, leave these labels empty"
         for word, count in nothing.items()
     ]
+    notes += notes_on_minus_one(Counter(str(one) for found in labels.values() for one in found))
     alike = [same for same in by_key.values() if len(same) > 1]
     if alike:
         shown = ", ".join(" and ".join(repr(printable(word)) for word in same) for same in alike[:3])
         notes.append(
-            f"{sum(map(len, alike))} classes differ only in upper and lower case, but stay different: {shown}"
+            f"{sum(map(len, alike))} classes differ only in case or spaces, but stay different: {shown}"
         )
     for split in (split for split in words if split != "train"):
         found = {}
@@ -80,6 +84,22 @@ def one_spelling(labels: Mapping[str, Collection[str | int]]) -> tuple[dict[str,
             )
             respelt |= found
     return respelt, notes
+
+
+def notes_on_minus_one(counts: Mapping[str, int]) -> list[str]:
+    """A warning if -1 is a class next to numbers from 0 on, where it may mean that there is no label.
+
+    Args:
+        counts: how often each label occurs.
+    """
+    others = [label for label in counts if label not in _MINUS_ONE]
+    if len(others) == len(counts) or len(others) < 2 or not all(map(_COUNTED.fullmatch, others)):
+        return []
+    count = sum(counts[label] for label in _MINUS_ONE if label in counts)
+    return [
+        f"warning: {count:,} label(s) are -1, which is taken for a class. If it means that nothing is known, "
+        "leave these pictures out"
+    ]
 
 
 class Numbered(NamedTuple):
@@ -156,26 +176,27 @@ def _has_fraction(number: str) -> bool:
 def class_names(labels: Iterable[str]) -> dict[str, str]:
     """Map each label to the name of its class, in class order.
 
-    Whole numbers are ordered by value, and ``2`` and ``2.0`` are one class. If any label is not a number or
-    has leading zeros, all labels are ordered as text.
+    Whole numbers are ordered by value, and ``2`` and ``2.0`` are one class. If any label is something else,
+    such as a word, ``007``, ``+1`` or ``1E2``, all labels are ordered as text.
 
     Raises:
         DataError: the labels are numbers with fractions, which are quantities rather than classes.
     """
     found = sorted(set(labels) - {""})
-    if not all(NUMBER.fullmatch(label) for label in found) or any(
-        re.match(r"-?0\d", label) for label in found
-    ):
-        return {label: label for label in found}
-    # A float would make one class of two long identifiers that differ in their last digits.
-    numbers = {label: Decimal(label) for label in found}
-    odd = [label for label in found if _has_fraction(label)]
-    if odd:
+    text = {label: label for label in found}
+    if any(re.match(r"-?0\d", label) for label in found):
+        return text
+    if are_quantities(found):
+        odd = next(label for label in found if _has_fraction(label))
         raise DataError(
-            f"the labels are numbers with fractions, such as {odd[0]}: "
-            "thumbnet learns classes, not quantities"
+            f"the labels are numbers with fractions, such as {odd}: thumbnet learns classes, not quantities"
         )
-    return {label: str(int(numbers[label])) for label in sorted(found, key=lambda label: numbers[label])}
+    whole = {label: _WHOLE.fullmatch(label) for label in found}
+    # A float would make one class of two long identifiers that differ in their last digits.
+    numbers = {label: int(number[1]) for label, number in whole.items() if number}
+    if len(numbers) < len(found):
+        return text
+    return {label: str(numbers[label]) for label in sorted(found, key=lambda label: numbers[label])}
 
 
 def in_class_order(names: Mapping[str, str]) -> tuple[list[str], dict[str, int]]:
@@ -183,6 +204,21 @@ def in_class_order(names: Mapping[str, str]) -> tuple[list[str], dict[str, int]]
     order = list(dict.fromkeys(names.values()))
     at = {name: position for position, name in enumerate(order)}
     return order, {label: at[name] for label, name in names.items()}
+
+
+def named_numbers(pairs: Collection[tuple[str, str]], order: Sequence[str]) -> tuple[str, ...]:
+    """Names for classes that are whole numbers, in their ``order``.
+
+    They are empty unless each number occurs with one word, and each word with one number.
+
+    Args:
+        pairs: the different pairs of a class and a word that occur together.
+    """
+    title = dict(pairs)
+    one_to_one = len(title) == len(pairs) == len(set(title.values())) and set(title) == set(order)
+    numbers = all(map(_WHOLE.fullmatch, order))
+    words = all(re.search(r"[^\W\d_]", word) for word in title.values())
+    return tuple(title[name] for name in order) if one_to_one and numbers and words else ()
 
 
 def lacking_help(split: str) -> str:

@@ -424,6 +424,7 @@ class _Decision(SplitFinder):
         if unknown:
             some = ", ".join(printable(name) for name in unknown[:10])
             raise DataError(f"{self.base}: file names have classes that {lacked} lacks: {some}")
+        self._note_alike(list(names))
         position = {name: label for label, name in enumerate(names)}
         splits = {
             split: (self._below_top(paths[split]), np.array([position[label] for label in several], np.int64))
@@ -488,6 +489,13 @@ class _Decision(SplitFinder):
             self.notes.append(
                 f"skipped {picture_count(total)} in {len(skipped)} hidden or tool folder(s), such as "
                 f"{printable(path)}/ ({count:,})" + (": rename it if it is a class" if hidden else "")
+            )
+        outputs = [(path, count) for each in self.tree.walk() for path, count in each.outputs if count]
+        if outputs:
+            path = outputs[0][0].removeprefix(f"{self.top.path}/")
+            self.notes.append(
+                f"skipped {picture_count(sum(count for _, count in outputs))} in {len(outputs)} folder(s) "
+                f"that thumbnet has written, such as {printable(path)}/"
             )
         return tuple(dict.fromkeys(self.notes))
 

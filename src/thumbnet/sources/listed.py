@@ -115,7 +115,7 @@ def read(place: Place, source: str, settings: DataSettings) -> Data:
         labels = {split: np.zeros(len(matrix), dtype=np.int64) for split, matrix in matrices.items()}
         shape += ", several labels per picture"
     elif found.several:  # a single 1 in each line
-        class_names, labels = class_labels(found.several, None, where)
+        class_names, labels = class_labels(found.several, None, where, notes)
     else:
         class_names, labels, notes = number_classes(found.classes, where)
     notes += found.notes

@@ -46,7 +46,7 @@ from thumbnet.sources.label_lists import check_several
 from thumbnet.sources.place import Form, Place
 from thumbnet.sources.python import load_python
 from thumbnet.sources.split_names import SPLITS
-from thumbnet.sources.unread_tables import notes_on_unread_tables
+from thumbnet.sources.unread_tables import notes_on_unread_tables, notes_on_unused_tables
 
 NAMED = ("digits", *cifar.ARCHIVES, *idx.PUBLISHED)
 # Other spellings, in the form that :func:`_canonical` compares: lower case without ``-`` and ``_``.
@@ -277,6 +277,7 @@ def _read(place: Place, name: str, settings: DataSettings) -> Data:
         told = str(error) if by_names else unknown.explain_failure(place, str(error))
         raise DataError(told + tables) from None
     unread = [note for level in levels for note in notes_on_unread_tables(level, name, data, settings)]
+    unread += [note for level in levels for note in notes_on_unused_tables(level, data, settings)]
     return replace(data, notes=(*data.notes, *unread))
 
 

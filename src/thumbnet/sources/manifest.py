@@ -7,11 +7,12 @@ import json
 import os
 import re
 from collections import defaultdict
-from collections.abc import Container
+from collections.abc import Container, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -29,14 +30,27 @@ from thumbnet.errors import (
     some_of,
 )
 from thumbnet.files import user_path
+from thumbnet.invocation import quoted
 from thumbnet.recipes.settings import DataSettings
 from thumbnet.sources import parquet
 from thumbnet.sources.column_names import label_candidates
-from thumbnet.sources.columns import Columns, find_columns, marks_pictures, notes_on_unread_marks
+from thumbnet.sources.columns import (
+    Columns,
+    find_columns,
+    labels_of,
+    marks_pictures,
+    notes_on_unread_marks,
+)
 from thumbnet.sources.group_columns import unused_groups
-from thumbnet.sources.index import is_picture_name
+from thumbnet.sources.index import is_output_folder, is_picture_name
 from thumbnet.sources.label_lists import read_labels
-from thumbnet.sources.labels import check_in_train, class_names, in_class_order, one_spelling
+from thumbnet.sources.labels import (
+    check_in_train,
+    class_names,
+    in_class_order,
+    named_numbers,
+    one_spelling,
+)
 from thumbnet.sources.lookup import Pictures
 from thumbnet.sources.place import Place, has_pictures
 from thumbnet.sources.split_columns import split_of_name, split_word
@@ -46,10 +60,11 @@ from thumbnet.sources.table_rows import (
     collect,
     duplicate_notes,
     missing_help,
+    one_name_per_group,
     several_notes,
     what_is_missing,
 )
-from thumbnet.sources.table_splits import Manifest, choose
+from thumbnet.sources.table_splits import Manifest, choose, note_on_unreadable, split_of_table
 from thumbnet.sources.tables import TEXT_SUFFIXES, Table, read_table
 
 _LISTS = re.compile(r"(.*[_-])?(train|val|valid|test|labels?|annotations?|list)([_-].*)?\.txt", re.I)
@@ -61,13 +76,32 @@ _NO_CLASS = re.compile(
 _CLASS_FILES = ("labels.txt", "classes.txt", "label_num_to_disease_map.json")
 _SPLIT_FOLDER_TABLES = ("metadata.csv", "metadata.jsonl", "_classes.csv")  # the Hub's and Roboflow's
 _TABLE_FOLDERS = re.compile(r"annotations?|labels?|splits?|meta|metadata|csvs?|tables?|lists?", re.I)
-_ALSO_TABLES = (".txt", ".json", ".manifest")  # files that may hold a table, but are not read as one
+_SHEETS = (".xlsx", ".xls", ".ods")
+_NO_TABLES = (".json", ".manifest", ".yaml", ".yml")
+_ALSO_TABLES = (".txt", *_NO_TABLES, *_SHEETS)  # files that may hold a table, but are not read as one
 _MAX_SHOWN = 5  # tables that an error lists
+_HEAD = 200  # rows by which a table is recognised
 _MOST_COLUMNS = 300  # of a table that names pictures; more are pixels, or marks of many labels
 NAMES = ("label_pattern", "classes_from")
 """The settings by which classes come from the names of files or folders."""
 COLUMNS_AND_PICTURES = ("path_column", "label_column", "images")
 """The settings about tables."""
+
+
+class Unused(NamedTuple):
+    """A table, or another file that may hold one, that is not read.
+
+    Attributes:
+        path: the file.
+        why: its name and the reason, printable.
+        is_table: whether its name is that of a table.
+        damaged: whether it is such a table, and cannot be read.
+    """
+
+    path: Path
+    why: str
+    is_table: bool
+    damaged: bool
 
 
 def recognise(place: Place, settings: DataSettings) -> bool:
@@ -120,6 +154,8 @@ def read(place: Place, source: str, settings: DataSettings) -> Data:
     tables, notes = _load_all(files, settings, None if alone else picture_place)
     manifests, more = choose(tables, settings, alone)
     notes += more
+    if not alone:
+        _check_train(files, manifests, settings, picture_place)
     pictures = Pictures(picture_place, trusted=alone)
     chosen = [(one.table, one.columns) for one in manifests]
     found = read_labels(chosen, settings.multilabel)
@@ -130,6 +166,7 @@ def read(place: Place, source: str, settings: DataSettings) -> Data:
         lost, more = collect(manifest, labels, pictures, splits, found.several, settings)
         missing += lost
         notes += more
+    notes += one_name_per_group(splits, settings.group_by)
     if missing:
         what = what_is_missing(missing, printable(str(pictures.index.root)))
         if settings.on_bad_image != "skip" or not any(rows.paths for rows in splits.values()):
@@ -171,6 +208,9 @@ def _data(
     check_in_train(used, names, source)
     order, position = in_class_order(names)
     titles, note = _titles(folder, order)
+    if titles == tuple(order) and not settings.label_column:
+        titles, more = _titles_in_tables(manifests, names, order)
+        note += more
     made = {
         split: _split(pictures, rows, position, len(order)) for split, rows in splits.items() if rows.paths
     }
@@ -228,11 +268,35 @@ def _load_all(
     notes: list[str] = []
     any_label = replace(settings, label_column="")
     for path, base in files:
-        if folder is not None and not _is_manifest(path, any_label, folder, labelled=False):
-            notes.append(f"{printable(path.name)} was skipped: it names no pictures")
-            continue
+        if folder is not None:
+            try:
+                _load(path, _HEAD)
+            except DataError as error:
+                notes.append(note_on_unreadable(path, base, error))
+                continue
+            if not _is_manifest(path, any_label, folder, labelled=False):
+                notes.append(f"{printable(path.name)} was skipped: it names no pictures")
+                continue
         tables.append((_load(path), base))
     return tables, notes
+
+
+def _check_train(
+    files: list[tuple[Path, str]], manifests: list[Manifest], settings: DataSettings, place: Place
+) -> None:
+    """Refuse to train on the tables of val or test because train's table is not among the ``manifests``.
+
+    Raises:
+        DataError: that is so. The message says why it is not.
+    """
+    used = [one.table.path for one in manifests]
+    of_train = [path for path, base in files if split_of_table(path, base) == "train" and path not in used]
+    if of_train and all(one.split in ("val", "test") and not one.columns.split for one in manifests):
+        raise DataError(
+            f"{some_of([printable(path.name) for path in used])} would be trained on, because the table of "
+            f"train is not used. {printable(of_train[0].name)}: {_why_not(of_train[0], settings, place)}.\n"
+            "To train on another table, name it instead of the folder"
+        )
 
 
 def _titles(folder: Path, order: list[str]) -> tuple[tuple[str, ...], list[str]]:
@@ -263,6 +327,36 @@ def _titles(folder: Path, order: list[str]) -> tuple[tuple[str, ...], list[str]]
         if set(found) == set(order) and len(set(found.values())) == len(found):
             return tuple(found[key] for key in order), [f"class names come from {name}"]
     return tuple(order), notes
+
+
+def _titles_in_tables(
+    manifests: list[Manifest], names: Mapping[str, str], order: list[str]
+) -> tuple[tuple[str, ...], list[str]]:
+    """The class names, and a note about the column that they come from, if there is one.
+
+    Whole numbers take their names from a column such as ``label_name`` that has a word of its own for each.
+
+    Args:
+        manifests: the tables that are read.
+        names: the class of each label.
+        order: the classes in order.
+    """
+    labels = {one.columns.label for one in manifests}
+    for column in label_candidates({name: None for one in manifests for name in one.table.names}):
+        pairs = {
+            (names[label], nfc(word))
+            for one in manifests
+            if one.columns.label and column in one.table.names
+            for label, word in zip(labels_of(one.table, one.columns), one.table.column(column), strict=True)
+            if label in names
+        }
+        titles = named_numbers(pairs, order)
+        if titles and column not in labels:
+            return titles, [
+                f"class names come from the column {printable(column)!r}; "
+                f"to keep the numbers: --label-column {quoted(next(iter(labels)))}"
+            ]
+    return tuple(order), []
 
 
 def _options(settings: DataSettings, keys: list[str]) -> str:
@@ -315,11 +409,13 @@ def check_used(place: Place | None, settings: DataSettings, used: Container[str]
         except DataError as error:
             raise UnusedSettingError(str(error)) from None
     for path, _ in [] if place is None or is_file(place.path) else _table_files(place.path)[:_MAX_SHOWN]:
-        with suppress(DataError, MissingExtraError):
-            names = _load(path, 200).names
-            tables.append(
-                f"\n  {printable(path.name)} has the columns {', '.join(map(printable, names[:12]))}"
-            )
+        try:
+            names = _load(path, _HEAD).names
+        except (DataError, MissingExtraError) as error:
+            tables.append(f"\n  {error}")
+        else:
+            listing = ", ".join(map(printable, names[:12]))
+            tables.append(f"\n  {printable(path.name)} has the columns {listing}")
     raise UnusedSettingError(
         f"{options} has no effect: {what} is not read from a table that it fits. Leave it out, or name "
         f"the table{':' if tables else ''}{''.join(tables)}"
@@ -381,7 +477,7 @@ def _table_files(folder: Path) -> list[tuple[Path, str]]:
     """
     found = []
     for path in inside(folder):
-        if path.name.startswith("."):
+        if path.name.startswith(".") or is_picture_name(path.name):
             continue
         if _is_table(path):
             found.append((path, ""))
@@ -407,34 +503,57 @@ def why_not_read(place: Place, settings: DataSettings) -> str:
     """Lines about the tables in a folder that name no pictures and classes, each with the reason."""
     if not has_pictures(place):
         return ""
-    tables = [path for path, _ in _table_files(place.path)]
-    others = [path for path in inside(place.path) if path.suffix.lower() in _ALSO_TABLES and is_file(path)]
-    lines = []
-    for path in list(dict.fromkeys([*tables, *others]))[:_MAX_SHOWN]:
-        name = printable(path.relative_to(place.path).as_posix())
-        with suppress(MissingExtraError):
-            lines.append(f"\n  {name}: {_why_not(path, settings).removeprefix(f'{name}: ')}")
+    lines = [f"\n  {one.why}" for one in islice(unused(place, settings), _MAX_SHOWN)]
     return f"\nTables that were not used:{''.join(lines)}" if lines else ""
 
 
-def _why_not(path: Path, settings: DataSettings) -> str:
-    if path.suffix.lower() in (".json", ".manifest"):
+def unused(place: Place, settings: DataSettings) -> Iterator[Unused]:
+    """Find the tables in a folder of pictures, and the files that may hold one, none of which is read."""
+    tables = [path for path, _ in _table_files(place.path)]
+    others = [path for path in inside(place.path) if path.suffix.lower() in _ALSO_TABLES and is_file(path)]
+    for path in dict.fromkeys([*tables, *others]):
+        name = printable(path.relative_to(place.path).as_posix())
+        try:
+            yield Unused(path, f"{name}: {_why_not(path, settings, place)}", path in tables, False)
+        except (DataError, MissingExtraError) as error:
+            at = str(error).removeprefix(printable(str(path)))
+            why = f"{name}: {error}" if at == str(error) else name + at
+            yield Unused(path, why, path in tables, path in tables)
+
+
+def is_spreadsheet(path: Path) -> bool:
+    """Whether a file is a spreadsheet by its name."""
+    return path.suffix.lower() in _SHEETS
+
+
+def _why_not(path: Path, settings: DataSettings, place: Place) -> str:
+    """Why a file is not read as a table of the pictures in a folder.
+
+    Raises:
+        DataError, MissingExtraError: it cannot be read.
+    """
+    if is_spreadsheet(path):
+        return "a spreadsheet; save it as CSV"
+    if path.suffix.lower() in _NO_TABLES:
         return "convert it to CSV, with a column of picture paths and one of classes"
+    table = _load(path, _HEAD)
     try:
-        table = _load(path, 200)
         columns = find_columns(table, settings)
     except DataError as error:
-        return str(error)
+        return str(error).removeprefix(f"{printable(path.name)}: ")
     others = [name for name in table.names if name != columns.path]
     listing = ", ".join(map(printable, others[:12]))
     if not columns.labelled:
         return f"no column appears to have labels ({listing}). Name it: --label-column NAME"
     if path.suffix.lower() == ".txt" and not _LISTS.fullmatch(path.name):
         return "only text files with usual names are looked for: name the file itself instead of its folder"
-    example = printable(next(iter(table.column(columns.path)), ""))
+    cells = table.column(columns.path)
+    if cells and _any_picture(place, cells):
+        return f"it is unclear whether one of its columns ({listing}) has the classes: --label-column NAME"
     return (
-        f"no picture is called like the cells in {printable(columns.path)!r}, such as {example!r}. If one of "
-        f"the other columns ({listing}) has their names: --path-column NAME"
+        f"no picture is called like the cells in {printable(columns.path)!r}, such as "
+        f"{printable(next(iter(cells), ''))!r}. If one of the other columns ({listing}) has their names: "
+        "--path-column NAME"
     )
 
 
@@ -446,7 +565,7 @@ def _is_manifest(path: Path, settings: DataSettings, folder: Place | None, label
     """
     named = folder is None
     try:
-        table = _load(path, 200)
+        table = _load(path, _HEAD)
         if len(table.names) > _MOST_COLUMNS and not marks_pictures(table):
             return False
         columns = find_columns(table, settings)
@@ -470,12 +589,12 @@ def _is_manifest(path: Path, settings: DataSettings, folder: Place | None, label
 def _any_picture(place: Place, cells: list[str]) -> bool:
     """Whether the folder, or a folder directly in it, has a picture that a cell names.
 
-    From 200 cells on, any picture counts.
+    If there are so many cells that more may follow, any picture counts.
     """
     stems = {nfc(re.split(r"[/\\]", cell)[-1]) for cell in cells}
     for folder in [place.path, *folders_in(place.path)[:50]]:
         for name in map(nfc, _picture_names(folder, place)):
-            if len(cells) >= 200 or os.path.splitext(name)[0] in stems or name in stems:
+            if len(cells) >= _HEAD or os.path.splitext(name)[0] in stems or name in stems:
                 return True
     return False
 
@@ -503,7 +622,8 @@ def class_folders(place: Place) -> bool:
     base = [path for path in folders if split_word(path.name) == "train"] or [place.path]
     inner = [path for path in folders_in(base[0]) if not path.name.startswith((".", "__"))]
     inner = [path for path in inner if not split_word(path.name) and not _NO_CLASS.fullmatch(path.name)]
-    return sum(bool(_picture_names(path, place)) for path in inner[:50]) >= 2
+    inner = [path for path in inner[:50] if _picture_names(path, place) and not is_output_folder(path)]
+    return len(inner) >= 2
 
 
 def _splits_by_table(place: Place, found: list[tuple[Path, str]], settings: DataSettings) -> bool:

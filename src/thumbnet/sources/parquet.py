@@ -7,6 +7,7 @@ import re
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,21 @@ import numpy as np
 
 from thumbnet.data.multilabel import MultiLabelSplit, as_matrix
 from thumbnet.data.reading import damage_as_data_error, folders_in, inside, is_file
+from thumbnet.data.spelling import nfc
 from thumbnet.data.splits import BytesSplit, Data, Split
 from thumbnet.errors import DataError, MissingExtraError, nearest, needs_extra, printable
+from thumbnet.invocation import quoted
 from thumbnet.recipes.settings import DataSettings
 from thumbnet.sources.archives import MAX_EXPANSION
 from thumbnet.sources.column_names import label_candidates
-from thumbnet.sources.labels import check_in_train, class_names, in_class_order, one_spelling
+from thumbnet.sources.labels import (
+    check_in_train,
+    class_names,
+    in_class_order,
+    named_numbers,
+    one_spelling,
+)
+from thumbnet.sources.parts import check_parts
 from thumbnet.sources.place import Place
 from thumbnet.sources.split_columns import split_of_name
 from thumbnet.sources.split_names import note_left_out, plainer_names, split_name
@@ -190,6 +200,8 @@ def read(place: Place, source: str, settings: DataSettings) -> Data:
         else:
             notes.append(f"{printable(path.name)} was skipped: neither its name nor its folder's is a split")
     notes += [note_left_out(f"{len(paths):,} file(s)", paths[0], name) for name, paths in left_out.items()]
+    if not is_file(place.path):
+        check_parts(path for paths in by_split.values() for path in paths)
     found: dict[str, tuple[list[bytes], list[str], list[str]]] = {}
     titles: list[str] | None = None
     column, kinds = "", set[bool]()
@@ -206,7 +218,7 @@ def read(place: Place, source: str, settings: DataSettings) -> Data:
             _read_file(path, (image, column), (contents, labels, names), split)
         kept = [i for i, label in enumerate(labels) if label not in EMPTY and label != "-1"]
         if len(kept) < len(labels):
-            notes.append(f"{split}: skipped {len(labels) - len(kept):,} row(s) without a label")
+            notes.append(f"{split}: skipped {len(labels) - len(kept):,} row(s) without a label (empty or -1)")
         if kept:
             found[split] = ([contents[i] for i in kept], [labels[i] for i in kept], [names[i] for i in kept])
     if "train" not in found:
@@ -216,7 +228,37 @@ def read(place: Place, source: str, settings: DataSettings) -> Data:
             f"{source}: the column {printable(column)!r} holds lists of labels in some files and single "
             "labels in others"
         )
-    return _data(source, column, titles, found, notes, kinds == {True} and settings.multilabel is not False)
+    several = kinds == {True} and settings.multilabel is not False
+    data = _data(source, column, titles, found, notes, several)
+    if titles is not None or settings.label_column or several:
+        return data
+    return _named(data, column, [path for paths in by_split.values() for path in paths])
+
+
+def _named(data: Data, column: str, files: Sequence[Path]) -> Data:
+    """The data, with names for classes that are numbers if another column has a word for each of them."""
+    names = [set(_open(path).schema_arrow.names) for path in files]
+    for other in label_candidates(set.intersection(*names) - {column}):
+        if any(_is_nested(_open(path).schema_arrow.field(other).type) for path in files):
+            continue
+        pairs = {
+            (_text(label), nfc(_text(word)))
+            for path in files
+            for labels, words in _batches(path, 1 << 14, (column, other))
+            for label, word in zip(labels, words, strict=True)
+        }
+        order = data.class_names
+        known = class_names(label for label, _ in pairs if label not in EMPTY)
+        named = named_numbers(
+            {(known[label], word) for label, word in pairs if known.get(label) in order}, order
+        )
+        if named:
+            note = (
+                f"class names come from the column {printable(other)!r}; "
+                f"to keep the numbers: --label-column {quoted(column)}"
+            )
+            return replace(data, class_names=named, notes=(*data.notes, note))
+    return data
 
 
 def _data(

@@ -26,6 +26,7 @@ from thumbnet.sources.labels import check_in_train, class_names, in_class_order,
 from thumbnet.sources.manifest import class_folders
 from thumbnet.sources.place import Place
 from thumbnet.sources.split_columns import row_splits, split_column, split_of_name
+from thumbnet.sources.table_splits import note_on_unreadable
 from thumbnet.sources.tables import EMPTY, Table, read_table
 
 _MIN_PIXELS = 64  # 8x8
@@ -60,7 +61,7 @@ def recognise(place: Place, settings: DataSettings) -> bool:
     try:
         if is_folder(place.path) and (class_folders(place) or manifest.recognise(place, settings)):
             return False
-        return any(_is_pixels(path) for path in _files(place.path))
+        return any(map(_has_pixels, _files(place.path)))
     except (DataError, ValueError, csv.Error, RecursionError):
         return False
 
@@ -76,13 +77,18 @@ def read(place: Place, source: str, settings: DataSettings) -> Data:
     found: dict[str, tuple[np.ndarray, list[str]]] = {}
     used: list[str] = []
     unlabelled: list[str] = []
-    tables = {path: _is_pixels(path) for path in _files(place.path)}
-    names_train = any(is_pixels and split_of_name(path.stem) == "train" for path, is_pixels in tables.items())
-    for path, is_pixels in tables.items():
+    tables: list[Path] = []
+    for path in _files(place.path):
+        try:
+            if _is_pixels(path):
+                tables.append(path)
+            else:
+                notes.append(f"{printable(path.name)} was skipped: it has no pixels in its columns")
+        except DataError as error:
+            notes.append(note_on_unreadable(path, "", error))
+    names_train = any(split_of_name(path.stem) == "train" for path in tables)
+    for path in tables:
         name = printable(path.name)
-        if not is_pixels:
-            notes.append(f"{name} was skipped: it has no pixels in its columns")
-            continue
         table = _read_table(path, settings)
         pixels, labels, splits = table.pixels, table.labels, table.splits
         if labels is None:
@@ -112,6 +118,12 @@ def read(place: Place, source: str, settings: DataSettings) -> Data:
     if not found and unlabelled:
         raise DataError(
             f"{'; '.join(unlabelled)}. Pass a table with labels, or name the column: --label-column NAME"
+        )
+    of_train = [path.name for path in _files(place.path) if split_of_name(path.stem) == "train"]
+    if of_train and found and "train" not in found:
+        raise DataError(
+            f"{', '.join(used)} would be trained on, because the table of train is not used: "
+            f"{'; '.join(notes)}. To train on another table, name it instead of the folder"
         )
     if len(found) == 1:
         found = {"train": next(iter(found.values()))}
@@ -187,11 +199,21 @@ def _files(path: Path) -> list[Path]:
     return [file for file in files if file.suffix.lower() in _SUFFIXES and is_file(file)]
 
 
-def _is_pixels(path: Path) -> bool:
+def _has_pixels(path: Path) -> bool:
+    """Whether a file is a table of pixels; False if it cannot be read."""
     try:
-        table = read_table(path, 3)
+        return _is_pixels(path)
     except DataError:
         return False
+
+
+def _is_pixels(path: Path) -> bool:
+    """Whether a table holds pixels, by its first rows.
+
+    Raises:
+        DataError: they cannot be read.
+    """
+    table = read_table(path, 3)
     if _string_column(table):
         return True
     return len(_pixel_columns(table)) >= _MIN_PIXELS and not marks_pictures(table)

@@ -106,7 +106,7 @@ def load_python(
         stated, labels = _joined_names(parts, notes)
     several = label_matrices(labels, stated or class_names, multilabel, IN_MEMORY)
     if several is None:
-        names, numbers = _numbered(labels, stated, class_names)
+        names, numbers = _numbered(labels, stated, class_names, notes)
         if stated is not None and class_names is None:
             _note_unused(names, numbers["train"], notes)
     else:
@@ -188,16 +188,16 @@ def _note_unused(names: Sequence[str], numbers: np.ndarray, notes: list[str]) ->
 
 
 def _numbered(
-    labels: Mapping[str, Any], stated: Sequence[str] | None, network: Sequence[str] | None
+    labels: Mapping[str, Any], stated: Sequence[str] | None, network: Sequence[str] | None, notes: list[str]
 ) -> tuple[tuple[str, ...], dict[str, np.ndarray]]:
-    names, numbers = class_labels(labels, stated, IN_MEMORY)
+    names, numbers = class_labels(labels, stated, IN_MEMORY, notes)
     if network is None:
         return names, numbers
     places = places_in(network, names)
     if None not in places:  # keep all of the network's classes, even if the data has just one
         position = np.array(places, dtype=np.int64)
         return tuple(network), {split: position[part] for split, part in numbers.items()}
-    return class_labels(labels, network, IN_MEMORY) if stated is None else (names, numbers)
+    return class_labels(labels, network, IN_MEMORY, []) if stated is None else (names, numbers)
 
 
 # --- what was given ---------------------------------------------------------------------------------------

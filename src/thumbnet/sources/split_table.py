@@ -29,7 +29,7 @@ from thumbnet.files import check_output, read_whole, reason, user_path, write_fi
 from thumbnet.recipes.settings import DataSettings
 from thumbnet.sources.load import load_data
 from thumbnet.sources.split_names import SPLITS
-from thumbnet.sources.tables import read_table
+from thumbnet.sources.tables import EMPTY, read_table
 
 GROUP = "group"
 """The column that says which pictures belong together: ``--group-by group`` reads it."""
@@ -118,6 +118,12 @@ def write_split_table(data: Data, path: Path) -> Written:
         RunError: the table cannot be written; see :func:`check_split_table`.
     """
     check_split_table(path)
+    nothing = [name for name in data.class_names if name in EMPTY and not data.multilabel]
+    if nothing:
+        raise DataError(
+            f"{printable(data.source)}: the class {nothing[0]!r} cannot be written into a table, where it "
+            "means that a picture has no label. Rename it"
+        )
     place = _places_from(path.parent)
     pictures = _pictures(data, place)
     grouped = "train" in data.groups

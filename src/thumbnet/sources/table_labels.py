@@ -57,7 +57,8 @@ def labels_from_tables(
         None if no table names the pictures and something like labels.
     """
     pictures = Pictures(place, trusted=False)
-    for path, table, columns in _tables(place, files, split):
+    damaged: list[str] = []
+    for path, table, columns in _tables(place, files, split, damaged):
         base = os.path.dirname(path)
         rows = [
             (cell, label)
@@ -92,11 +93,18 @@ def labels_from_tables(
             f"{name}{column}{lost}"
         )
         return Labelled(list(of), labels, note)
+    if damaged:
+        return Labelled([], np.zeros(0, np.int64), f"warning: {damaged[0]}. The table is not used")
     return None
 
 
-def _tables(place: Place, files: Sequence[str], split: str) -> Iterator[tuple[str, Table, Columns]]:
-    """The tables that may be about a split, with paths and labels; paths are relative to ``place``."""
+def _tables(
+    place: Place, files: Sequence[str], split: str, damaged: list[str]
+) -> Iterator[tuple[str, Table, Columns]]:
+    """The tables that may be about a split, with paths and labels; paths are relative to ``place``.
+
+    What is wrong with tables that cannot be read is added to ``damaged``.
+    """
     tried = 0
     for path in sorted(files, key=lambda path: (path.count("/"), path)):
         stem, suffix = os.path.splitext(os.path.basename(path))
@@ -109,6 +117,10 @@ def _tables(place: Place, files: Sequence[str], split: str) -> Iterator[tuple[st
             return
         try:
             table = read_table(place.path / path)
+        except DataError as error:
+            damaged.append(str(error))
+            continue
+        try:
             columns = find_columns(table, DataSettings())
             rest = [name for name in table.names if name not in (columns.path, columns.split)]
             if not columns.labelled and len(rest) == 1:
@@ -146,7 +158,7 @@ def _positions(
     if all(re.fullmatch(r"\d{1,9}", name, re.ASCII) for name in class_names):
         numbers = {int(name): position for position, name in enumerate(class_names)}
         return {label: numbers[int(label)] for label in labels if int(label) in numbers}
-    for _, table, columns in _tables(place, files, "train"):
+    for _, table, columns in _tables(place, files, "train", []):
         cells = table.column(columns.path)
         folders = [named(os.path.basename(os.path.dirname(cell.replace("\\", "/")))) for cell in cells]
         pairs = {pair for pair in zip(_labels(table, columns), folders, strict=True) if pair[0]}

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from thumbnet.data.corrections import is_corrections
+from thumbnet.data.spelling import name_key, nfc
+from thumbnet.data.splits import group_name
 from thumbnet.errors import printable
 from thumbnet.invocation import command
 from thumbnet.recipes.settings import DataSettings
@@ -18,6 +21,8 @@ from thumbnet.sources.table_splits import Manifest, splits_by_folder
 from thumbnet.sources.tables import EMPTY
 
 _MAX_SHOWN = 5  # missing pictures that an error lists
+_WHOLE = re.compile(r"(-?\d+)\.0*", re.ASCII)
+_LEADING_ZEROS = re.compile(r"(?<!\d)0+(?=\d)")
 
 
 class Missing(NamedTuple):
@@ -117,6 +122,33 @@ def collect(
             f"{ungrouped:,} row(s), each of which forms its own group"
         )
     return missing, notes
+
+
+def one_name_per_group(splits: dict[str, Rows], column: str) -> list[str]:
+    """Name groups alike that are only written differently: ``7`` and pandas' ``7.0``, or both Unicode forms.
+
+    Returns:
+        A warning if groups differ only in case or in leading zeros: they may be the same, too.
+    """
+    found = sorted({group for rows in splits.values() for group in rows.groups if group_name(group)})
+    same: dict[str, list[str]] = {}
+    for group in found:
+        whole = _WHOLE.fullmatch(group)
+        same.setdefault(whole[1] if whole else nfc(group), []).append(group)
+    names = {group: name for name, several in same.items() if len(several) > 1 for group in several}
+    for rows in splits.values() if names else ():
+        rows.groups = [names.get(group, group) for group in rows.groups]
+    alike: dict[str, list[str]] = {}
+    for group in dict.fromkeys(names.get(group, group) for group in found):
+        alike.setdefault(_LEADING_ZEROS.sub("", name_key(group)), []).append(group)
+    unclear = [several for several in alike.values() if len(several) > 1]
+    if not unclear:
+        return []
+    example = " and ".join(printable(group) for group in unclear[0][:2])
+    return [
+        f"warning: the column {printable(column)!r} has groups that differ only in case or leading zeros, "
+        f"such as {example}. They count as different groups. If they are the same, write them alike"
+    ]
 
 
 def several_notes(splits: dict[str, Rows], how: str) -> list[str]:

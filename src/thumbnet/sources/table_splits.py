@@ -10,6 +10,7 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import NamedTuple
 
 from thumbnet.data.spelling import file_key, name_key
@@ -79,7 +80,7 @@ def choose(
                 f"{', '.join(map(printable, table.names[:12]))}. "
                 "Name the right one: --label-column NAME"
             )
-    unclear.sort(key=lambda one: _split_of(one[0], one[1]) != "train")
+    unclear.sort(key=lambda one: split_of_table(one[0].path, one[1]) != "train")
     if unclear and not labelled:
         raise unclear[0][2]
     train = _labels_of_train(labelled)
@@ -87,7 +88,7 @@ def choose(
     notes = [
         f"{printable(table.path.name)} was skipped: it is unclear which column has the labels"
         for table, base, _ in unclear
-        if not _split_of(table, base)
+        if not split_of_table(table.path, base)
     ]
     for one in [one for one in labelled if _has_other_labels(one, train)]:
         labelled.remove(one)
@@ -122,9 +123,21 @@ def choose(
     return labelled, [*notes, *more]
 
 
-def _split_of(table: Table, base: str) -> str:
+def split_of_table(path: Path, base: str) -> str:
     """The split that the name of a table or of its folder mentions; may be empty."""
-    return split_of_name(table.path.stem) or split_of_name(base)
+    return split_of_name(path.stem) or split_of_name(base)
+
+
+def note_on_unreadable(path: Path, base: str, error: DataError) -> str:
+    """The note about one of several tables, which cannot be read because of ``error``.
+
+    Raises:
+        DataError: its name, or that of its folder ``base``, says that it is the table of a split. Without
+            train's table, for example, the test pictures would be trained on.
+    """
+    if split_of_table(path, base):
+        raise error
+    return f"warning: {error}. {printable(path.name)} is not used"
 
 
 def _understood(table: Table, base: str, settings: DataSettings, alone: bool) -> Manifest:
@@ -141,7 +154,7 @@ def _understood(table: Table, base: str, settings: DataSettings, alone: bool) ->
     splits = tuple(told[cell] for cell in table.column(columns.label)) if told else None
     if told or lacking:
         columns = replace(columns, label="", one_hot=())
-    return Manifest(table, columns, base, _split_of(table, base), splits)
+    return Manifest(table, columns, base, split_of_table(table.path, base), splits)
 
 
 class _Labels(NamedTuple):
@@ -195,7 +208,7 @@ def _without_train_labels(
     """
     found = []
     for table, base, error in unclear:
-        split = _split_of(table, base)
+        split = split_of_table(table.path, base)
         known = train.columns and (train.in_train or split != "train")
         if split and (train.are_in(table) or not known):
             raise error

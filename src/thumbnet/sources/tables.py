@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
+from typing import TypeVar
 
 from thumbnet.data.reading import open_text, read_error
 from thumbnet.data.rows import numbered_rows
@@ -30,6 +31,7 @@ _HEAD = 1 << 16  # bytes in which the encoding is detected
 # What is tried next if a file is not text in an encoding. Excel on Windows saves CSV in a code page of the
 # system, of which cp1252 is the western one; five bytes mean nothing in it.
 _NEXT = {"utf-8-sig": "cp1252", "cp1252": "latin-1"}
+_Row = TypeVar("_Row")
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,10 @@ def repeated_names(names: Sequence[str]) -> list[str]:
 
 def read_table(path: Path, limit: int | None = None) -> Table:
     """Read the table in a text file, or its first ``limit`` rows.
+
+    With a ``limit``, the rows end before the first one that cannot be read, unless it is one of the first
+    two. So a file that is damaged further down is recognised as the table that it is, and reading all of it
+    says what is wrong.
 
     Raises:
         DataError: the file is missing, or is not a text table; the message names the line at fault.
@@ -126,31 +132,33 @@ def _lines(path: Path, encoding: str) -> Iterator[str]:
             yield line
 
 
+def _first(rows: Iterator[_Row], limit: int | None) -> list[_Row]:
+    """All rows, or the first ones; see :func:`read_table`."""
+    found: list[_Row] = []
+    try:
+        for row in islice(rows, limit):
+            found.append(row)
+    except DataError:
+        if limit is None or len(found) < 2:  # a single row may be a header
+            raise
+    return found
+
+
 def _read(path: Path, encoding: str, limit: int | None) -> Table:
-    first = list(islice((line for line in _lines(path, encoding) if line.strip()), 30))
+    first = _first((line for line in _lines(path, encoding) if line.strip()), 30)
     if path.suffix.lower() in (".jsonl", ".ndjson"):
         return _read_json_lines(path, encoding, limit)
     if _is_counted(first):
         return _read_counted(path, encoding, limit)
     told = _SEPARATOR_LINE.match(first[0]) if first else None
     separator = told[1] if told else _separator(first)
-    rows, lines = [], []
-    for line, row in islice(_cells(path, encoding, separator), int(bool(told)), None):
-        rows.append([cell.strip() for cell in row])
-        lines.append(line)
-        if limit is not None and len(rows) > limit:
-            break
-    if not rows:
-        raise DataError(f"{printable(str(path))} is empty")
+    cells = islice(_cells(path, encoding, separator), int(bool(told)), None)
+    found = _first(_same_width(path, cells), None if limit is None else limit + 1)
+    if not found:
+        raise DataError(f"{printable(str(path))} is empty: get it again, or remove it")
+    lines, rows = [line for line, _ in found], [row for _, row in found]
     header = _has_header(rows)
     width = len(rows[0])
-    for line, row in zip(lines, rows, strict=True):
-        while len(row) > width and not row[-1]:
-            row.pop()
-        if len(row) != width:
-            raise DataError(
-                f"{printable(str(path))}, line {line}: {len(row)} cells, but line {lines[0]} has {width}"
-            )
     names = rows[0] if header else [f"column {number + 1}" for number in range(width)]
     names = [name or f"column {number + 1}" for number, name in enumerate(names)]
     repeated = repeated_names(names)
@@ -158,6 +166,26 @@ def _read(path: Path, encoding: str, limit: int | None) -> Table:
         raise DataError(_REPEATED.format(printable(str(path)), printable(repeated[0])))
     skip = int(header)
     return Table(path, names, rows[skip:], lines[skip:], header)
+
+
+def _same_width(path: Path, rows: Iterator[tuple[int, list[str]]]) -> Iterator[tuple[int, list[str]]]:
+    """Strip the cells of each row, and the empty cells with which it is longer than the first row.
+
+    Raises:
+        DataError: a row has more or fewer cells than the first one.
+    """
+    start, width = 0, 0
+    for line, cells in rows:
+        row = [cell.strip() for cell in cells]
+        start, width = (start, width) if start else (line, len(row))
+        while len(row) > width and not row[-1]:
+            row.pop()
+        if len(row) != width:
+            raise DataError(
+                f"{printable(str(path))}, line {line}: {len(row)} cell(s), but line {start} has {width}. "
+                "All lines need as many; if the file was cut off, get it again"
+            )
+        yield line, row
 
 
 def _is_counted(lines: list[str]) -> bool:
@@ -172,15 +200,10 @@ def _is_counted(lines: list[str]) -> bool:
 def _read_counted(path: Path, encoding: str, limit: int | None) -> Table:
     """Read a table of :func:`_is_counted`; the column of pictures may lack a name."""
     cells = ((number, line.split()) for number, line in enumerate(_lines(path, encoding), 1) if line.strip())
-    found = list(islice(cells, None if limit is None else limit + 2))
-    rows, lines = [row for _, row in found[2:]], [number for number, _ in found[2:]]
-    names = found[1][1]
+    (_, _), (_, names) = islice(cells, 2)
+    found = _first(_same_width(path, cells), limit)
+    lines, rows = [line for line, _ in found], [row for _, row in found]
     names = ["image", *names] if len(rows[0]) > len(names) else names
-    for line, row in zip(lines, rows, strict=True):
-        if len(row) != len(names):
-            raise DataError(
-                f"{printable(str(path))}, line {line}: {len(row)} cells, but there are {len(names)} columns"
-            )
     repeated = repeated_names(names)
     if repeated:
         raise DataError(_REPEATED.format(printable(str(path)), printable(repeated[0])))
@@ -241,8 +264,15 @@ def _is_number(cell: str) -> bool:
 
 
 def _read_json_lines(path: Path, encoding: str, limit: int | None) -> Table:
-    rows: list[dict[str, object]] = []
-    lines: list[int] = []
+    found = _first(_json_objects(path, encoding), limit)
+    rows, lines = [row for _, row in found], [number for number, _ in found]
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    if not names:
+        raise DataError(f"{printable(str(path))} is empty: get it again, or remove it")
+    return Table(path, names, [[_text(row.get(name)) for name in names] for row in rows], lines, True)
+
+
+def _json_objects(path: Path, encoding: str) -> Iterator[tuple[int, dict[str, object]]]:
     for number, line in enumerate(_lines(path, encoding), 1):
         if not line.strip():
             continue
@@ -251,15 +281,11 @@ def _read_json_lines(path: Path, encoding: str, limit: int | None) -> Table:
         except (ValueError, RecursionError):
             row = None
         if not isinstance(row, dict):
-            raise DataError(f"{printable(str(path))}, line {number}: not a JSON object")
-        rows.append(row)
-        lines.append(number)
-        if limit is not None and len(rows) >= limit:
-            break
-    names = list(dict.fromkeys(name for row in rows for name in row))
-    if not names:
-        raise DataError(f"{printable(str(path))} is empty")
-    return Table(path, names, [[_text(row.get(name)) for name in names] for row in rows], lines, True)
+            raise DataError(
+                f"{printable(str(path))}, line {number}: not a JSON object. Each line needs one; if the file "
+                "was cut off, get it again"
+            )
+        yield number, row
 
 
 def _text(value: object) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from dataclasses import dataclass, field
 
 # Folders that operating systems and tools create. Other folders whose names begin with a dot are skipped too.
@@ -12,6 +12,15 @@ _TOOLS = (
     ".fseventsd .dvc"
 )
 _TOOL_FOLDERS = frozenset([*_TOOLS.split(), "system volume information"])
+
+
+# The files by which the folders of runs and searches are known. Figures in them are no data.
+OUTPUTS = (("recipe.toml", "run.json"), ("tune.json", "journal.jsonl"))
+
+
+def is_output(names: Container[str]) -> bool:
+    """Whether thumbnet has written a folder that has files of these names."""
+    return any(all(name in names for name in files) for files in OUTPUTS)
 
 
 def is_known_tool(name: str) -> bool:
@@ -31,8 +40,9 @@ class Folder:
     Attributes:
         path: its path, with parts separated by ``/``; ``""`` for the outermost folder.
         pictures, ignored: the names of the pictures in it, and of its other files.
-        folders: the folders in it, sorted by name, without hidden folders and those of tools.
+        folders: the other folders in it, sorted by name, without hidden folders and those of tools.
         skipped: the hidden folders and those of tools in it: path and number of pictures below.
+        outputs: the same for folders that thumbnet has written, also in folders in it without pictures.
         links: the links in it that lead nowhere, or to a folder, and are not followed: path and reason.
         count: how many pictures are in it and below it.
     """
@@ -42,6 +52,7 @@ class Folder:
     ignored: list[str] = field(default_factory=list)
     folders: list[Folder] = field(default_factory=list)
     skipped: list[tuple[str, int]] = field(default_factory=list)
+    outputs: list[tuple[str, int]] = field(default_factory=list)
     links: list[tuple[str, str]] = field(default_factory=list)
     count: int = 0
 

@@ -89,6 +89,7 @@ _ENDS: tuple[tuple[tuple[str, ...], str, str], ...] = (
     ((".part", ".crdownload", ".aria2", ".download", ".tmp"), "an unfinished download", "finish it"),
     ((".beton",), "an FFCV file", plugins.FILES_ADVICE),
 )
+_PART = re.compile(r"\.(zip|7z|rar|tar|tgz|gz|bz2|xz|zst)\.\d{2,3}$|\.z\d\d$|\.part\d+\.rar$|\.r\d\d$")
 _MASKS = re.compile(
     r"(ground[ _-]?truths?|gts?|(segmentation[ _-]?)?(masks?|labels?|annotations?)|trimaps?|segmentation\w*)",
     re.I,
@@ -195,6 +196,11 @@ def _identify(path: Path) -> tuple[str, str]:
         return (
             "a web page, not the data",
             "the download failed: open the address in a browser and save the file",
+        )
+    if _PART.search(name):
+        return (
+            "one part of an archive in several",
+            "join all of them, or unpack them yourself and name the folder",
         )
     for start, what, advice in _STARTS:
         if head.startswith(start):

@@ -1,28 +1,37 @@
-"""Tables that label pictures in another way than the class folders next to them, which are read instead.
+"""Tables next to pictures that are read by the names of folders or files instead.
 
 ``2021-05-03/*.jpg``, ``2021-05-04/*.jpg`` and ``labels.csv`` look like class folders, but the days are no
 classes. A table that has the folders' classes is not mentioned: it may add splits, or be what a network
 predicts. Nor is one with another name for each of them.
+
+``0_left.jpg``, ``0_right.jpg`` and ``labels.xlsx`` look like classes in names, but the sides are no classes.
 """
 
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
-from thumbnet.data.spelling import file_key, name_key
+from thumbnet.data.reading import read_error
+from thumbnet.data.spelling import file_key, name_key, nfc
 from thumbnet.data.splits import Data
 from thumbnet.errors import DataError, printable, some_of
+from thumbnet.files import open_whole
 from thumbnet.invocation import command
 from thumbnet.recipes.settings import DataSettings
 from thumbnet.sources.column_names import label_candidates
 from thumbnet.sources.columns import Columns
+from thumbnet.sources.folders import classes_in_names
 from thumbnet.sources.index import is_picture_name
 from thumbnet.sources.label_lists import read_labels
-from thumbnet.sources.manifest import labelling
+from thumbnet.sources.manifest import is_spreadsheet, labelling, unused
 from thumbnet.sources.place import Place
 from thumbnet.sources.tables import Table
 
+_MOST_NOTES = 5
+_CLASS_LIST = 1 << 20  # bytes of a table that are searched for the names of classes
 _ROWS = 100_000  # of each table that are compared with the folders: nobody should wait for a note
 
 
@@ -48,6 +57,52 @@ def notes_on_unread_tables(place: Place, source: str, data: Data, settings: Data
                 f"To train on the table: {_command(place, source, table, columns)}"
             )
     return notes
+
+
+def notes_on_unused_tables(place: Place, data: Data, settings: DataSettings) -> list[str]:
+    """Notes about tables that may have the classes of the pictures, but cannot be read as tables of pictures.
+
+    Next to class folders, these are spreadsheets and tables that cannot be read at all: others may list
+    anything. The names of pictures are less certain to have the classes, so all tables count there. A list of
+    their classes is not mentioned.
+
+    Args:
+        place: a folder.
+        data: what was read from the names of its folders or pictures.
+        settings: how they were read.
+
+    Raises:
+        DataError: the classes come from the names of pictures, and such a table is called ``labels``.
+    """
+    notes = []
+    in_names = classes_in_names(data)
+    for one in unused(place, settings):
+        called_labels = re.search("label", one.path.stem, re.I)
+        table = one.damaged or (in_names and (one.is_table or called_labels)) or is_spreadsheet(one.path)
+        if not table or "submission" in one.path.stem.lower() or _lists_classes(one.path, data.class_names):
+            continue
+        if in_names and called_labels:
+            shown = some_of(sorted(map(printable, data.class_names)), 3)
+            raise DataError(
+                f"the names of the pictures have classes ({shown}), but a table seems to have others, and it "
+                f"cannot be used. {one.why}\n"
+                "If the names are right, move the table to another folder, or say where the class is in a "
+                "name: --label-pattern REGEX"
+            )
+        notes.append(f"{'warning: ' if one.damaged else ''}not used: {one.why}")
+    return notes[:_MOST_NOTES]
+
+
+def _lists_classes(path: Path, class_names: Sequence[str]) -> bool:
+    """Whether all class names are in a text file, not as parts of longer names."""
+    if path.suffix.lower() == ".parquet" or is_spreadsheet(path):
+        return False
+    try:
+        with open_whole(path) as file:
+            text = nfc(file.read(_CLASS_LIST).decode("utf-8", "replace"))
+    except OSError as error:
+        raise read_error(error, path) from None
+    return all(re.search(rf"(?<![\w./-]){re.escape(nfc(name))}(?![\w./-])", text) for name in class_names)
 
 
 def _command(place: Place, source: str, table: Table, columns: Columns) -> str:

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from thumbnet.data.reading import inside, is_file, is_folder, is_not_there, read_error
+from thumbnet.data.reading import inside, is_file, is_folder, is_not_there, read_error, version_of
 from thumbnet.data.splits import Data, EncodedSplit, Split, file_stamp
 from thumbnet.errors import DataError, FailedReadError, needs_extra, printable
 from thumbnet.files import open_whole, read_whole, user_path
@@ -27,6 +27,7 @@ from thumbnet.recipes.settings import DataSettings
 from thumbnet.sources.index import is_picture_name
 from thumbnet.sources.known_names import HUB
 from thumbnet.sources.labels import as_class, number_classes
+from thumbnet.sources.parts import check_parts, gaps
 from thumbnet.sources.place import Place
 from thumbnet.sources.split_names import note_left_out, plainer_names, split_name
 from thumbnet.sources.tar import DAMAGED
@@ -71,7 +72,11 @@ def read(place: Place, source: str, settings: DataSettings) -> Data:
     if left_out:
         first = left_out[0]
         notes.append(note_left_out(f"{len(left_out):,} shard(s)", first.name, plainer[names[first]]))
-    return read_shards([shard for shard in shards if names[shard] not in plainer], source, notes)
+    chosen = [shard for shard in shards if names[shard] not in plainer]
+    if not is_file(place.path):
+        check_parts(chosen)
+        notes += gaps(chosen)
+    return read_shards(chosen, source, notes)
 
 
 def read_pattern(name: str) -> Data:
@@ -204,7 +209,7 @@ class ShardSplit(EncodedSplit):
             yield file_stamp(name, label, place.size)
 
     def content_stamp(self) -> Iterable[bytes]:
-        """The paths, sizes and modification times of the shards, then the places of the pictures in them."""
+        """The paths and versions of the shards, then the places of the pictures in them."""
         for number in sorted({place.shard for place in self._places}):
             shard = self._shards[number]
             try:
@@ -214,9 +219,7 @@ class ShardSplit(EncodedSplit):
                     raise read_error(error, shard) from None
                 yield f"{shard}\0gone\n".encode(errors="surrogateescape")
             else:
-                yield f"{shard.resolve()}\0{state.st_size}\0{state.st_mtime_ns}\n".encode(
-                    errors="surrogateescape"
-                )
+                yield f"{shard.resolve()}\0{version_of(state)}\n".encode(errors="surrogateescape")
         yield "\n".join(map(str, self._places)).encode()
 
 

@@ -57,8 +57,8 @@ def choose_recipe(
     :func:`~thumbnet.training.own_loss.for_own_loss`.
 
     Raises:
-        RecipeError: there is no such recipe, a setting is invalid, or the data are loaded already, by another
-            setting.
+        RecipeError: there is no such recipe, a setting is invalid, classes of unequal size are balanced
+            twice, or the data are loaded already, by another setting.
         RunError: the recipe needs a ``val`` split, and the finished run has trained on all pictures; or the
             weights in ``training.init`` cannot be read.
         DataError: the data cannot be loaded.
@@ -66,6 +66,8 @@ def choose_recipe(
             be imported.
     """
     chosen = asked_recipe(recipe, overrides)
+    if not continues:  # a run of an earlier version may have been trained like this
+        check_balanced_once(chosen)
     find_code(chosen)
     named = named_keys(recipe, overrides)
     chosen = with_loaded_settings(chosen, data, named)
@@ -107,6 +109,20 @@ def choose_recipe(
     chosen, more = for_several_labels(chosen, loaded)
     told = (*changed, *watched, *begins, *pixels, *note_on_patience(chosen), *notes, *more, *smoothed)
     return chosen, replace(loaded, notes=(*loaded.notes, *told))
+
+
+def check_balanced_once(recipe: Recipe) -> None:
+    """Check that only one setting makes up for classes of unequal size.
+
+    Raises:
+        RecipeError: two do, so rare classes would weigh more than frequent ones.
+    """
+    if recipe.data.sampling == "balanced" and recipe.training.class_weights == "balanced":
+        raise RecipeError(
+            "data.sampling = 'balanced' and training.class_weights = 'balanced' both make up for classes of "
+            "unequal size, so rare classes would weigh more than frequent ones. Choose one: "
+            "--set data.sampling=uniform or --set training.class_weights=none"
+        )
 
 
 def watching(

@@ -33,9 +33,11 @@ class Score:
     def rank(self, choose_by: str) -> tuple[float, float]:
         """Two numbers that are larger for a better score, by ``training.choose_by``; the first counts more.
 
-        A loss that is not a number is the worst.
+        A score whose loss is not a number is below all others, because the network answers with NaN.
         """
-        likelihood = -math.inf if math.isnan(self.loss) else -self.loss
+        if math.isnan(self.loss):
+            return -math.inf, -math.inf
+        likelihood = -self.loss
         if choose_by == "loss":
             return likelihood, self.headline
         if choose_by == "balanced-accuracy":

@@ -25,7 +25,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from thumbnet.batches.batches import Batches, LoaderBatches
-from thumbnet.errors import DataError, memory_guard
+from thumbnet.errors import DataError, RecipeError, memory_guard
 from thumbnet.training.epochs import EpochResult, Score
 from thumbnet.training.state import TrainingState
 from thumbnet.training.steps import choose_steps
@@ -90,9 +90,13 @@ def fit(
         DataError: a loader has no length, has another number of batches than the state has steps per epoch,
             or gives pictures that are not float; there is a loader and several processes; or an epoch ends
             before its last step.
-        DivergedError: a loss is not finite, or too many steps were skipped.
+        DivergedError: a loss is not finite, or a parameter at the end of an epoch; or too many steps were
+            skipped.
+        RecipeError: the recipe has a setting that this loop, or the way in which ``state`` was made, would
+            ignore.
         OutOfMemoryError: a step, or an evaluation, does not fit into the device's memory.
     """
+    _check_applied(state, batches)
     steps = choose_steps(state, _as_batches(state, batches), on_note)  # by train_step, or CUDA graphs of it
     newest_loss: float | None = None
     while not state.is_over:
@@ -110,6 +114,36 @@ def fit(
             if on_step is not None:
                 on_step(_step_result(state, newest_loss))
         yield _finish_epoch(state, evaluate, evaluate_sample)
+
+
+def _check_applied(state: TrainingState, batches: Batches | DataLoader[Any]) -> None:
+    """Refuse what would silently not apply to a state that :func:`build_state` has not made for ``batches``.
+
+    Raises:
+        RecipeError: there is such a setting.
+    """
+    recipe, build_state = state.recipe, "thumbnet.training.build.build_state"
+    if recipe.training.frozen:
+        raise RecipeError(
+            "training.frozen computes the last layer without steps, and fit takes steps with all layers: "
+            "train with thumbnet.train, or set training.frozen to false"
+        )
+    begins_with = {
+        "training.init": bool(recipe.training.init) and state.start is None,
+        "model.pretrained": recipe.model.pretrained is True and state.pretrained is None,
+    }
+    for key, is_missing in begins_with.items():
+        if is_missing and not state.step:  # a state that is restored has learned from them
+            raise RecipeError(
+                f"{key} names weights to start from, and this state did not read them: make it with "
+                f"{build_state}, or leave {key} out"
+            )
+    selection = getattr(batches, "selection", None)
+    if selection is not None and selection is not state.selection:
+        raise RecipeError(
+            "data.skip_easy chooses the batches' pictures by losses that this state would not tell them: "
+            f"make the state for these batches with {build_state}, or pass it selection=batches.selection"
+        )
 
 
 def _as_batches(state: TrainingState, batches: Batches | DataLoader[Any]) -> Batches:
@@ -148,7 +182,7 @@ def end_early(
         The result of the last epoch, as recorded.
 
     Raises:
-        DivergedError: a loss of the epoch that ends is not finite.
+        DivergedError: a loss of the epoch that ends is not finite, or a parameter.
         OutOfMemoryError: the evaluation of that epoch does not fit into the device's memory.
     """
     if state.step_in_epoch:
@@ -183,6 +217,7 @@ def _finish_epoch(
     """Evaluate if the recipe asks for it, and close the epoch; ``why`` says why it is the last one early.
 
     Raises:
+        DivergedError: a parameter is not finite.
         OutOfMemoryError: the evaluation does not fit into the device's memory.
     """
     number = state.epoch + 1
@@ -192,6 +227,7 @@ def _finish_epoch(
     chosen = evaluate if whole else evaluate_sample
     advice = "Use a narrower network: --set model.width=0.5"
     with memory_guard(str(state.device), "after an epoch", advice):
+        hits = state.checked_hits()  # first: a network that is not finite is neither evaluated nor saved
         found = None if chosen is None else _scored(state, chosen)
         seconds = state.seconds_in_epoch
         result = EpochResult(
@@ -202,7 +238,7 @@ def _finish_epoch(
             seconds=seconds,
             pictures_per_second=state.pictures_in_epoch / seconds if seconds else math.inf,
             score=found if whole else None,
-            train_accuracy=state.all_hits() / max(1, state.pictures_in_epoch),
+            train_accuracy=hits / max(1, state.pictures_in_epoch),
             sample=None if whole else found,
             stopped=why,
         )

@@ -10,7 +10,7 @@ but the relative size of the step does.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -26,25 +26,29 @@ ITERATIONS = 3
 
 
 class Muon(torch.optim.Optimizer):
-    """Muon for parameters with four dimensions, SGD with Nesterov momentum for all others.
+    """Muon for the filters of convolutions, SGD with Nesterov momentum for all other parameters.
 
     Args:
         params: parameter groups with ``lr``, ``momentum`` and ``weight_decay``. The decay is added to the
             gradient, as in SGD. Filters have no decay, because their norm is fixed. A group's ``lr`` may be
             a tensor on the device of its parameters, float32 [].
         lr, momentum: defaults for groups without their own.
+        filters: the parameters [O, I, k, k] whose norm does not matter, because a normalisation follows.
     """
 
-    def __init__(self, params: list[dict[str, Any]], lr: float, momentum: float) -> None:
+    def __init__(
+        self, params: list[dict[str, Any]], lr: float, momentum: float, filters: Iterable[Tensor]
+    ) -> None:
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": 0.0})
+        self._filters = set(filters)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
         """Update every parameter that has a gradient. ``closure`` is not used."""
         for group in self.param_groups:
             learning = [parameter for parameter in group["params"] if parameter.grad is not None]
-            filters = [parameter for parameter in learning if parameter.ndim == 4]
-            others = [parameter for parameter in learning if parameter.ndim != 4]
+            filters = [parameter for parameter in learning if parameter in self._filters]
+            others = [parameter for parameter in learning if parameter not in self._filters]
             if filters:
                 add = add_momentum if has_fast_bf16(filters[0].device) else plain_momentum
                 updates = add(_gradients(filters), self._buffers(filters), group["momentum"])

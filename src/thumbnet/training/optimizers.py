@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from thumbnet.errors import RecipeError
+from thumbnet.errors import RecipeError, some_of
 from thumbnet.models.registry import is_of_head
 from thumbnet.recipes.settings import HEAD, VECTORS, GroupSettings, OptimizerSettings
 from thumbnet.training.muon import Muon
@@ -40,7 +40,7 @@ def build_optimizer(
         first, second = settings.betas
         return torch.optim.AdamW(groups, lr=settings.lr, betas=(first, second), fused=fused or None)
     if settings.name == "muon":
-        return Muon(groups, lr=settings.lr, momentum=settings.momentum)
+        return Muon(groups, lr=settings.lr, momentum=settings.momentum, filters=normalised_filters(model))
     return torch.optim.SGD(groups, lr=settings.lr, momentum=settings.momentum, nesterov=settings.nesterov)
 
 
@@ -69,6 +69,32 @@ def parameter_groups(settings: OptimizerSettings, model: nn.Module) -> list[dict
                 made["momentum"] = settings.momentum if group.momentum is None else group.momentum
             groups.append(made)
     return groups
+
+
+def normalised_filters(model: nn.Module) -> list[Tensor]:
+    """The filters that a normalisation seems to follow: those of convolutions without a bias.
+
+    A bias would have no effect there, so networks leave it out. Elsewhere, as in squeeze-and-excitation or in
+    the patches of a transformer, the norm of the filters is a part of what the network has learned, and Muon
+    would change it in its first step at any learning rate.
+    """
+    return [part.weight for part in model.modules() if isinstance(part, nn.Conv2d) and part.bias is None]
+
+
+def note_on_filters(settings: OptimizerSettings, model: nn.Module) -> list[str]:
+    """Say which filters Muon leaves to SGD; it leaves none of thumbnet's own networks."""
+    filters = set(normalised_filters(model))
+    left = [
+        name
+        for name, parameter in model.named_parameters()
+        if parameter.ndim == 4 and parameter.requires_grad and parameter not in filters
+    ]
+    if settings.name != "muon" or not left:
+        return []
+    return [
+        f"Muon steps the filters of convolutions without a bias, and leaves {some_of(left)} to SGD. If a "
+        "normalisation follows, the convolution needs no bias: with bias=False, Muon steps its filters too"
+    ]
 
 
 def _matches(pattern: str, name: str, model: nn.Module) -> bool:

@@ -24,7 +24,7 @@ from thumbnet.runs.finding import is_finished, is_run
 from thumbnet.runs.folder import Run
 from thumbnet.sources.load import load_data
 from thumbnet.training.asked import check_same_asked, check_same_corrections, what_was_asked
-from thumbnet.training.choose import asked_recipe
+from thumbnet.training.choose import asked_recipe, check_balanced_once
 from thumbnet.training.listener import Listener
 from thumbnet.training.own_loss import find_code
 from thumbnet.training.time_budget import check_free_of_length, check_minutes
@@ -122,8 +122,8 @@ def plan(
 
     Raises:
         RecipeError: a setting is invalid, is both varied and in ``overrides``, is the seed, varies the
-            fold, or chooses the test pictures although there are ``folds``; or two combinations are the
-            same.
+            fold, or chooses the test pictures although there are ``folds``; two combinations are the same;
+            or a new one balances the classes twice.
         DataError: the corrections cannot be read.
         RunError: ``out`` is a file or a run; the folder of a training holds something else, or a run that was
             begun with other settings or corrections; or there are no weights in ``training.init``.
@@ -171,8 +171,10 @@ def plan(
     for one in planned:
         _check_folder(one, recipe, minutes, corrections)
     whole_recipes = zip(planned, found.values(), strict=True)
-    begins = {whole.training.init: whole for one, whole in whole_recipes if not is_run(one.path)}
-    for whole in begins.values():
+    new = [whole for one, whole in whole_recipes if not is_run(one.path)]
+    for whole in new:
+        check_balanced_once(whole)
+    for whole in {whole.training.init: whole for whole in new}.values():
         find_initial(whole)
     return planned
 

@@ -275,6 +275,8 @@ class Session:
         repeated = None if repeats is None else repeats.tell()
         with self.evaluation_memory():
             model.load_state_dict(state.final_weights())
+            # An evaluation has sent these already, but there may be none if nothing is held out.
+            self.world.send_buffers(model)
             measured = measure(model, state, self.prepared, self.data.class_names, self._ready_logits())
         measured = with_choices(measured, state, self.judged_on)
         if self.world.is_first:

@@ -95,7 +95,8 @@ def measure_speed(
     """
     size = prepared.preprocessing.size
     sizes = [*smaller_sizes(recipe.schedule, size), size]
-    plain = replace(recipe, training=replace(recipe.training, compile=False))
+    # Weights of the classes would take no time that counts.
+    plain = replace(recipe, training=replace(recipe.training, compile=False, class_weights="none"))
     advice = "Use a narrower network: --set model.width=0.5"
     with seeded(0, device), memory_guard(str(device), "measuring the speed", advice):
         state = TrainingState(build_model(plain.model, classes, sizes=sizes), plain, 1, device)

@@ -16,7 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from thumbnet.batches.selection import Selection
 from thumbnet.distributed import ALONE, World, synchronise_norms
-from thumbnet.errors import DivergedError
+from thumbnet.errors import DivergedError, RecipeError
 from thumbnet.hardware import DTYPES, as_device, can_compile, compiled, compute_dtype, memory_layout
 from thumbnet.kernels.library import load_kernels
 from thumbnet.recipes.recipe import Recipe
@@ -58,6 +58,10 @@ class TrainingState:
         l2_chosen_on: the split that chose L2, see :mod:`thumbnet.training.linear`; empty if none did.
         start: what the training took from ``training.init``; None if that is empty.
         pretrained: where the pretrained weights of a network of timm come from, if it began with some.
+
+    Raises:
+        RecipeError: the recipe weights the classes, and there are no ``class_weights``. The state does not
+            see the pictures that they follow from; :func:`~thumbnet.training.build.build_state` does.
     """
 
     def __init__(
@@ -71,6 +75,12 @@ class TrainingState:
         selection: Selection | None = None,
     ) -> None:
         device = as_device(device)
+        if recipe.training.class_weights != "none" and class_weights is None:
+            raise RecipeError(
+                f"training.class_weights = {recipe.training.class_weights!r} needs a weight for each class: "
+                "pass class_weights=thumbnet.training.build.balanced_weights(labels, num_classes), or make "
+                "the state with thumbnet.training.build.build_state"
+            )
         self.recipe = recipe
         self.selection = selection
         self.class_weights = None if class_weights is None else class_weights.to(device)
@@ -227,6 +237,23 @@ class TrainingState:
     def all_hits(self) -> int:
         """Number of correct answers in this epoch, over all processes."""
         return int(self.world.sum(self.hits.cpu().clone()))
+
+    def checked_hits(self) -> int:
+        """The same at the end of an epoch, after a check that its last step left a usable network.
+
+        Until the next step, nothing else shows that a gradient was not finite although the loss was. One copy
+        reads both numbers, because each copy waits for the device.
+
+        Raises:
+            DivergedError: a parameter is not finite.
+        """
+        finite = torch.stack([parameter.isfinite().all() for parameter in self.model.parameters()])
+        both = torch.stack([self.hits, (~finite.all()).long()])
+        hits, broken = self.world.sum(both.cpu().clone()).tolist()
+        if broken:  # in all processes, because all have the same parameters
+            bad = next(name for name, p in self.model.named_parameters() if not bool(p.isfinite().all()))
+            self.raise_diverged(self.step, math.nan, f"the parameter {bad} is not finite after the update")
+        return int(hits)
 
     def mean_loss(self) -> float:
         """Mean loss of this epoch's steps, without skipped ones; nan if there are no others."""

@@ -43,6 +43,7 @@ from thumbnet.training.known import known_at_start, record_of_masks
 from thumbnet.training.linear import check_frozen, with_network_of_init
 from thumbnet.training.listener import Listener
 from thumbnet.training.mirror_names import named_keys
+from thumbnet.training.optimizers import note_on_filters
 from thumbnet.training.own_loss import code_digests, find_code
 from thumbnet.training.pretrained import check_same, with_stem
 from thumbnet.training.resuming import (
@@ -304,7 +305,8 @@ def _begin(plan: Plan, call: Call) -> Run:
             listener.on_note(told)
         recipe, prepared = planned, prepared.with_recipe(planned)
     state = build_state(recipe, prepared, data.class_names, device, world, initial=initial)
-    for note in (*(() if state.start is None else state.start.notes()), *known_notes, *choice_notes):
+    started = [] if state.start is None else state.start.notes()
+    for note in (*started, *known_notes, *choice_notes, *note_on_filters(recipe.optimizer, state.model)):
         listener.on_note(note)
     run = Run.create(plan.out, data.source, recipe.name) if world.is_first else Run(Path())
     run = Run(world.from_first(run.path))

@@ -35,7 +35,15 @@ from thumbnet.data.calibration import FEWEST
 from thumbnet.data.corrections import Correction, Labels, corrections_of, read_corrections
 from thumbnet.data.splits import Data
 from thumbnet.errors import RecipeError, RunError, ThumbnetError
-from thumbnet.files import locked, read_json, remove_partial, user_path, write_file, write_json
+from thumbnet.files import (
+    check_links,
+    locked,
+    read_json,
+    remove_partial,
+    user_path,
+    write_file,
+    write_json,
+)
 from thumbnet.hardware import choose_device, deterministic
 from thumbnet.invocation import command, processes
 from thumbnet.kernels.library import load_kernels
@@ -183,6 +191,7 @@ def resume_tuning(
     started = time.perf_counter() if started is None else started
     folder = user_path(path)
     settings = before = _settings_of(folder)
+    check_links(folder)
     load_optuna()
     check_page()
     with deterministic(), within_quota(), memory_of("search"):
