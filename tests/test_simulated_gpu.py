@@ -23,7 +23,8 @@ from thumbnet.batches.engines import MemoryEngine, fits_in_memory
 from thumbnet.batches.prepare import prepare
 from thumbnet.batches.selection import Selection
 from thumbnet.classifiers import torch_classifier as torch_classifier_module
-from thumbnet.classifiers.load import load_classifier, load_run
+from thumbnet.classifiers.load import load_classifier
+from thumbnet.classifiers.torch_classifier import Predictor
 from thumbnet.classifiers.logits import collect_views
 from thumbnet.errors import InterruptedRunError
 from thumbnet.hardware import has_fast_bf16, send
@@ -461,7 +462,8 @@ def test_pictures_that_a_gpu_has_no_room_for_reach_it_from_pinned_memory(
 def test_pictures_to_classify_that_a_gpu_has_no_room_for_stay_with_the_host(
     tiny_run: Run, log: Log, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    classifier = load_run(tiny_run.path, "cuda")
+    classifier = load_classifier(tiny_run.path, "cuda")
+    assert isinstance(classifier, Predictor)
     expected = classifier.evaluate(DATA, "test")
     engine = classifier.engine(DATA.splits["test"])
     assert isinstance(engine, MemoryEngine)

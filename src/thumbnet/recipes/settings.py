@@ -355,8 +355,8 @@ class OptimizerSettings:
     """The optimizer.
 
     ``sgd`` uses ``momentum`` and ``nesterov``; ``adamw`` uses ``betas``. ``muon`` orthogonalises the steps of
-    filters of convolutions without a bias, and uses ``momentum``; all other parameters take SGD steps with Nesterov momentum, and
-    need a group with their own rate.
+    filters of convolutions without a bias, and uses ``momentum``; all other parameters take SGD steps with
+    Nesterov momentum, and need a group with their own rate.
     """
 
     name: Literal["sgd", "adamw", "muon"] = "sgd"
