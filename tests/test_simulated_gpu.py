@@ -24,8 +24,8 @@ from thumbnet.batches.prepare import prepare
 from thumbnet.batches.selection import Selection
 from thumbnet.classifiers import torch_classifier as torch_classifier_module
 from thumbnet.classifiers.load import load_classifier
-from thumbnet.classifiers.torch_classifier import Predictor
 from thumbnet.classifiers.logits import collect_views
+from thumbnet.classifiers.torch_classifier import Predictor
 from thumbnet.errors import InterruptedRunError
 from thumbnet.hardware import has_fast_bf16, send
 from thumbnet.kernels import library
