@@ -535,6 +535,7 @@ def _patches(gpu: _Gpu, fast_bf16: bool) -> list[tuple[Any, str, Any]]:
         "is_available": lambda: True,
         "device_count": lambda: 1,
         "current_device": lambda: 0,
+        "is_current_stream_capturing": lambda: False,
         "device": lambda device: contextlib.nullcontext(),
         "set_device": log.chosen.append,
         "default_generators": (generator,),
