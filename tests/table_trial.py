@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import fnmatch
+import importlib.util
 import math
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
@@ -90,6 +91,13 @@ class OwnNet(nn.Module):
         return logits
 
 
+_find_spec = importlib.util.find_spec
+
+
+def _without_triton(name: str, package: str | None = None) -> Any:
+    return None if name == "triton" else _find_spec(name, package)
+
+
 @contextmanager
 def surroundings(cell: Cell) -> Iterator[None]:
     """The cell's device, with the user's own network, and without what would only cost time."""
@@ -105,6 +113,7 @@ def surroundings(cell: Cell) -> Iterator[None]:
             enter(kernels_off("THUMBNET_KERNELS=0"))
         if cell.device == "simulated GPU":
             enter(simulated_gpu(fast_bf16=has_fast_bf16(CPU)))
+            enter(mock.patch("importlib.util.find_spec", _without_triton))  # it compiles for real GPUs only
         if cell.steps == "as CUDA graphs":  # what is recorded is called directly
             enter(mock.patch.object(graphed_module, "FEWEST_STEPS", 0))
             enter(
