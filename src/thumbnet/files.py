@@ -13,6 +13,7 @@ import os
 import secrets
 import shutil
 import stat
+import tempfile
 import time
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
@@ -447,6 +448,30 @@ def clear_leftovers(folder: Path, prefix: str) -> None:
         with contextlib.suppress(OSError):
             if time.time() - path.stat().st_mtime > DAY:
                 shutil.rmtree(path)
+
+
+@contextlib.contextmanager
+def new_folder(final: Path, prefix: str) -> Iterator[Path]:
+    """A new, empty folder, to be filled and renamed to ``final``. Otherwise it is removed at the end.
+
+    Its mode follows the umask, so that others may read it if that allows it.
+
+    Args:
+        final: its folder is made if it is missing. What killed processes have left there is removed.
+        prefix: of the name of the temporary folder around the new one.
+
+    Raises:
+        OSError: it cannot be made.
+    """
+    final.parent.mkdir(parents=True, exist_ok=True)
+    clear_leftovers(final.parent, prefix)
+    temporary = Path(tempfile.mkdtemp(prefix=prefix, dir=final.parent))
+    try:
+        whole = temporary / "whole"
+        whole.mkdir()  # not mkdtemp's folder itself, which is private
+        yield whole
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _private_opener(path: str, flags: int) -> int:

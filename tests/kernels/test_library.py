@@ -317,23 +317,24 @@ def test_the_reason_is_what_the_compiler_calls_an_error(lines: str, reason: str)
     assert library._reason(failed).startswith(reason)
 
 
-def test_only_files_for_matrix_tiles_are_compiled_with_their_instructions(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """So gcc 10, which does not know them, compiles the others."""
-    commands: list[list[str]] = []
-    monkeypatch.setattr(library, "_run_together", commands.extend)
+@pytest.fixture
+def commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
+    """The commands that compile all kernels; none is run."""
+    found: list[list[str]] = []
+    monkeypatch.setattr(library, "_run_together", found.extend)
     library.compile_library("gcc", tmp_path / "kernels.so")
+    return found
+
+
+def test_only_files_for_matrix_tiles_are_compiled_with_their_instructions(commands: list[list[str]]) -> None:
+    """So gcc 10, which does not know them, compiles the others."""
     found = {Path(words[-1]).name for words in commands if set(words) & set(library._TILE_FLAGS)}
     assert found == {"tile_conv.c", "tile_gradient.c"}
 
 
 def test_one_command_compiles_all_short_files_and_every_file_is_compiled_once_and_linked(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    commands: list[list[str]],
 ) -> None:
-    commands: list[list[str]] = []
-    monkeypatch.setattr(library, "_run_together", commands.extend)
-    library.compile_library("gcc", tmp_path / "kernels.so")
     *compiling, linking = commands
     files = [[Path(word).name for word in words if word.endswith(".c")] for words in compiling]
     assert sorted(name for names in files for name in names) == [path.name for path in library.UNITS]

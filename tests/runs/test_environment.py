@@ -32,14 +32,19 @@ def test_the_environment_names_versions_hardware_and_start() -> None:
     assert before <= datetime.fromisoformat(found["started"]) <= datetime.now().astimezone()
 
 
+def begin_repository(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make a repository with one commit in ``folder``, and go there."""
+    monkeypatch.chdir(folder)
+    git("init", "-q")
+    (folder / "file").write_text("one")
+    git("add", "file")
+    git("commit", "-qm", "first")
+
+
 def test_the_commit_is_marked_if_tracked_files_differ_from_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.chdir(tmp_path)
-    git("init", "-q")
-    (tmp_path / "file").write_text("one")
-    git("add", "file")
-    git("commit", "-qm", "first")
+    begin_repository(tmp_path, monkeypatch)
     commit = git("rev-parse", "HEAD")
     (tmp_path / "untracked").write_text("x")
     assert environment(torch.device("cpu"))["git_commit"] == commit
@@ -59,11 +64,7 @@ def make_program(path: Path) -> None:
 def test_no_program_that_a_repository_names_is_run(
     how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.chdir(tmp_path)
-    git("init", "-q")
-    (tmp_path / "file").write_text("one")
-    git("add", "file")
-    git("commit", "-qm", "first")
+    begin_repository(tmp_path, monkeypatch)
     commit, program = git("rev-parse", "HEAD"), tmp_path / "program"
     make_program(program)
     if "filter" in how:

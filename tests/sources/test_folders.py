@@ -15,6 +15,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from helpers import noise, write_class_folders, write_picture
+from sources.trees import watch_listing
 from thumbnet.data.held_out import NOTHING_SET_ASIDE
 from thumbnet.data.splits import Data
 from thumbnet.errors import DataError, RecipeError
@@ -256,17 +257,8 @@ def a_minute_later(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_index_is_saved_and_follows_every_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(index, "WORTH_KEEPING", 1)
-    monkeypatch.setenv("THUMBNET_CACHE", str(tmp_path / "cache"))
-    scanned: list[str] = []
-    original = index._scan
-
-    def scan(path: str) -> tuple[list[str], list[str], list[str], list[str]]:
-        scanned.append(os.path.relpath(path, root))
-        return original(path)
-
-    monkeypatch.setattr(index, "_scan", scan)
     root = write_class_folders(tmp_path / "data", ["train", "test"], per_class=3)
+    scanned = watch_listing(monkeypatch, root, tmp_path / "cache")
     a_minute_later(monkeypatch)
 
     def load() -> tuple[list[str], list[str]]:

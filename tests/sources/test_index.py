@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from helpers import coloured, write_picture
+from sources.trees import watch_listing
 from thumbnet.errors import DataError
 from thumbnet.sources import index
 from thumbnet.sources.index import Index, fuse_devices, is_output_folder, is_picture_name, is_picture_start
@@ -82,18 +83,8 @@ def test_links_that_are_not_followed_are_recorded_with_the_reason(folder: Path) 
 @pytest.fixture
 def listed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The folders that were listed, and not taken from the index, which trusts what changed a moment ago."""
-    monkeypatch.setenv("THUMBNET_CACHE", str(folder / "cache"))
-    monkeypatch.setattr(index, "WORTH_KEEPING", 1)
     monkeypatch.setattr(index, "_SURE_AFTER", 0)
-    found: list[str] = []
-    scan = index._scan
-
-    def noted(path: str) -> tuple[list[str], list[str], list[str], list[str]]:
-        found.append(os.path.relpath(path, folder))
-        return scan(path)
-
-    monkeypatch.setattr(index, "_scan", noted)
-    return found
+    return watch_listing(monkeypatch, folder, folder / "cache")
 
 
 def pictures_in_a(folder: Path) -> list[str]:

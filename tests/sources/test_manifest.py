@@ -1,12 +1,10 @@
 from __future__ import annotations
 
 import json
-import re
 import shlex
 import shutil
 import unicodedata
 import zipfile
-from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
@@ -17,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from helpers import coloured, write_picture
-from thumbnet.data.splits import Data
+from sources.trees import CLASSES, COUNT, counts, pictures, table
 from thumbnet.errors import DataError, UnusedSettingError
 from thumbnet.recipes.settings import DataSettings
 from thumbnet.sources import manifest, pixel_tables
@@ -26,25 +24,6 @@ from thumbnet.sources.labels import class_names
 from thumbnet.sources.load import load_data
 from thumbnet.sources.place import Place
 from thumbnet.sources.tables import read_table
-
-COUNT = 12
-CLASSES = ("blue", "green", "red")
-
-
-def pictures(folder: Path, names: Sequence[str]) -> None:
-    for number, name in enumerate(names):
-        write_picture(folder / name, coloured(number, number))
-
-
-def table(path: Path, header: str, row: Callable[[int], str], encoding: str = "utf-8") -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    lines = [header] if header else []
-    path.write_text("\n".join(lines + [row(i) for i in range(COUNT)]) + "\n", encoding)
-    return path
-
-
-def counts(data: Data) -> dict[str, int]:
-    return {name: len(split) for name, split in data.splits.items()}
 
 
 @pytest.mark.parametrize(
@@ -285,27 +264,6 @@ def test_a_folder_of_pictures_in_an_archive_is_named_as_it_is_there(
     assert data.settings is not None
     assert data.settings.images == "beside"
     assert sum(counts(data).values()) == COUNT
-
-
-@pytest.mark.parametrize("name", ["labels.csv", "styles.csv"])
-def test_class_folders_take_precedence_over_a_table_next_to_them(name: str, tmp_path: Path) -> None:
-    for c in CLASSES:
-        pictures(tmp_path / "train" / c, [f"{c}{n}.png" for n in range(5)])
-    table(tmp_path / name, "image,label", lambda n: f"blue{n % 5}.png,x{n % 2}")
-    assert load_data(tmp_path).layout.startswith("train/CLASS")
-    table(tmp_path / name, "class_id,class_name", lambda n: f"{n},{CLASSES[n % 3]}")
-    assert load_data(tmp_path).class_names == CLASSES
-
-
-def test_folders_that_only_divide_the_pictures_do_not_take_precedence(tmp_path: Path) -> None:
-    for n in range(COUNT):
-        write_picture(tmp_path / f"HAM10000_images_part_{1 + n % 2}" / f"ISIC_{n}.jpg", coloured(n, n))
-    table(
-        tmp_path / "HAM10000_metadata.csv",
-        "lesion_id,image_id,dx",
-        lambda n: f"HAM_{n},ISIC_{n},{CLASSES[n % 3]}",
-    )
-    assert load_data(tmp_path).class_names == CLASSES
 
 
 def test_hub_image_folders_are_read_from_their_metadata(tmp_path: Path) -> None:
@@ -675,13 +633,6 @@ def test_settings_about_names_are_refused_where_classes_come_from_elsewhere(
             load_data(source, settings=asked)
 
 
-@pytest.mark.parametrize("where", ["annotations/labels.csv", "splits/all.csv", "meta/m.csv"])
-def test_a_table_may_lie_in_a_folder_next_to_that_of_the_pictures(where: str, tmp_path: Path) -> None:
-    pictures(tmp_path / "images", [f"{n:04}.png" for n in range(COUNT)])
-    table(tmp_path / where, "file,label", lambda n: f"{n:04}.png,{CLASSES[n % 3]}")
-    assert load_data(tmp_path).class_names == CLASSES
-
-
 @pytest.mark.parametrize(
     "names", [("splits/train.csv", "splits/test.csv"), ("train/labels.csv", "test/t.csv")]
 )
@@ -692,41 +643,6 @@ def test_tables_in_folders_name_their_splits(names: tuple[str, str], tmp_path: P
     data = load_data(tmp_path)
     assert counts(data) == {"train": 12, "test": 12}
     assert data.splits["test"].name(0) == "test/test0.png"
-
-
-@pytest.mark.parametrize("stem", ["{n:04}", "im{n}"])
-def test_a_table_without_a_header_may_name_pictures_without_suffix(stem: str, tmp_path: Path) -> None:
-    pictures(tmp_path, [stem.format(n=n) + ".png" for n in range(COUNT)])
-    file = table(tmp_path / "labels.csv", "", lambda n: stem.format(n=n) + f",{CLASSES[n % 3]}")
-    for source in (tmp_path, file):
-        data = load_data(source, test_fraction=0)
-        assert (data.class_names, counts(data)) == (CLASSES, {"train": COUNT})
-
-
-@pytest.mark.parametrize(
-    ("name", "content", "reason"),
-    [
-        ("labels.csv", "id,label\n7,a\n8,b\n", "no picture is called like the cells in 'id', such as '7'"),
-        ("labels.csv", "# mine\nimage,label\n0001.png,a\n", r"line 2: 2 cell\(s\), but line 1 has 1"),
-        ("labels.csv", "image,width\n0001.png,24\n0002.png,24\n", "no column appears to have labels"),
-        ("labels.json", '{"0001.png": "a"}', "convert it to CSV"),
-        ("labels.yaml", "0001.png: a", "convert it to CSV"),
-        ("labels.xlsx", "PK", "save it as CSV"),
-        ("train.ods", "PK", "save it as CSV"),
-        ("truth.txt", "0001.png a\n0002.png b\n", "name the file itself"),
-        ("m.jsonl", '{"picture": {"path": "0001.png"}, "a": "b"}\n', "no picture is called like|no column"),
-    ],
-)
-def test_tables_that_are_not_used_are_named_with_the_reason(
-    name: str, content: str, reason: str, tmp_path: Path
-) -> None:
-    pictures(tmp_path, [f"{n:04}.png" for n in range(100, 100 + COUNT)])
-    (tmp_path / name).write_text(content)
-    with pytest.raises(DataError) as failure:
-        load_data(tmp_path)
-    said = str(failure.value)
-    assert "Tables that were not used:" in said
-    assert re.search(f"  {name}[:,] .*({reason})", said)
 
 
 @pytest.mark.parametrize("count", [64, 100, 312])

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import os
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import pytest
+
+from helpers import coloured, write_picture
+from thumbnet.data.splits import Data
 from thumbnet.errors import DataError, is_printable
 from thumbnet.recipes.settings import DataSettings
+from thumbnet.sources import index
 from thumbnet.sources.index import is_picture_name
 from thumbnet.sources.layout import Layout, decide
 from thumbnet.sources.load import load_data
@@ -90,3 +96,38 @@ def read_or_refused(folder: Path, lists: Sequence[Path], content: bytes) -> None
     finally:
         for path, content_before in before.items():
             path.write_bytes(content_before)
+
+
+COUNT = 12
+CLASSES = ("blue", "green", "red")
+
+
+def pictures(folder: Path, names: Sequence[str]) -> None:
+    for number, name in enumerate(names):
+        write_picture(folder / name, coloured(number, number))
+
+
+def table(path: Path, header: str, row: Callable[[int], str], encoding: str = "utf-8") -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lines = [header] if header else []
+    path.write_text("\n".join(lines + [row(i) for i in range(COUNT)]) + "\n", encoding)
+    return path
+
+
+def counts(data: Data) -> dict[str, int]:
+    return {name: len(split) for name, split in data.splits.items()}
+
+
+def watch_listing(monkeypatch: pytest.MonkeyPatch, root: Path, cache: Path) -> list[str]:
+    """The folders below ``root`` that are listed from now on, and not taken from the index in ``cache``."""
+    monkeypatch.setenv("THUMBNET_CACHE", str(cache))
+    monkeypatch.setattr(index, "WORTH_KEEPING", 1)
+    found: list[str] = []
+    scan = index._scan
+
+    def noted(path: str) -> tuple[list[str], list[str], list[str], list[str]]:
+        found.append(os.path.relpath(path, root))
+        return scan(path)
+
+    monkeypatch.setattr(index, "_scan", noted)
+    return found

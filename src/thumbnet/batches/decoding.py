@@ -16,7 +16,6 @@ import json
 import math
 import shutil
 import statistics
-import tempfile
 import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -39,7 +38,7 @@ from thumbnet.data.rendering import BY_TYPE, Fit, Rendering, fit_pixels
 from thumbnet.data.splits import ArraySplit, Progress, Split
 from thumbnet.data.survey import Survey, sample, survey
 from thumbnet.errors import FailedReadError, UnreadableImageError, UnreadableImagesError, unreadable
-from thumbnet.files import cache_folder, clear_leftovers, sync_below
+from thumbnet.files import cache_folder, new_folder, sync_below
 from thumbnet.recipes.settings import LARGEST_SIDE, SMALLEST_SIDE, DataSettings
 
 LEAST_SIDE = 32  # pixels, of the square for pictures of several sizes, or of a size below 16
@@ -474,17 +473,9 @@ def _write(
 
     If the cache cannot be written, do without it.
     """
-    with contextlib.suppress(OSError):
-        entry.parent.mkdir(parents=True, exist_ok=True)
-        clear_leftovers(entry.parent, ".writing-")
-        temporary = Path(tempfile.mkdtemp(prefix=".writing-", dir=entry.parent))
-        whole = temporary / "whole"
-        try:
-            whole.mkdir()  # others may read it if the umask allows that; a folder of mkdtemp stays private
-            write(whole)
-            sync_below(whole)
-            if not is_whole():
-                shutil.rmtree(entry, ignore_errors=True)  # a damaged entry
-                whole.rename(entry)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
+    with contextlib.suppress(OSError), new_folder(entry, ".writing-") as whole:
+        write(whole)
+        sync_below(whole)
+        if not is_whole():
+            shutil.rmtree(entry, ignore_errors=True)  # a damaged entry
+            whole.rename(entry)

@@ -66,10 +66,9 @@ class FastNet(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[B, in_channels, H, W] → logits [B, num_classes]."""
         x = self.blocks(whiten_act(x, self.whiten))
-        # Not amax: its gradient takes ten times as long on a CPU, and compiled it would be 0 / 0: it compares
-        # the result, rounded to bfloat16, with inputs that are not rounded, so none matches. Nor max_pool2d
-        # with a window of the map's size, because torch.export would then allow this size only. But amax
-        # where nothing is learned: exports to ONNX from PyTorch 2.11 know nothing else.
+        # In training not amax: its gradient takes ten times as long on a CPU, and compiled it would be 0 / 0:
+        # it compares the result, rounded to bfloat16, with inputs that are not rounded, so none matches.
+        # Elsewhere amax, because the export to ONNX in PyTorch 2.11 does not know the other.
         largest = F.adaptive_max_pool2d(x, 1).flatten(1) if self.training else x.amax(dim=(2, 3))
         return self.head(largest) * HEAD_SCALE
 

@@ -9,7 +9,6 @@ import os
 import shutil
 import stat
 import struct
-import tempfile
 import threading
 import zipfile
 from collections.abc import Iterable, Iterator, Sequence
@@ -18,7 +17,7 @@ from pathlib import Path, PurePosixPath
 from thumbnet.data import plugins
 from thumbnet.data.reading import is_folder, reads, version_of
 from thumbnet.errors import DataError, printable
-from thumbnet.files import check_reads, clear_leftovers, open_whole, open_zip, sync_below
+from thumbnet.files import check_reads, new_folder, open_whole, open_zip, sync_below
 from thumbnet.sources.index import is_picture_name, is_picture_start
 from thumbnet.sources.packed import Pack, PackWriter, Unpacked
 from thumbnet.sources.tar import DAMAGED, Readable, members
@@ -80,24 +79,19 @@ def _unpack(
     archive: Path, target: Path, key: str, limit: int, stop: threading.Event | None = None
 ) -> Unpacked:
     """Unpack an archive of at most ``limit`` bytes into the folder ``target``, unless ``stop`` is set."""
-    temporary = None
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        clear_leftovers(target.parent, ".unpacking-")
-        temporary = Path(tempfile.mkdtemp(prefix=".unpacking-", dir=target.parent))
-        whole = temporary / "whole"
-        whole.mkdir()  # others may read it if the umask allows that; a folder of mkdtemp stays private
-        with PackWriter(whole) as pictures:
-            writer = _Writer(archive, whole / _FILES, pictures, limit, stop)
-            if _is_zip(archive):
-                _unpack_zip(archive, writer)
-            else:
-                _unpack_tar(archive, writer)
-        sync_below(whole)
-        if _open(target, key) is None:  # otherwise another process has unpacked it in the meantime
-            shutil.rmtree(target, ignore_errors=True)  # a damaged earlier result
-            with contextlib.suppress(OSError):
-                whole.rename(target)
+        with new_folder(target, ".unpacking-") as whole:
+            with PackWriter(whole) as pictures:
+                writer = _Writer(archive, whole / _FILES, pictures, limit, stop)
+                if _is_zip(archive):
+                    _unpack_zip(archive, writer)
+                else:
+                    _unpack_tar(archive, writer)
+            sync_below(whole)
+            if _open(target, key) is None:  # otherwise another process has unpacked it in the meantime
+                shutil.rmtree(target, ignore_errors=True)  # a damaged earlier result
+                with contextlib.suppress(OSError):
+                    whole.rename(target)
         return Unpacked(target / _FILES, Pack(target, key))
     except _DAMAGED as error:
         raise DataError(f"cannot unpack {printable(str(archive))}: {printable(str(error))}") from None
@@ -106,9 +100,6 @@ def _unpack(
             f"cannot unpack {printable(str(archive))} into {target.parent}: {printable(str(error))}. "
             "Another folder: --data-dir, or the variable THUMBNET_CACHE"
         ) from None
-    finally:
-        if temporary is not None:
-            shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _is_zip(archive: Path) -> bool:

@@ -12,6 +12,7 @@ import numpy as np
 
 from thumbnet.data.spelling import name_key, nfc
 from thumbnet.errors import DataError, printable
+from thumbnet.invocation import quoted
 
 MOST_CLASSES = 20_000
 MAY_MEAN_NOTHING = frozenset(("NA", "N/A", "n/a", "#N/A", "<NA>", "NULL", "null"))
@@ -206,6 +207,11 @@ def in_class_order(names: Mapping[str, str]) -> tuple[list[str], dict[str, int]]
     return order, {label: at[name] for label, name in names.items()}
 
 
+def are_whole_numbers(names: Iterable[str]) -> bool:
+    """Whether all names of classes are whole numbers, so that another column may have words for them."""
+    return all(map(_WHOLE.fullmatch, names))
+
+
 def named_numbers(pairs: Collection[tuple[str, str]], order: Sequence[str]) -> tuple[str, ...]:
     """Names for classes that are whole numbers, in their ``order``.
 
@@ -216,9 +222,16 @@ def named_numbers(pairs: Collection[tuple[str, str]], order: Sequence[str]) -> t
     """
     title = dict(pairs)
     one_to_one = len(title) == len(pairs) == len(set(title.values())) and set(title) == set(order)
-    numbers = all(map(_WHOLE.fullmatch, order))
     words = all(re.search(r"[^\W\d_]", word) for word in title.values())
-    return tuple(title[name] for name in order) if one_to_one and numbers and words else ()
+    return tuple(title[name] for name in order) if one_to_one and words else ()
+
+
+def note_on_titles(column: str, label: str) -> str:
+    """Where the names of classes come from if the numbers in the column ``label`` are not taken."""
+    return (
+        f"class names come from the column {printable(column)!r}; "
+        f"to keep the numbers: --label-column {quoted(label)}"
+    )
 
 
 def lacking_help(split: str) -> str:

@@ -46,6 +46,7 @@ from thumbnet.sources.label_lists import check_several
 from thumbnet.sources.place import Form, Place
 from thumbnet.sources.python import load_python
 from thumbnet.sources.split_names import SPLITS
+from thumbnet.sources.table_files import why_not_read
 from thumbnet.sources.unread_tables import notes_on_unread_tables, notes_on_unused_tables
 
 NAMED = ("digits", *cifar.ARCHIVES, *idx.PUBLISHED)
@@ -273,7 +274,7 @@ def _read(place: Place, name: str, settings: DataSettings) -> Data:
     try:
         data = folders.read(place, name, settings)
     except DataError as error:
-        tables = manifest.why_not_read(place, settings) if folders.LAYOUTS_HELP in str(error) else ""
+        tables = why_not_read(place, settings) if folders.LAYOUTS_HELP in str(error) else ""
         told = str(error) if by_names else unknown.explain_failure(place, str(error))
         raise DataError(told + tables) from None
     unread = [note for level in levels for note in notes_on_unread_tables(level, name, data, settings)]

@@ -18,15 +18,16 @@ from thumbnet.data.reading import damage_as_data_error, folders_in, inside, is_f
 from thumbnet.data.spelling import nfc
 from thumbnet.data.splits import BytesSplit, Data, Split
 from thumbnet.errors import DataError, MissingExtraError, nearest, needs_extra, printable
-from thumbnet.invocation import quoted
 from thumbnet.recipes.settings import DataSettings
 from thumbnet.sources.archives import MAX_EXPANSION
 from thumbnet.sources.column_names import label_candidates
 from thumbnet.sources.labels import (
+    are_whole_numbers,
     check_in_train,
     class_names,
     in_class_order,
     named_numbers,
+    note_on_titles,
     one_spelling,
 )
 from thumbnet.sources.parts import check_parts
@@ -237,6 +238,9 @@ def read(place: Place, source: str, settings: DataSettings) -> Data:
 
 def _named(data: Data, column: str, files: Sequence[Path]) -> Data:
     """The data, with names for classes that are numbers if another column has a word for each of them."""
+    order = data.class_names
+    if not are_whole_numbers(order):
+        return data
     names = [set(_open(path).schema_arrow.names) for path in files]
     for other in label_candidates(set.intersection(*names) - {column}):
         if any(_is_nested(_open(path).schema_arrow.field(other).type) for path in files):
@@ -247,17 +251,12 @@ def _named(data: Data, column: str, files: Sequence[Path]) -> Data:
             for labels, words in _batches(path, 1 << 14, (column, other))
             for label, word in zip(labels, words, strict=True)
         }
-        order = data.class_names
         known = class_names(label for label, _ in pairs if label not in EMPTY)
         named = named_numbers(
             {(known[label], word) for label, word in pairs if known.get(label) in order}, order
         )
         if named:
-            note = (
-                f"class names come from the column {printable(other)!r}; "
-                f"to keep the numbers: --label-column {quoted(column)}"
-            )
-            return replace(data, class_names=named, notes=(*data.notes, note))
+            return replace(data, class_names=named, notes=(*data.notes, note_on_titles(other, column)))
     return data
 
 

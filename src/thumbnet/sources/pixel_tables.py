@@ -23,9 +23,9 @@ from thumbnet.sources import manifest
 from thumbnet.sources.column_names import label_candidates, split_candidates
 from thumbnet.sources.columns import marks_pictures
 from thumbnet.sources.labels import check_in_train, class_names, in_class_order, one_spelling
-from thumbnet.sources.manifest import class_folders
 from thumbnet.sources.place import Place
 from thumbnet.sources.split_columns import row_splits, split_column, split_of_name
+from thumbnet.sources.table_files import class_folders
 from thumbnet.sources.table_splits import note_on_unreadable
 from thumbnet.sources.tables import EMPTY, Table, read_table
 

@@ -26,8 +26,9 @@ from thumbnet.sources.columns import Columns
 from thumbnet.sources.folders import classes_in_names
 from thumbnet.sources.index import is_picture_name
 from thumbnet.sources.label_lists import read_labels
-from thumbnet.sources.manifest import is_spreadsheet, labelling, unused
+from thumbnet.sources.manifest import labelling
 from thumbnet.sources.place import Place
+from thumbnet.sources.table_files import is_spreadsheet, unused
 from thumbnet.sources.tables import Table
 
 _MOST_NOTES = 5
