@@ -203,13 +203,13 @@ def any_size_file(tiny_run: Run, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 @pytest.fixture(scope="session")
 def cifar_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A part of CIFAR-10 (JPEG copy): train/CLASS/0000..1499.jpg and test/CLASS/0000..0149.jpg."""
+    """A part of CIFAR-10 (JPEG copy): train/CLASS/0000..0749.jpg and test/CLASS/0000..0079.jpg."""
     place = Path(os.environ.get("THUMBNET_CIFAR10") or ROOT.parent / "shared" / "data")
     archive = place / "cifar10-jpeg.tar.xz" if place.is_dir() else place
     if not archive.is_file():
         pytest.skip(f"no CIFAR-10 pictures: {archive} does not exist (set THUMBNET_CIFAR10)")
     folder = tmp_path_factory.mktemp("cifar10")
-    limits = {"train": 1500, "test": 150}
+    limits = {"train": 750, "test": 80}
     with tarfile.open(archive) as tar:
         for member in tar:
             parts = Path(member.name).parts

@@ -235,15 +235,15 @@ def costs(cell: Cell) -> float:
 
 
 def merged(found: set[tuple[str, str, str, str]]) -> set[tuple[str, str, str, str]]:
-    """The pairs; in those with a recipe, one network stands for all that are ``SAME_BUT_DEPTH``."""
+    """The pairs; one network stands for all that are ``SAME_BUT_DEPTH``."""
     return {
-        (one, a, other, SAME_BUT_DEPTH.get(b, b) if (one, other) == ("recipe", "network") else b)
+        (one, SAME_BUT_DEPTH.get(a, a), other, SAME_BUT_DEPTH.get(b, b))  # no other factor has such values
         for one, a, other, b in found
     }
 
 
 def covering() -> list[Cell]:
-    """Cells that have every pair of values of two of the five factors at least once, as ``merged`` counts them.
+    """Cells that have every pair of values of two of the five factors, as ``merged`` counts them, and every network.
 
     They are always the same. Greedy: the next cell is the one with the most pairs that are still missing, per cost.
     """
@@ -253,7 +253,10 @@ def covering() -> list[Cell]:
         best = max(has, key=lambda cell: len(has[cell] & missing) / costs(cell) ** 0.5)
         chosen.append(best)
         missing -= has[best]
-    return chosen
+    others = NETWORKS.keys() - {cell.network for cell in chosen}
+    return chosen + [
+        min((cell for cell in has if cell.network == name), key=costs) for name in sorted(others)
+    ]
 
 
 # Once for each other way to take steps, and for each format. Compiling takes minutes: only in the whole product.
@@ -311,8 +314,7 @@ def page() -> str:
         "first and resumes to the same weights, to the bit; is exported, and the export answers as the run does; "
         "and computes what plain PyTorch computes. "
         f"{len(refused):,} of them are networks of timm, which need an extra. `make test` tries a selection in "
-        "which every pair of two values occurs. In pairs with a recipe, ResNets that differ only in depth count as one "
-        "network.",
+        "which every pair of two values occurs. ResNets that differ only in depth count as one network.",
         "",
         "Every format and every way to take steps but `compiled` is tried with each recipe, network, device, precision "
         "and engine at least once; CUDA graphs only on the simulated GPU.",

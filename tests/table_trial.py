@@ -27,7 +27,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from helpers import coloured_data
 from simulated_device import simulated_gpu
-from table import OWN, STEPS, Cell, graphed
+from table import OWN, STEPS, TIMM, Cell, graphed
 from thumbnet.batches.prepare import Prepared, prepare
 from thumbnet.classifiers.load import load_classifier
 from thumbnet.classifiers.onnx_classifier import OnnxClassifier
@@ -134,6 +134,8 @@ def uses_kernels(cell: Cell) -> bool:
 def settings_of(cell: Cell, init: Path | None) -> list[str]:
     """The overrides that make a cell's recipe small."""
     width = WIDTHS.get(cell.network, 0.5 if cell.network.startswith("resnet") else 1)
+    if cell.precision == "fp16" and cell.network not in (OWN, TIMM):  # slow on a CPU, and without kernels
+        width /= 2
     settings = [
         f"model.name={cell.network}",
         f"model.width={width}",

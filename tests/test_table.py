@@ -131,6 +131,7 @@ def test_the_selection_has_every_pair_of_values() -> None:
     assert chosen == covering()
     networks = {table.SAME_BUT_DEPTH.get(network, network) for network in table.NETWORKS}
     assert len(chosen) < 1.5 * len(table.RECIPES) * len(networks)
+    assert {cell.network for cell in chosen} == set(table.NETWORKS)
     assert {cell.format for cell in EXTRA} == set(table.FORMATS)
 
 

@@ -216,7 +216,7 @@ def test_only_one_process_at_a_time_can_train_a_run(forks: ForkServer, tmp_path:
 
 def test_a_signal_to_all_processes_of_a_job_saves_too(forks: ForkServer, tmp_path: Path) -> None:
     """As `timeout`, systemd and Slurm send it; under Slurm, torchrun sends a second one."""
-    pictures = write_class_folders(tmp_path / "pictures", ["train", "test"], per_class=15)
+    pictures = write_class_folders(tmp_path / "pictures", ["train", "test"], per_class=8)
     settings = ["data.engine=workers", "checkpoint.steps=1", "training.batch_size=2", *SMALL_NETWORK]
     begin = ("train", str(pictures), "--epochs", "2", *(f"--set={setting}" for setting in settings))
     calm = forks.run(Job((*begin, "--out", str(tmp_path / "calm"))))
@@ -263,7 +263,7 @@ def test_a_killed_search_goes_on_to_the_same_trials_and_weights(forks: ForkServe
     weights = (whole / "run" / "model.safetensors").read_bytes()
     last = sum(done.counts[one] for one in changes)
     assert last > 20
-    kills = 40 if KILLS == 50 else 4
+    kills = 40 if KILLS == 50 else 3
     for at in [1 + number * (last - 1) // (kills - 1) for number in range(kills)]:
         killed = forks.run(search(str(at), Fault(changes, at, "kill-before")))
         assert killed.status == -signal.SIGKILL, (at, last, killed.errors)

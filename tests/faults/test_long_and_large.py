@@ -19,8 +19,8 @@ from helpers import noise
 pytestmark = pytest.mark.slow
 
 FULL = os.environ.get("THUMBNET_FAULTS") == "full"
-STEPS = 100_000 if FULL else 1_500
-PICTURES = 1_000_000 if FULL else 30_000
+STEPS = 100_000 if FULL else 1_000
+PICTURES = 1_000_000 if FULL else 20_000
 # A step of the smaller network takes half as long. Metrics are written after each epoch, or such a short training would
 # be over before there are many.
 SETTINGS = ["model.name=resnet20", "model.width=0.07"] if FULL else [

@@ -21,12 +21,12 @@ FULL = os.environ.get("THUMBNET_FAULTS") == "full"
 # Every how many failures of a scenario one is tried: in full, and otherwise. The latter are primes, or some ways to fail
 # would be left out.
 STRIDES = {
-    "train": (22, 173),
-    "resume": (26, 197),
-    "export safetensors": (12, 89),
-    "sort": (9, 71),
-    "data": (13, 101),
-    "train in two processes": (42, 211),
+    "train": (22, 347),
+    "resume": (26, 397),
+    "export safetensors": (12, 179),
+    "sort": (9, 139),
+    "data": (13, 199),
+    "train in two processes": (42, 421),
 }
 REPLACED = " is neither what it was nor what it becomes"
 

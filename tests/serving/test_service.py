@@ -314,7 +314,7 @@ def test_a_body_that_does_not_arrive_gives_408(tiny_run: Run) -> None:
 # With a key, requests go the same way once it was checked, so few are enough, and no sequences of them.
 @pytest.mark.parametrize(
     ("key", "examples", "phases"),
-    [(None, 40, "examples,coverage,fuzzing,stateful"), ("secret", 10, "examples,fuzzing")],
+    [(None, 20, "examples,coverage,fuzzing,stateful"), ("secret", 5, "examples,fuzzing")],
 )
 def test_it_does_what_its_openapi_description_says(
     tiny_run: Run, tmp_path: Path, key: str | None, examples: int, phases: str
