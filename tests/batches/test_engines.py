@@ -3,6 +3,8 @@ from __future__ import annotations
 import multiprocessing
 import signal
 import subprocess
+import threading
+import time
 from collections import namedtuple
 from collections.abc import Iterator
 from multiprocessing.process import BaseProcess
@@ -151,15 +153,31 @@ def started_by(fetched: Iterator[torch.Tensor]) -> list[BaseProcess]:
     return [child for child in multiprocessing.active_children() if child not in before]
 
 
+@pytest.fixture(params=["one thread", "more threads"])
+def _worker_has(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """More threads are already there when a worker is prepared, as PyTorch starts after `set_num_threads(2)`."""
+    prepare = engines._leave_signals_to_the_parent
+
+    def with_a_thread(worker: int) -> None:
+        threading.Thread(target=time.sleep, args=(60,), daemon=True).start()
+        prepare(worker)
+
+    if request.param == "more threads":
+        monkeypatch.setattr(engines, "_leave_signals_to_the_parent", with_a_thread)
+
+
+@pytest.mark.usefixtures("_worker_has")
 @pytest.mark.skipif(not hasattr(signal, "sigwaitinfo"), reason="the system does not tell who sent a signal")
 def test_workers_ignore_signals_that_a_scheduler_sends_to_all_processes(split: Split) -> None:
     fetched = WorkerEngine(split, (16, 16), "pad", 1).fetch(torch.arange(len(split)).split(1))
     (worker,) = started_by(fetched)
+    assert signal.SIGTERM not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
     for name in ("-TERM", "-HUP", "-TERM"):
         subprocess.run(["kill", name, str(worker.pid)], check=True)
     assert len(list(fetched)) == len(split) - 1 > 10
 
 
+@pytest.mark.usefixtures("_worker_has")
 def test_the_parent_can_end_a_worker(split: Split) -> None:
     fetched = WorkerEngine(split, (16, 16), "pad", 1).fetch(torch.arange(len(split)).split(1))
     (worker,) = started_by(fetched)

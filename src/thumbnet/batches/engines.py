@@ -6,6 +6,7 @@ processes during the training.
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import signal
@@ -33,6 +34,7 @@ from thumbnet.hardware import memory_of, send
 MANY = 500_000
 SAMPLE = 50_000
 CPU = torch.device("cpu")
+_TELLS_SENDER = hasattr(signal, "sigwaitinfo")  # who sent a signal; macOS does not
 
 
 class Engine(Protocol):
@@ -126,7 +128,9 @@ class WorkerEngine:
             worker_init_fn=_leave_signals_to_the_parent,
             pin_memory=self._device.type == "cuda",
         )
-        for images in loader:
+        with _sigterm_blocked():  # here the workers begin
+            fetched = iter(loader)
+        for images in fetched:
             if isinstance(images, UnreadableImageError | FailedReadError):
                 raise images
             yield images.permute(0, 3, 1, 2)
@@ -163,6 +167,23 @@ class _Pictures(Dataset[Tensor]):
         return torch.from_numpy(images)
 
 
+@contextlib.contextmanager
+def _sigterm_blocked() -> Iterator[None]:
+    """Block SIGTERM in this thread, and so in all threads of the processes that it starts meanwhile.
+
+    After a fork, PyTorch may start threads before :func:`_leave_signals_to_the_parent` is called. A single
+    one that does not block SIGTERM would get it, and end the worker.
+    """
+    if not _TELLS_SENDER:
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _leave_signals_to_the_parent(worker: int) -> None:
     """Ignore Ctrl-C, SIGHUP and SIGTERM in a worker, except SIGTERM from the parent.
 
@@ -173,7 +194,7 @@ def _leave_signals_to_the_parent(worker: int) -> None:
     ignore_terminal()
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     parent = multiprocessing.parent_process()
-    if parent is not None and hasattr(signal, "sigwaitinfo"):  # macOS does not tell who sent a signal
+    if parent is not None and _TELLS_SENDER:
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         threading.Thread(target=_end_with, args=(parent.pid,), daemon=True).start()
     show = sys.excepthook
