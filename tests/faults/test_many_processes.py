@@ -253,7 +253,7 @@ def test_an_error_in_one_process_ends_all_of_them(launch: Launcher, folder: Path
     assert time.monotonic() - started < 60
 
 
-LONGER: list[str] = ["--recipe", "one-cycle", *OVERRIDES, "--set", "training.epochs=12", "--checkpoint-steps", "1", "--auto-resume"]  # fmt: skip
+LONGER: list[str] = ["--recipe", "one-cycle", *OVERRIDES, "--set", "training.epochs=6", "--checkpoint-steps", "1", "--auto-resume"]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -333,7 +333,7 @@ def test_a_request_to_stop_in_one_process_stops_all_after_the_same_step(
     assert "has lost contact" not in errors
     checkpoint = Run(out).load_checkpoint()
     assert checkpoint is not None
-    assert 9 <= checkpoint["state"]["step"] < 12 * 4
+    assert 9 <= checkpoint["state"]["step"] < 6 * 4
     again = launch(2, "train", "--resume", out)
     assert again.status == 0, again.errors
     assert (out / "model.safetensors").read_bytes() == calm

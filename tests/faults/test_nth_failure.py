@@ -67,7 +67,7 @@ def test_after_any_single_failure_everything_is_whole_and_goes_on_to_the_same_bi
     [
         ("write_in_place", "export safetensors", "write", "kill-half", slice(None), REPLACED),
         ("swallow_errors", "train", "write", "ENOSPC", slice(8, 11), "it ended well, and these differ"),
-        ("believe_short_files", "report", "read", "end", slice(44, None), REPLACED),
+        ("believe_short_files", "report", "read", "end", slice(60, None), REPLACED),
     ],
 )
 def test_it_notices_what_is_broken_on_purpose(
