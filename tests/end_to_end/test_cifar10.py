@@ -30,18 +30,18 @@ def thumbnet(*arguments: str | Path) -> str:
 def test_fast_learns_real_pictures_in_minutes_and_serves_them(
     cifar_folder: Path, few: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """7,500 training pictures, 4 epochs of two thirds of them: 70.9, 72.9 and 71.6 % with three seeds.
+    """7,500 training pictures, 5 epochs of two thirds of them: 75.8, 74.8 and 75.6 % with three seeds.
 
     With 6 epochs of 15,000, 84.2 %, and one fault put in (n = 1 each): 77.9 % mirrored top to bottom, 70.1 %
     with red and blue swapped in evaluation only, 32.4 % not normalised there, 32.1 % height and width swapped.
     """
     out = tmp_path / "run"
-    settings = ["--epochs", "4", "--batch-size", "250"]
+    settings = ["--epochs", "5", "--batch-size", "250"]
     settings += ["--set", "evaluation.sample=0"]  # hundreds of pictures after each epoch, only for the curve
     thumbnet("train", cifar_folder, "--recipe", "fast", *settings, "--out", out)
     summary = json.loads((out / "summary.json").read_text())
     assert summary["split"] == "test"
-    assert summary["accuracy"] > 0.67
+    assert summary["accuracy"] > 0.72
 
     evaluated = json.loads(thumbnet("evaluate", out, "--json", "--tta", summary["tta"]))
     assert evaluated["accuracy"] == summary["accuracy"]
@@ -59,7 +59,7 @@ def test_fast_learns_real_pictures_in_minutes_and_serves_them(
     thumbnet("report", out, few, "--out", page)
     assert 100_000 < page.stat().st_size < 5_000_000
     exported = json.loads(thumbnet("export", out, "--format", "onnx-int8", "--json"))
-    assert exported["accuracy_export"] > exported["accuracy_run"] - 0.015
+    assert exported["accuracy_export"] > exported["accuracy_run"] - 0.01
     again = json.loads(thumbnet("evaluate", exported["path"], cifar_folder, "--json"))
     assert again["accuracy"] == pytest.approx(exported["accuracy_export"])
 

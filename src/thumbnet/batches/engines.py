@@ -195,7 +195,7 @@ def _leave_signals_to_the_parent(worker: int) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     parent = multiprocessing.parent_process()
     if parent is not None and _TELLS_SENDER:
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # a fork server may not have begun so
         threading.Thread(target=_end_with, args=(parent.pid,), daemon=True).start()
     show = sys.excepthook
 
