@@ -110,7 +110,7 @@ def rows(
                     Path(source).name,
                     f"{minutes:g}",
                     spread([one["accuracy"] for one in of]),
-                    f"{median(seconds):.1f} ({span(seconds, '.1f')})",
+                    f"{median(seconds):.1f}" + (f" ({span(seconds, '.1f')})" if len(seconds) > 1 else ""),
                     f"{100 * median(seconds) / 60 / minutes:.0f} %",
                     f"{max(seconds) - 60 * minutes:+.1f}",
                     span([one["epochs"] for one in of]),

@@ -24,7 +24,7 @@ from measure import SHARED  # noqa: E402
 PAGE = ROOT / "docs" / "notebook" / "minutes.md"
 RECORDS = ROOT / "docs" / "records"
 # The commits of the records on the page.
-OLDER, SHORT, LONG, SHARED_CORES = "3906664", "7919ce7", "03b3f67", "0e26cd0"
+OLDER, SHORT, LONG, SHARED_CORES, FOLDER = "3906664", "7919ce7", "03b3f67", "0e26cd0", "fa9153e"
 TIMES = [0.5, 1, 2, 5, 10]
 
 
@@ -119,16 +119,22 @@ def recorded(folder: str, commit: str) -> dict[str, Any]:
     return content
 
 
-def table(commit: str, minutes: list[float], other: str = benchmark.ALONE) -> list[list[str]]:
+def table(
+    commit: str,
+    minutes: list[float],
+    other: str = benchmark.ALONE,
+    source: str = SHARED.name,
+    seeds: int = 3,
+) -> list[list[str]]:
     """The benchmark's rows of a record, without the name of the data."""
-    options = Namespace(minutes=minutes, seeds=3)
+    options = Namespace(minutes=minutes, seeds=seeds)
     found = recorded("minutes", commit)["results"]
-    return [row[1:] for row in benchmark.rows(found, [SHARED.name], options, other)]
+    return [row[1:] for row in benchmark.rows(found, [source], options, other)]
 
 
 def test_every_record_is_on_the_page() -> None:
     files = [path.stem.split("-")[3] for path in (RECORDS / "minutes").iterdir()]
-    assert sorted(files) == sorted([OLDER, SHORT, LONG, SHARED_CORES]), (
+    assert sorted(files) == sorted([OLDER, SHORT, LONG, SHARED_CORES, FOLDER]), (
         "add the new record to the page and to this test"
     )
     assert all(commit in PAGE.read_text("utf-8") for commit in files)
@@ -140,6 +146,13 @@ def test_the_table_of_all_times_is_that_of_the_records() -> None:
     for minutes, accuracy, seconds, part, over, epochs, width, _ in found:
         row = f"{minutes} | {seconds} | {part} | {over} | {epochs} | {width} | {accuracy} |"
         assert f"\n| CIFAR-10 (JPEG copy) | {row}\n" in page
+
+
+def test_the_table_of_a_folder_is_that_of_the_record() -> None:
+    page = PAGE.read_text("utf-8")
+    for minutes, seeds in ((TIMES[:3], 3), (TIMES[3:], 1)):
+        for time, accuracy, *found, _ in table(FOLDER, minutes, source="two-thousand", seeds=seeds):
+            assert f"\n| {time} | {seeds} | {' | '.join(found)} | {accuracy} |\n" in page
 
 
 def test_the_table_with_another_training_is_that_of_the_record() -> None:
